@@ -1,0 +1,22 @@
+//! The vocabulary of eBPF: what every other crate of skep speaks.
+//!
+//! Instructions ([`insn`]), the numbers of the Linux user API ([`uapi`]), errnos ([`errno`]), helper prototypes
+//! ([`helper`]) and, with the `alloc` feature, BTF ([`btf`]), programs ([`program`]) and the disassembler ([`disasm`]).
+//! No `unsafe`, no dependencies; without `alloc` it is what the data plane inside a probed process uses.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+pub mod errno;
+pub mod insn;
+pub mod uapi;
+
+#[cfg(feature = "alloc")]
+pub mod btf;
+#[cfg(feature = "alloc")]
+pub mod program;
+
+pub use errno::Errno;
+pub use insn::Insn;
