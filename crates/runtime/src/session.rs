@@ -1,0 +1,343 @@
+//! The memory that a controller and the processes it traces share, and what each process has of its own.
+//!
+//! * **Control arena** ([`Control`], links, program cells, map headers, images): a sealed memfd that the controller alone
+//!   writes; targets map it read-only. Everything that decides control flow, or that the verifier relied on, is here.
+//! * **Shared arena** ([`SharedHead`], [`Slot`]s, [`LinkCount`]s): a memfd that all targets write. Nothing in it is
+//!   trusted: it holds no pointers and no offsets that are used unchecked.
+//! * **Map arenas**: one memfd per map, see `skep-maps`.
+//! * **Process block** ([`Proc`], [`Site`]s, the table of map handles): a memfd per target, named [`PROC_NAME`], written by
+//!   the controller, read-only in the target. A later controller finds a left-over one by that name and undoes it.
+//! * **Private area** ([`ThreadEntry`]s, slot stacks, [`RetEntry`]s): anonymous memory of the target.
+//!
+//! All structures are `repr(C)` and position independent but for the addresses in [`Proc`], [`Site`] and [`RetEntry`],
+//! which are addresses of that one process.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x01");
+
+/// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
+pub const CONTROL_NAME: &str = "skep-control";
+/// See [`CONTROL_NAME`].
+pub const SHARED_NAME: &str = "skep-shared";
+/// See [`CONTROL_NAME`].
+pub const PROC_NAME: &str = "skep-proc";
+
+/// The bit that the kernel sets in a robust futex when its owner dies (`FUTEX_OWNER_DIED`).
+pub const OWNER_DIED: u32 = 0x4000_0000;
+/// The thread id in a robust futex (`FUTEX_TID_MASK`).
+pub const TID_MASK: u32 = 0x3fff_ffff;
+
+/// Index that stands for "none" in tables.
+pub const NONE: u32 = u32::MAX;
+
+/// Head of the control arena.
+#[repr(C)]
+pub struct Control {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// The controller's robust futex: its keeper thread's id while it lives and wants hits delivered. Hits are delivered
+    /// only while `enable & TID_MASK != 0`; the kernel clears the id when that thread dies, however it dies.
+    pub enable: AtomicU32,
+    /// Number of vCPU slots.
+    pub nslots: u32,
+    /// Node of the robust list that `enable` is linked with; used by the controller alone.
+    pub robust_node: u64,
+    /// Bytes of the control arena.
+    pub size: u64,
+    /// Offset of `[Link; nlinks]`.
+    pub links: u32,
+    /// Capacity of the link table.
+    pub nlinks: u32,
+    /// Offset of `[ProgCell; nprogs]`.
+    pub progs: u32,
+    /// Capacity of the program table.
+    pub nprogs: u32,
+    /// Offset of `[MapHeader; nmaps]`.
+    pub map_headers: u32,
+    /// Number of maps, the internal ones included.
+    pub nmaps: u32,
+    /// Index of the internal ring buffer that takes [`SampleRecord`]s.
+    pub samples_map: u32,
+    /// Index of the internal ring buffer that takes [`PrintkRecord`]s.
+    pub printk_map: u32,
+    /// Run-time budget of one run of a program in units of its back edges, calls and helper calls; 0 for none.
+    pub budget: u64,
+}
+
+/// Link states.
+pub mod link_state {
+    /// Not in use, or detached: hits fall through.
+    pub const OFF: u32 = 0;
+    /// Hits run the program.
+    pub const ON: u32 = 1;
+}
+
+/// Kinds of links.
+pub mod link_kind {
+    /// At the entry of a function or at an instruction.
+    pub const ENTRY: u32 = 1;
+    /// When the function returns.
+    pub const RETURN: u32 = 2;
+}
+
+/// A program attached somewhere.
+#[repr(C)]
+pub struct Link {
+    /// One of [`link_state`].
+    pub state: AtomicU32,
+    /// One of [`link_kind`].
+    pub kind: u32,
+    /// Index of the program cell.
+    pub prog: AtomicU32,
+    /// Reserved, zero.
+    pub flags: u32,
+    /// What `bpf_get_attach_cookie` returns.
+    pub cookie: u64,
+    /// Reserved, zero.
+    pub reserved: u64,
+}
+
+/// The entry cell of a program: where every hit and every tail call finds its code.
+#[repr(C)]
+pub struct ProgCell {
+    /// Offset of the program's image in the control arena, 0 if there is none.
+    pub image: AtomicU64,
+    /// Program type (`enum bpf_prog_type`).
+    pub prog_type: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+}
+
+/// Head of the shared arena; [`Slot`]s follow at [`SLOTS_OFFSET`], then `[LinkCount; nlinks × (nslots + 1)]`, a link's
+/// rows together; the last row of a link counts what had no slot.
+#[repr(C)]
+pub struct SharedHead {
+    /// Set to 1 by a consumer before it sleeps on it (`FUTEX_WAIT`, shared); a producer that finds 1 stores 0 and wakes.
+    pub doorbell: AtomicU32,
+    /// Reserved, zero.
+    pub reserved: [u32; 15],
+}
+
+/// Offset of the slots in the shared arena.
+pub const SLOTS_OFFSET: usize = 4096;
+
+/// A virtual CPU: a thread takes one for the time of a hit.
+#[repr(C, align(128))]
+pub struct Slot {
+    /// 0 when free, else the owner as [`owner_word`] makes it.
+    pub owner: AtomicU64,
+    /// Times taken; only its owner writes it.
+    pub taken: AtomicU64,
+}
+
+/// The owner word of a slot: the target's index in the session and the thread's TLS base (or, with bit 43 set in its place,
+/// its thread id), never 0.
+pub const fn owner_word(proc_index: u32, fs_base: u64) -> u64 {
+    ((proc_index as u64 + 1) << 44) | ((fs_base >> 4) & ((1 << 44) - 1))
+}
+
+/// The target's index in an owner word.
+pub const fn owner_proc(owner: u64) -> u32 {
+    ((owner >> 44) as u32).wrapping_sub(1)
+}
+
+/// Counters of one link in one slot. Rows of a slot are written by its owner alone; the row without slot atomically.
+#[repr(C, align(64))]
+pub struct LinkCount {
+    /// Runs of the program.
+    pub hits: AtomicU64,
+    /// Runs that returned non-zero and whose sample was stored.
+    pub samples: AtomicU64,
+    /// Runs that returned non-zero and whose sample found no room.
+    pub lost: AtomicU64,
+    /// Probe not delivered: a program ran already on this thread, no return slot, or state that cannot be used.
+    pub missed: AtomicU64,
+    /// Program skipped because it was running already on this slot.
+    pub recursion_misses: AtomicU64,
+    /// No vCPU slot was free.
+    pub no_slot: AtomicU64,
+    /// Runs that were ended by the run-time budget.
+    pub over_budget: AtomicU64,
+    /// Reserved, zero.
+    pub reserved: AtomicU64,
+}
+
+/// Bytes of a shared arena.
+pub const fn shared_size(nslots: u32, nlinks: u32) -> usize {
+    SLOTS_OFFSET
+        + nslots as usize * size_of::<Slot>()
+        + nlinks as usize * (nslots as usize + 1) * size_of::<LinkCount>()
+}
+
+/// Offset of a counter row in the shared arena; `slot == nslots` is the row without slot.
+pub const fn count_offset(nslots: u32, link: u32, slot: u32) -> usize {
+    SLOTS_OFFSET
+        + nslots as usize * size_of::<Slot>()
+        + (link as usize * (nslots as usize + 1) + slot as usize) * size_of::<LinkCount>()
+}
+
+/// Head of a process block; the table of map handles and the [`Site`]s follow.
+#[repr(C)]
+pub struct Proc {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// Index of this target in the session (for [`owner_word`]).
+    pub index: u32,
+    /// Process id, in the controller's namespace.
+    pub pid: u32,
+    /// Address of [`Control`].
+    pub control: u64,
+    /// Address of [`SharedHead`].
+    pub shared: u64,
+    /// Address of `[MapRef; nmaps]` (in this block).
+    pub maps: u64,
+    /// Address of the word that is 1 in this process and, being in a `MADV_WIPEONFORK` page, 0 in a forked child.
+    pub alive: u64,
+    /// Address of `[ThreadEntry; nthreads]`.
+    pub threads: u64,
+    /// Address of `[[u8; SLOT_STACK]; nslots]`.
+    pub stacks: u64,
+    /// Address of `[RetEntry; nret]`.
+    pub rets: u64,
+    /// Address of the return stubs: stub `k` is at `stubs + k × STUB_SIZE`.
+    pub stubs: u64,
+    /// Entries of the thread table, a power of two.
+    pub nthreads: u32,
+    /// Return slots.
+    pub nret: u32,
+    /// Address of a [`RetHead`].
+    pub ret_head: u64,
+    /// 1 if `rdfsbase` may be used.
+    pub fsgsbase: u32,
+    /// Number of sites in the table.
+    pub nsites: u32,
+    /// Offset of the first [`Site`] from the head of this block.
+    pub sites: u64,
+}
+
+/// Links that one site can carry.
+pub const SITE_LINKS: usize = 16;
+
+/// A patched place in the target's text.
+#[repr(C)]
+pub struct Site {
+    /// Address of the [`Proc`].
+    pub proc: u64,
+    /// Address of the probed instruction (what programs see as `ip`).
+    pub ip: u64,
+    /// Address of the displaced instructions' copy, which ends in a jump back.
+    pub body: u64,
+    /// 1 while the text is patched.
+    pub active: u32,
+    /// Bytes of text replaced.
+    pub len: u32,
+    /// The text as it was.
+    pub original: [u8; 16],
+    /// The text as patched.
+    pub patched: [u8; 16],
+    /// Number of links.
+    pub nlinks: AtomicU32,
+    /// True (1) if one of the links is a return link.
+    pub has_return: AtomicU32,
+    /// The links, as indices into the control arena's table.
+    pub links: [AtomicU32; SITE_LINKS],
+}
+
+/// What a process knows of one of its threads, found by the thread's TLS base.
+#[repr(C)]
+pub struct ThreadEntry {
+    /// TLS base (or thread id with bit 63 set); 0 when unused.
+    pub key: AtomicU64,
+    /// The slot that the thread holds, plus one; 0 for none.
+    pub active: AtomicU32,
+    /// The slot that it held last.
+    pub last: AtomicU32,
+    /// Stack pointer when it took the slot.
+    pub sp: AtomicU64,
+    /// Reserved.
+    pub reserved: AtomicU64,
+}
+
+/// Bytes of private memory per slot: eight BPF frames, then scratch for helpers.
+pub const SLOT_STACK: usize = 8192;
+
+/// An activation of a function with a return probe.
+#[repr(C, align(64))]
+pub struct RetEntry {
+    /// The function's real return address. The unwind rule of the stubs reads it at offset 0.
+    pub ret: AtomicU64,
+    /// Where the displaced copy of the function's entry is: the stub calls it.
+    pub body: AtomicU64,
+    /// Address of the stack slot that held the return address.
+    pub sp: AtomicU64,
+    /// Address of the [`Site`].
+    pub site: AtomicU64,
+    /// 0 free, 1 in use.
+    pub used: AtomicU32,
+    /// Next free entry plus one, while free.
+    pub next: AtomicU32,
+    /// Reserved.
+    pub reserved: [AtomicU64; 3],
+}
+
+/// Head of the free list of return entries.
+#[repr(C, align(64))]
+pub struct RetHead {
+    /// Low half: index plus one of the first free entry; high half: a tag against ABA.
+    pub free: AtomicU64,
+    /// Where the next search for abandoned entries starts.
+    pub sweep: AtomicU32,
+    /// Entries below this one have been handed out at least once; the rest is free and not on the list.
+    pub fresh: AtomicU32,
+}
+
+/// Distance between return stubs in bytes.
+pub const STUB_SIZE: u64 = 16;
+
+/// A run that returned non-zero, as the samples ring holds it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRecord {
+    /// Index of the link.
+    pub link: u32,
+    /// Slot the program ran on.
+    pub slot: u32,
+    /// `CLOCK_MONOTONIC`, ns.
+    pub time_ns: u64,
+    /// Process id as the target sees it.
+    pub pid: u32,
+    /// Thread id as the target sees it.
+    pub tid: u32,
+    /// Probed address; for return probes the return address.
+    pub ip: u64,
+    /// Entry of the function, for return probes; else 0.
+    pub func: u64,
+    /// What the program returned.
+    pub retval: u64,
+}
+
+/// A line of `bpf_trace_printk`, as the printk ring holds it; the text follows the head.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PrintkRecord {
+    /// Index of the link, [`NONE`] outside of probes.
+    pub link: u32,
+    /// Bytes of text.
+    pub len: u32,
+    /// `CLOCK_MONOTONIC`, ns.
+    pub time_ns: u64,
+    /// Process id as the target sees it.
+    pub pid: u32,
+    /// Thread id as the target sees it.
+    pub tid: u32,
+}
+
+/// What the trampoline of a site calls; see the `skep-agent` crate. Returns 0 to run on at [`Site::body`], or the address of
+/// the return stub to go through (the trampoline then drops the return address from the stack and jumps there).
+pub type HitFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
+
+/// What the common part of the return stubs calls, with the stub's number. Returns the real return address; the entry is free
+/// from then on.
+pub type ReturnFn = unsafe extern "C" fn(proc: *const Proc, entry: u32, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
