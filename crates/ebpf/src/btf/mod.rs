@@ -212,12 +212,10 @@ impl Kind {
         }
     }
 
-    /// Enumerators, size and signedness of an `ENUM` or `ENUM64`.
-    pub const fn enumeration(&self) -> Option<(&[(u32, i64)], u32, bool)> {
+    /// Name offset and value of each enumerator of an `ENUM` or `ENUM64`.
+    pub const fn enumerators(&self) -> Option<&[(u32, i64)]> {
         match self {
-            Kind::Enum { size, signed, values } | Kind::Enum64 { size, signed, values } => {
-                Some((values, *size, *signed))
-            }
+            Kind::Enum { values, .. } | Kind::Enum64 { values, .. } => Some(values),
             _ => None,
         }
     }

@@ -112,9 +112,11 @@ impl Decoder<'_> {
     }
 
     fn enumerator(&self, kind: &Kind, n: u128) -> Value {
-        let Some((values, size, signed)) = kind.enumeration() else { return Value::Uint(n as u64) };
+        let (Kind::Enum { size, signed, values } | Kind::Enum64 { size, signed, values }) = kind else {
+            return Value::Uint(n as u64);
+        };
         let bits = size.saturating_mul(8).min(64);
-        let encoding = if signed { int_encoding::SIGNED } else { 0 };
+        let encoding = if *signed { int_encoding::SIGNED } else { 0 };
         let value = match number(n, bits, encoding) {
             Value::Int(n) => n,
             Value::Uint(n) => n as i64,
