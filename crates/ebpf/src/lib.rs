@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod errno;
+pub mod helper;
 pub mod insn;
 pub mod uapi;
 
