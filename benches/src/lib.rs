@@ -1,0 +1,72 @@
+//! What the benchmarks share: medians, and kernel probes by the perf PMU.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+/// The median of some figures (the lower one of an even number).
+pub fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The least of some figures.
+pub fn least(figures: &[f64]) -> f64 {
+    figures.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+fn bpf(cmd: i32, attr: &mut [u8]) -> std::io::Result<OwnedFd> {
+    // SAFETY: `attr` is a live buffer of that length; the call returns a new descriptor or an error.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_bpf, cmd, attr.as_mut_ptr(), attr.len());
+        if fd < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
+    }
+}
+
+/// A kprobe-type program of the kernel: `r0 = 0; exit`.
+pub fn kernel_program() -> std::io::Result<OwnedFd> {
+    let insns: [u8; 16] = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    let license = b"GPL\0";
+    let mut attr = [0u8; 48];
+    attr[0..4].copy_from_slice(&2u32.to_ne_bytes()); // BPF_PROG_TYPE_KPROBE
+    attr[4..8].copy_from_slice(&2u32.to_ne_bytes());
+    attr[8..16].copy_from_slice(&(insns.as_ptr() as u64).to_ne_bytes());
+    attr[16..24].copy_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
+    bpf(5, &mut attr)
+}
+
+/// A kernel uprobe (or uretprobe) with a program, on a file offset, for one process; gone when dropped.
+pub struct KernelProbe {
+    _event: OwnedFd,
+}
+
+impl KernelProbe {
+    /// Attaches `program` (perf PMU `uprobe`).
+    pub fn attach(program: &OwnedFd, path: &Path, offset: u64, ret: bool, pid: u32) -> std::io::Result<KernelProbe> {
+        let pmu = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+        let pmu: u32 = pmu.trim().parse().map_err(std::io::Error::other)?;
+        let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+        let mut attr = [0u8; 128];
+        attr[0..4].copy_from_slice(&pmu.to_ne_bytes());
+        attr[4..8].copy_from_slice(&128u32.to_ne_bytes());
+        attr[8..16].copy_from_slice(&u64::from(ret).to_ne_bytes());
+        attr[16..24].copy_from_slice(&1u64.to_ne_bytes());
+        attr[56..64].copy_from_slice(&(path.as_ptr() as u64).to_ne_bytes());
+        attr[64..72].copy_from_slice(&offset.to_ne_bytes());
+        // SAFETY: the attribute and the path outlive the call; ioctls take plain numbers.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), pid as i32, -1, -1, 8u64);
+            if fd < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            let event = OwnedFd::from_raw_fd(fd as i32);
+            const SET_BPF: libc::c_ulong = 0x4004_2408;
+            const ENABLE: libc::c_ulong = 0x2400;
+            if libc::ioctl(event.as_raw_fd(), SET_BPF, program.as_raw_fd()) < 0
+                || libc::ioctl(event.as_raw_fd(), ENABLE, 0) < 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(KernelProbe { _event: event })
+        }
+    }
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// The shortest return probe: two instructions on the function that `--func` names.
+#include "skep.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+SEC("kretprobe")
+int on_return(struct pt_regs *ctx)
+{
+	return 0;
+}
