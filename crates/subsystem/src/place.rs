@@ -1,0 +1,205 @@
+//! Where the programs of an object want to be attached, as their section names say.
+
+use std::fmt;
+
+use skep_ebpf::uapi::ProgType;
+
+/// When a probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum When {
+    /// At the entry of a function, or at an instruction.
+    Entry,
+    /// When the function returns.
+    Return,
+}
+
+/// A place in a process, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// When it fires.
+    pub when: When,
+    /// File name or path of the module; none for "the executable, then all others".
+    pub module: Option<String>,
+    /// What in the module is meant.
+    pub what: What,
+    /// Bytes from there.
+    pub offset: u64,
+}
+
+/// A symbol or a place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    /// A symbol of the module.
+    Symbol(String),
+    /// An offset in the module's file.
+    FileOffset(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(module) = &self.module {
+            write!(f, "{module}:")?;
+        }
+        match &self.what {
+            What::Symbol(name) => f.write_str(name)?,
+            What::FileOffset(offset) => write!(f, "{offset:#x}")?,
+        }
+        if self.offset != 0 { write!(f, "+{:#x}", self.offset) } else { Ok(()) }
+    }
+}
+
+/// Why a program cannot be fired by `trace`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unplaceable {
+    /// Its event is one of the kernel's own.
+    #[error(
+        "section \"{section}\": a {prog_type} program fires on an event inside the kernel; here it can be checked and test-run only"
+    )]
+    KernelOnly {
+        /// Section of the program.
+        section: String,
+        /// Its type.
+        prog_type: ProgType,
+    },
+    /// Its section names a system call.
+    #[error("section \"{section}\": the entry of a system call is an event inside the kernel; use a probe on libc's function")]
+    Syscall {
+        /// Section of the program.
+        section: String,
+    },
+    /// Its section says no function.
+    #[error("section \"{section}\" names no function: give one with --func NAME")]
+    Unbound {
+        /// Section of the program.
+        section: String,
+        /// When it is to fire.
+        when: When,
+    },
+    /// A kind of probe that is not built in.
+    #[error("section \"{section}\": {what} is not built in yet")]
+    NotYet {
+        /// Section of the program.
+        section: String,
+        /// The kind.
+        what: &'static str,
+    },
+    /// The name after the slash is not as it has to be.
+    #[error("section \"{section}\": {problem}")]
+    Malformed {
+        /// Section of the program.
+        section: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// Reads the place out of a section name.
+pub fn place(section: &str, prog_type: ProgType) -> Result<Place, Unplaceable> {
+    let name = section.strip_prefix('?').unwrap_or(section);
+    let owned = || section.to_owned();
+    if prog_type != ProgType::Kprobe {
+        return Err(Unplaceable::KernelOnly { section: owned(), prog_type });
+    }
+    let (kind, rest) = match name.split_once('/') {
+        Some((kind, rest)) => (kind, Some(rest)),
+        None => (name, None),
+    };
+    let not_yet = |what| Err(Unplaceable::NotYet { section: owned(), what });
+    let (when, user) = match kind {
+        "kprobe" => (When::Entry, false),
+        "kretprobe" => (When::Return, false),
+        "uprobe" | "uprobe.s" => (When::Entry, true),
+        "uretprobe" | "uretprobe.s" => (When::Return, true),
+        "ksyscall" | "kretsyscall" => return Err(Unplaceable::Syscall { section: owned() }),
+        "usdt" | "usdt.s" => return not_yet("a USDT probe"),
+        "kprobe.session" | "uprobe.session" | "uprobe.session.s" => return not_yet("a session probe"),
+        _ => return not_yet("a multi-probe"),
+    };
+    let Some(rest) = rest.filter(|r| !r.is_empty()) else {
+        return Err(Unplaceable::Unbound { section: owned(), when });
+    };
+    let malformed = |problem| Unplaceable::Malformed { section: owned(), problem };
+    let (module, symbol) = match rest.rsplit_once(':') {
+        Some((module, symbol)) if !module.is_empty() => (Some(module.to_owned()), symbol),
+        Some(_) => return Err(malformed("the path before ':' is empty")),
+        None if user => return Err(malformed("expected PATH:SYMBOL")),
+        None => (None, rest),
+    };
+    let at = |place| named(place, when, module.clone()).map_err(malformed);
+    at(symbol)
+}
+
+/// The place of a symbol with an optional `+OFFSET`, or of a number that stands for an offset in the file.
+pub fn named(symbol: &str, when: When, module: Option<String>) -> Result<Place, &'static str> {
+    let (symbol, offset) = match symbol.split_once('+') {
+        Some((symbol, offset)) => (symbol, number(offset).ok_or("the offset after '+' is not a number")?),
+        None => (symbol, 0),
+    };
+    let what = match number(symbol) {
+        Some(n) if module.is_some() => What::FileOffset(n),
+        Some(_) => return Err("an address needs a path before it"),
+        None if symbol.is_empty() => return Err("the symbol is empty"),
+        None => What::Symbol(symbol.to_owned()),
+    };
+    if when == When::Return && offset != 0 {
+        return Err("a return probe has no offset");
+    }
+    Ok(Place { when, module, what, offset })
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(section: &str) -> Result<String, String> {
+        place(section, ProgType::Kprobe).map(|p| format!("{:?} {p}", p.when)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn sections() {
+        for (section, expected) in [
+            ("kprobe/malloc", "Entry malloc"),
+            ("?kprobe/malloc+0x10", "Entry malloc+0x10"),
+            ("kprobe/malloc+16", "Entry malloc+0x10"),
+            ("kretprobe/malloc", "Return malloc"),
+            ("kprobe/libc.so.6:malloc", "Entry libc.so.6:malloc"),
+            ("uprobe//usr/bin/bash:readline", "Entry /usr/bin/bash:readline"),
+            ("uretprobe/libssl.so.3:SSL_read", "Return libssl.so.3:SSL_read"),
+            ("uprobe.s/./a.out:f+4", "Entry ./a.out:f+0x4"),
+            ("uprobe//bin/x:0x4010", "Entry /bin/x:0x4010"),
+            ("uprobe//bin/x:f@VERS_1", "Entry /bin/x:f@VERS_1"),
+        ] {
+            assert_eq!(probe(section).as_deref(), Ok(expected), "{section}");
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        for (section, part) in [
+            ("kprobe", "names no function"),
+            ("uretprobe/", "names no function"),
+            ("uprobe/readline", "expected PATH:SYMBOL"),
+            ("kretprobe/f+4", "no offset"),
+            ("kprobe/0x1000", "needs a path"),
+            ("kprobe/f+x", "not a number"),
+            ("uprobe/:f", "is empty"),
+            ("kprobe/lib.so:", "is empty"),
+            ("ksyscall/openat", "system call"),
+            ("usdt/a:b:c", "USDT"),
+            ("uprobe.multi/x:y*", "multi-probe"),
+            ("kprobe.session/x", "session probe"),
+        ] {
+            let error = probe(section).unwrap_err();
+            assert!(error.contains(part) && error.contains(section), "{section}: {error}");
+        }
+        let error = place("tp/sched/sched_switch", ProgType::Tracepoint).unwrap_err().to_string();
+        assert!(error.contains("inside the kernel") && error.contains("tracepoint"), "{error}");
+    }
+}
