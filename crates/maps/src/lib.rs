@@ -1,1 +1,51 @@
-//! Under construction.
+//! eBPF maps in position-independent shared memory.
+//!
+//! A map is a [`MapHeader`], which only the controller can write, and a *data region*, which every traced process
+//! maps. [`MapRef`] names both as one process sees them; its methods are the map operations that programs perform
+//! (the **data plane**). With the feature `control` there is also [`control::Map`]: creation with the kernel's checks,
+//! the operations of `bpf(2)`, consumers of rings, and recovery after a death.
+//!
+//! # Invariants
+//!
+//! Any process that maps a data region may scribble on it at any time, and may die at any instruction. Therefore:
+//!
+//! * The region holds indices and offsets, never pointers. What is read from it is checked against the header (or
+//!   masked by it) before it is used, each time: nothing is read twice where the first value was checked.
+//! * Every walk and every retry is bounded. Locks record their owner and are waited for only so long; an operation
+//!   that could not get its lock returns `-EBUSY` (a null pointer where it returns pointers).
+//! * An update is published by a single store, so that every prefix of it leaves a consistent map. What a dead slot
+//!   still held is found by its owner words and journal, and given back by [`control::Map::recover`].
+//! * The data plane allocates nothing, blocks nowhere, calls no libc and has no panicking path.
+//!
+//! # Layouts (bytes from the start of the data region)
+//!
+//! | type | data |
+//! |---|---|
+//! | array | values, `stride` apart |
+//! | per-CPU array | elements, `stride` apart; in each, one value per slot, `cpu_stride` apart |
+//! | prog array | a `u32` per index: 0, or the program's number + 1 |
+//! | hash, per-CPU hash | slot records, buckets, elements (see `hash.rs`) |
+//! | stack trace | slot records, a `u32` per bucket, elements (see `stack.rs`) |
+//! | ring buffer | consumer page, producer page, 2 × `max_entries` bytes (see `ringbuf.rs`) |
+//! | perf event array | a `u32` per ring, then per ring a control page and its data (see `perf.rs`) |
+#![cfg_attr(not(feature = "control"), no_std)]
+
+#[cfg(feature = "control")]
+pub mod control;
+
+mod array;
+mod hash;
+mod header;
+mod mem;
+mod perf;
+mod pool;
+mod ringbuf;
+mod stack;
+mod sync;
+
+pub use header::{CONTROL_SLOT, MAX_SLOTS, MapHeader, MapRef, PAGE};
+pub use perf::{Part, Sample, sample_type};
+pub use ringbuf::{FORCE_WAKEUP, HEADER_SIZE, NO_WAKEUP};
+
+#[cfg(feature = "control")]
+pub use control::{Map, MapError};

@@ -1,0 +1,134 @@
+//! Shared memory of fixed size.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A memfd of fixed size, all of its memory allocated, mapped writable here.
+///
+/// Since nobody can shrink it and nothing is left to allocate, accesses do not fault.
+#[derive(Debug)]
+pub struct Arena {
+    fd: OwnedFd,
+    ptr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory that lives as long as the arena; users synchronise what they store there.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Makes an arena of `len` bytes of zeros; `name` shows in `/proc/PID/maps`.
+    pub fn new(name: &str, len: usize) -> io::Result<Arena> {
+        Arena::create(name, len).map_err(|(_, source)| source)
+    }
+
+    /// As [`Arena::new`]; an error comes with the step that failed.
+    pub(crate) fn create(name: &str, len: usize) -> Result<Arena, (&'static str, io::Error)> {
+        let step = |what: &'static str| move |e: rustix::io::Errno| (what, io::Error::from(e));
+        // A memfd of no bytes cannot be mapped.
+        let len = len.max(1).next_multiple_of(4096);
+        if len as u64 > available() {
+            return Err(("check", io::Error::new(io::ErrorKind::OutOfMemory, "more than the machine has available")));
+        }
+        let name: String = name.chars().filter(|&c| c != '\0').take(60).collect();
+        let fd = rustix::fs::memfd_create(name.as_str(), MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(step("memfd_create"))?;
+        rustix::fs::ftruncate(&fd, len as u64).map_err(step("ftruncate"))?;
+        loop {
+            match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other.map_err(step("fallocate"))?,
+            }
+        }
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(step("seal"))?;
+        // SAFETY: a new mapping at an address of the system's choice touches no other memory.
+        let ptr = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+        }
+        .map_err(step("mmap"))?;
+        Ok(Arena { fd, ptr: ptr.cast(), len })
+    }
+
+    /// Forbids every new writable mapping and every `write`; this one stays writable.
+    pub fn seal_future_writes(&self) -> io::Result<()> {
+        Ok(rustix::fs::fcntl_add_seals(&self.fd, SealFlags::FUTURE_WRITE)?)
+    }
+
+    /// The memfd, to be passed on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Where it is mapped in this process; page aligned.
+    pub fn ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// Its bytes: a multiple of the page size.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `create`, and nobody can use it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.ptr.cast(), self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Bytes the machine can give without swapping. Allocating a memfd is not refused in time: it ends in the OOM killer.
+fn available() -> u64 {
+    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return u64::MAX };
+    info.lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .map_or(u64::MAX, |kib| kib.saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_is_fixed_and_memory_is_there() {
+        let arena = Arena::new("test", 5000).unwrap();
+        assert_eq!(arena.len(), 8192);
+        let stat = rustix::fs::fstat(arena.fd()).unwrap();
+        assert_eq!((stat.st_size, stat.st_blocks), (8192, 16));
+        assert_eq!(rustix::fs::ftruncate(arena.fd(), 4096), Err(rustix::io::Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(arena.fd(), 16384), Err(rustix::io::Errno::PERM));
+    }
+
+    #[test]
+    fn sealed_arena_refuses_writers() {
+        let arena = Arena::new("test", 1).unwrap();
+        arena.seal_future_writes().unwrap();
+        // SAFETY: one byte of a writable page.
+        unsafe { arena.ptr().write(7) };
+        assert_eq!(rustix::io::write(arena.fd(), b"x"), Err(rustix::io::Errno::PERM));
+        // SAFETY: a new mapping.
+        let rw = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                4096,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                arena.fd(),
+                0,
+            )
+        };
+        assert_eq!(rw, Err(rustix::io::Errno::PERM));
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        assert_eq!(Arena::new("test", 1 << 46).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
+}

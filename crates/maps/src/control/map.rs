@@ -1,0 +1,448 @@
+//! A map and what `bpf(2)` does with it.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ptr::null;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skep_ebpf::Errno;
+use skep_ebpf::program::MapDef;
+use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::map_flags as f;
+use skep_ebpf::uapi::update::{ANY, EXIST, LOCK, NOEXIST};
+
+use super::{Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, layout_with};
+use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
+use crate::pool::Elem;
+use crate::sync::Ordering;
+use crate::{array, hash, mem, perf, pool, stack};
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// A map: its definition, its header, and its data region.
+///
+/// The methods that take keys are the commands of `bpf(2)`: same errnos, in the same order of checks. Keys and values
+/// are slices of exactly the map's sizes ([`Map::value_size`] for values); other lengths are `EINVAL`.
+#[derive(Debug)]
+pub struct Map {
+    def: MapDef,
+    header: Box<MapHeader>,
+    arena: Arc<Arena>,
+    frozen: AtomicBool,
+    /// Held by who uses the controller's slot.
+    control: Mutex<()>,
+}
+
+impl Map {
+    /// Makes a map: validated, allocated, `initial` written, and frozen if the definition says so.
+    pub fn create(def: &MapDef, nslots: u32) -> Result<Map, MapError> {
+        Map::create_with(def, nslots, Options::default())
+    }
+
+    /// [`Map::create`] with options.
+    pub fn create_with(def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
+        let Layout { mut header, data_size } = layout_with(def, nslots, options)?;
+        if def.flags & f::ZERO_SEED == 0 {
+            header.seed = RandomState::new().build_hasher().finish() as u32;
+        }
+        let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
+        let arena = usize::try_from(data_size)
+            .map_err(|_| ("check", std::io::ErrorKind::OutOfMemory.into()))
+            .and_then(|len| Arena::create(&format!("skep-map:{}", def.name), len))
+            .map_err(memory)?;
+        let map = Map {
+            def: def.clone(),
+            header: Box::new(header),
+            arena: Arc::new(arena),
+            frozen: AtomicBool::new(false),
+            control: Mutex::new(()),
+        };
+        map.init();
+        if let Some(initial) = &def.initial {
+            if initial.len() > def.value_size as usize || def.map_type != MapType::Array {
+                return Err(MapError::Refused {
+                    map: def.name.clone(),
+                    errno: Errno::EINVAL,
+                    reason: format!("{} initial bytes for a value of {}", initial.len(), def.value_size),
+                });
+            }
+            // SAFETY: the first value stands at the start of the region and is at least as long.
+            unsafe { mem::copy(map.arena.ptr(), initial.as_ptr(), initial.len()) };
+        }
+        if def.frozen || def.map_type == MapType::ProgArray {
+            map.arena.seal_future_writes().map_err(|e| memory(("seal", e)))?;
+            map.frozen.store(def.frozen, Ordering::Release);
+        }
+        Ok(map)
+    }
+
+    fn init(&self) {
+        let v = self.view();
+        match self.def.map_type {
+            MapType::Hash | MapType::PercpuHash => {
+                hash::init(v);
+                pool::init(v, self.def.max_entries);
+            }
+            MapType::StackTrace => pool::init(v, self.def.max_entries),
+            MapType::PerfEventArray => perf::init(v),
+            _ => {}
+        }
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        View { h: &self.header, data: self.arena.ptr() }
+    }
+
+    pub(super) fn lock_control(&self) -> MutexGuard<'_, ()> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it was made from.
+    pub fn def(&self) -> &MapDef {
+        &self.def
+    }
+
+    /// The header, to be copied to where traced processes can read it.
+    pub fn header(&self) -> &MapHeader {
+        &self.header
+    }
+
+    /// The data region.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The map as this process sees it; valid as long as `self`.
+    pub fn map_ref(&self) -> MapRef {
+        MapRef { hdr: &raw const *self.header, data: self.arena.ptr() }
+    }
+
+    /// True if traced processes get a writable mapping of the data region: programs may write it, and it is not what a
+    /// verdict or the control flow relies on.
+    pub fn target_writable(&self) -> bool {
+        self.def.map_type != MapType::ProgArray && !self.def.frozen && self.def.flags & f::RDONLY_PROG == 0
+    }
+
+    /// True once [`Map::freeze`] has succeeded.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Bytes of a value as `bpf(2)` moves it: for per-CPU maps the values of all slots, each padded to eight bytes.
+    pub fn value_size(&self) -> usize {
+        hash::values_size(self.view())
+    }
+
+    fn may_read(&self) -> Result<(), Errno> {
+        if self.def.flags & f::WRONLY != 0 { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    fn may_write(&self) -> Result<(), Errno> {
+        if self.def.flags & f::RDONLY != 0 || self.is_frozen() { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    fn check_len(slice: &[u8], len: usize) -> Result<(), Errno> {
+        if slice.len() == len { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    /// The index that the key of an array is.
+    fn index(key: &[u8]) -> u32 {
+        key.try_into().map_or(u32::MAX, u32::from_ne_bytes)
+    }
+
+    /// `BPF_MAP_LOOKUP_ELEM`.
+    pub fn lookup(&self, key: &[u8], flags: u64) -> Result<Vec<u8>, Errno> {
+        if flags & !LOCK != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.may_read()?;
+        if flags & LOCK != 0 {
+            return Err(Errno::EINVAL); // no value has a spin lock
+        }
+        Self::check_len(key, self.def.key_size as usize)?;
+        self.get(key)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Vec<u8>, Errno> {
+        let v = self.view();
+        let at = match self.def.map_type {
+            MapType::Array => array::lookup(v, Self::index(key)),
+            MapType::PercpuArray => array::lookup_cpu(v, Self::index(key), 0),
+            // SAFETY: the key has the map's key size.
+            MapType::Hash => unsafe { hash::lookup(v, key.as_ptr()) },
+            // SAFETY: as above.
+            MapType::PercpuHash => unsafe { hash::lookup_cpu(v, key.as_ptr(), 0) },
+            MapType::ProgArray => {
+                let id = array::prog(v, Self::index(key)).ok_or(Errno::ENOENT)?;
+                return Ok(id.to_ne_bytes().to_vec());
+            }
+            MapType::StackTrace => {
+                let mut out = vec![0; self.value_size()];
+                // SAFETY: `out` has the size of a value.
+                let found = unsafe { stack::read(v, Self::index(key), out.as_mut_ptr()) };
+                return if found { Ok(out) } else { Err(Errno::ENOENT) };
+            }
+            _ => return Err(Errno::ENOTSUPP),
+        };
+        if at.is_null() { Err(Errno::ENOENT) } else { Ok(self.read(at)) }
+    }
+
+    /// The value, or all slots' values, at an address in the region.
+    fn read(&self, at: *const u8) -> Vec<u8> {
+        let mut out = vec![0; self.value_size()];
+        // SAFETY: the callers pass where a value of this size stands.
+        unsafe { mem::copy(out.as_mut_ptr(), at, out.len()) };
+        out
+    }
+
+    /// `BPF_MAP_UPDATE_ELEM`. The value of a prog array is the program's number (see [`Map::set_program`]).
+    pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        self.may_write()?;
+        if flags & LOCK != 0 {
+            return Err(Errno::EINVAL);
+        }
+        match self.def.map_type {
+            MapType::Ringbuf => return Err(Errno::ENOTSUPP),
+            MapType::StackTrace => return Err(Errno::EINVAL),
+            _ => {}
+        }
+        Self::check_len(key, self.def.key_size as usize)?;
+        Self::check_len(value, self.value_size())?;
+        self.put(key, value, flags)
+    }
+
+    fn put(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        let (v, map) = (self.view(), self.map_ref());
+        match self.def.map_type {
+            MapType::PercpuArray => {
+                if flags > EXIST {
+                    return Err(Errno::EINVAL);
+                }
+                let at = array::lookup_cpu(v, Self::index(key), 0);
+                if at.is_null() {
+                    return Err(Errno::E2BIG);
+                }
+                if flags == NOEXIST {
+                    return Err(Errno::EEXIST);
+                }
+                // SAFETY: the values of all slots stand from `at` on, and `value` has their size.
+                unsafe { mem::copy(at, value.as_ptr(), value.len()) };
+                Ok(())
+            }
+            MapType::PercpuHash => self.control(|| {
+                let values = hash::Values::All(value.as_ptr());
+                // SAFETY: key and values have the map's sizes.
+                unsafe { hash::update_cpu(v, CONTROL_SLOT, key.as_ptr(), values, flags) }
+            }),
+            MapType::ProgArray => {
+                if flags != ANY {
+                    return Err(Errno::EINVAL);
+                }
+                self.set_program(Self::index(key), Some(Self::index(value)))
+            }
+            // What stands there is an event, which a number does not name: `Map::set_perf_event`.
+            MapType::PerfEventArray if flags != ANY => Err(Errno::EINVAL),
+            MapType::PerfEventArray if Self::index(key) >= self.def.max_entries => Err(Errno::E2BIG),
+            MapType::PerfEventArray => Err(Errno::EBADF),
+            // SAFETY: key and value have the map's sizes.
+            _ => self.control(|| unsafe { map.update(CONTROL_SLOT, key.as_ptr(), value.as_ptr(), flags) }),
+        }
+    }
+
+    /// Runs an operation on the controller's slot, again while a lock is held elsewhere.
+    fn control(&self, op: impl Fn() -> i64) -> Result<(), Errno> {
+        let _control = self.lock_control();
+        for _ in 0..64 {
+            match op() {
+                0 => return Ok(()),
+                e if e == Errno::EBUSY.neg() => std::thread::yield_now(),
+                e => return Err(Errno(e.unsigned_abs() as i32)),
+            }
+        }
+        Err(Errno::EBUSY)
+    }
+
+    /// `BPF_MAP_DELETE_ELEM`.
+    pub fn delete(&self, key: &[u8]) -> Result<(), Errno> {
+        self.may_write()?;
+        if self.def.map_type == MapType::Ringbuf {
+            return Err(Errno::ENOTSUPP);
+        }
+        Self::check_len(key, self.def.key_size as usize)?;
+        let (v, map) = (self.view(), self.map_ref());
+        match self.def.map_type {
+            MapType::ProgArray => self.set_program(Self::index(key), None),
+            MapType::PerfEventArray => self.set_perf_event(Self::index(key), None),
+            MapType::StackTrace => self.control(|| stack::delete(v, CONTROL_SLOT, Self::index(key))),
+            // SAFETY: the key has the map's key size.
+            _ => self.control(|| unsafe { map.delete(CONTROL_SLOT, key.as_ptr()) }),
+        }
+    }
+
+    /// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`.
+    pub fn lookup_and_delete(&self, key: &[u8], flags: u64) -> Result<Vec<u8>, Errno> {
+        if flags & !LOCK != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.may_read()?;
+        self.may_write()?;
+        if flags & LOCK != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if !matches!(self.def.map_type, MapType::Hash | MapType::PercpuHash) {
+            return Err(Errno::ENOTSUPP);
+        }
+        Self::check_len(key, self.def.key_size as usize)?;
+        let v = self.view();
+        let mut out = vec![0u8; self.value_size()];
+        let at = out.as_mut_ptr();
+        // SAFETY: the key has the map's key size, and `out` the size of its values.
+        self.control(|| unsafe { hash::delete(v, CONTROL_SLOT, key.as_ptr(), Some(at)) })?;
+        Ok(out)
+    }
+
+    /// `BPF_MAP_GET_NEXT_KEY`; without a key, or with one that is not there, the first.
+    pub fn next_key(&self, key: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
+        self.may_read()?;
+        if self.def.map_type == MapType::Ringbuf {
+            return Err(Errno::ENOTSUPP);
+        }
+        if let Some(key) = key {
+            Self::check_len(key, self.def.key_size as usize)?;
+        }
+        let v = self.view();
+        let next = match self.def.map_type {
+            MapType::Hash | MapType::PercpuHash => {
+                // SAFETY: null, or of the map's key size.
+                let e = unsafe { hash::next(v, key.map_or(null(), <[u8]>::as_ptr)) };
+                return e.map(|e| self.key_of(e)).ok_or(Errno::ENOENT);
+            }
+            MapType::StackTrace => {
+                let used = |id: &u32| stack::bucket(v, *id).is_some_and(|b| b.load(Ordering::Acquire) != 0);
+                let start = match key.map(Self::index) {
+                    Some(id) if used(&id) => id + 1,
+                    _ => 0,
+                };
+                (start..=v.h.mask).find(used).ok_or(Errno::ENOENT)?
+            }
+            _ => match key.map(Self::index) {
+                Some(i) if i == self.def.max_entries - 1 => return Err(Errno::ENOENT),
+                Some(i) if i < self.def.max_entries => i + 1,
+                _ => 0,
+            },
+        };
+        Ok(next.to_ne_bytes().to_vec())
+    }
+
+    fn key_of(&self, e: Elem<'_>) -> Vec<u8> {
+        let mut key = vec![0; self.def.key_size as usize];
+        // SAFETY: `key_size` bytes stand behind an element's node.
+        unsafe { mem::copy(key.as_mut_ptr(), e.key(), key.len()) };
+        key
+    }
+
+    /// All entries that there are: every index of an array, the set ones of a prog array, the stacks of a stack trace
+    /// map. Not of rings.
+    pub fn entries(&self) -> Vec<Entry> {
+        let v = self.view();
+        let mut all = Vec::new();
+        match self.def.map_type {
+            MapType::Hash | MapType::PercpuHash => hash::for_each(v, |e| {
+                all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
+                true
+            }),
+            MapType::Ringbuf | MapType::PerfEventArray => {}
+            _ => {
+                let ids = if self.def.map_type == MapType::StackTrace { v.h.mask } else { self.def.max_entries - 1 };
+                all.extend((0..=ids).filter_map(|i| {
+                    let key = i.to_ne_bytes().to_vec();
+                    let value = self.get(&key).ok()?;
+                    Some((key, value))
+                }));
+            }
+        }
+        all
+    }
+
+    /// `BPF_MAP_FREEZE`: no more changes through `bpf(2)`. If programs cannot write the map either
+    /// (`BPF_F_RDONLY_PROG`), there will be no new writable mapping of it.
+    pub fn freeze(&self) -> Result<(), Errno> {
+        if self.def.flags & f::RDONLY != 0 {
+            return Err(Errno::EPERM);
+        }
+        if self.is_frozen() {
+            return Err(Errno::EBUSY);
+        }
+        if !self.target_writable() {
+            self.arena.seal_future_writes().map_err(|_| Errno::EBUSY)?;
+        }
+        self.frozen.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts a program into a prog array, or takes it out, with the errnos of update and delete. `program` is the number
+    /// that [`MapRef::prog_array_get`] gives, below `u32::MAX`.
+    pub fn set_program(&self, index: u32, program: Option<u32>) -> Result<(), Errno> {
+        if self.def.map_type != MapType::ProgArray {
+            return Err(Errno::EINVAL);
+        }
+        let entry = array::entry(self.view(), index).ok_or(Errno::E2BIG)?;
+        let word = match program {
+            Some(p) => p.checked_add(1).ok_or(Errno::EBADF)?,
+            None => 0,
+        };
+        let old = entry.swap(word, Ordering::AcqRel);
+        if program.is_none() && old == 0 { Err(Errno::ENOENT) } else { Ok(()) }
+    }
+
+    /// Puts the event of slot `cpu` at an index of a perf event array, or takes it out, with the errnos of update and
+    /// delete. An index has the ring of the slot of the same number, so only `cpu == index` is supported.
+    pub fn set_perf_event(&self, index: u32, cpu: Option<u32>) -> Result<(), Errno> {
+        if self.def.map_type != MapType::PerfEventArray {
+            return Err(Errno::EINVAL);
+        }
+        if index >= self.def.max_entries {
+            return Err(Errno::E2BIG);
+        }
+        let state = perf::state(self.view(), index);
+        match (state, cpu) {
+            (Some(state), Some(cpu)) if cpu == index => state.store(cpu + 1, Ordering::Release),
+            (_, Some(_)) => return Err(Errno::EINVAL),
+            (Some(state), None) if state.swap(0, Ordering::AcqRel) != 0 => {}
+            (_, None) => return Err(Errno::ENOENT),
+        }
+        Ok(())
+    }
+
+    /// Gives every slot its event, as loaders do for every CPU.
+    pub fn set_all_perf_events(&self) -> Result<(), Errno> {
+        (0..self.header.elems).try_for_each(|i| self.set_perf_event(i, Some(i)))
+    }
+
+    /// The frames of a stack, innermost first.
+    pub fn stack(&self, id: u32) -> Result<Vec<u64>, Errno> {
+        if self.def.map_type != MapType::StackTrace {
+            return Err(Errno::EINVAL);
+        }
+        let value = self.lookup(&id.to_ne_bytes(), 0)?;
+        let words = value.chunks_exact(8).map(|w| w.try_into().map_or(0, u64::from_ne_bytes));
+        Ok(words.take_while(|&ip| ip != 0).collect())
+    }
+
+    /// The consumer of a ring buffer. There should be one at a time.
+    pub fn ring_consumer(&self) -> Result<RingConsumer, Errno> {
+        if self.def.map_type != MapType::Ringbuf {
+            return Err(Errno::EINVAL);
+        }
+        Ok(RingConsumer::new(Arc::clone(&self.arena), *self.header))
+    }
+
+    /// The consumer of one ring of a perf event array. There should be one at a time.
+    pub fn perf_consumer(&self, index: u32) -> Result<PerfConsumer, Errno> {
+        if self.def.map_type != MapType::PerfEventArray {
+            return Err(Errno::EINVAL);
+        }
+        PerfConsumer::new(Arc::clone(&self.arena), *self.header, index).ok_or(Errno::E2BIG)
+    }
+}

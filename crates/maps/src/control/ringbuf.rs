@@ -1,0 +1,75 @@
+//! Reading a ring buffer.
+
+use std::sync::Arc;
+
+use super::{Arena, RingError};
+use crate::header::{CONTROL_SLOT, MapHeader, View};
+use crate::mem;
+use crate::ringbuf::{BUSY, DISCARD, Ring, span};
+use crate::sync::{Guard, Ordering};
+
+/// The consumer of a ring buffer: it keeps its own position, and trusts nothing it reads.
+#[derive(Debug)]
+pub struct RingConsumer {
+    arena: Arc<Arena>,
+    header: MapHeader,
+    position: u64,
+    buf: Vec<u8>,
+}
+
+impl RingConsumer {
+    pub(super) fn new(arena: Arc<Arena>, header: MapHeader) -> RingConsumer {
+        let view = View { h: &header, data: arena.ptr() };
+        let position = Ring::new(view).consumer.load(Ordering::Acquire) & !7;
+        RingConsumer { arena, header, position, buf: Vec::new() }
+    }
+
+    /// Hands all committed records to `f`, oldest first, and returns their number; at most one ring's worth a call.
+    ///
+    /// It stops at a record that is still in progress: the commit of that one asks for a wake-up.
+    pub fn poll(&mut self, mut f: impl FnMut(&[u8])) -> Result<usize, RingError> {
+        let view = View { h: &self.header, data: self.arena.ptr() };
+        let ring = Ring::new(view);
+        let size = ring.mask + 1;
+        let (mut records, mut budget) = (0, size);
+        while budget > 0 {
+            let producer = ring.producer.load(Ordering::SeqCst);
+            let available = producer.wrapping_sub(self.position);
+            if available == 0 {
+                break;
+            }
+            let header = ring.record(self.position).len.load(Ordering::SeqCst);
+            if available <= size && header & BUSY != 0 {
+                break;
+            }
+            let length = u64::from(header & !(BUSY | DISCARD));
+            let step = span(length);
+            if available > size || available % 8 != 0 || step > available {
+                let error = RingError { position: self.position, length, available };
+                self.position = producer & !7;
+                resync(ring, self.position);
+                return Err(error);
+            }
+            if header & DISCARD == 0 {
+                self.buf.resize(length as usize, 0);
+                // SAFETY: the record starts in the first half and is no longer than the ring.
+                unsafe { mem::copy(self.buf.as_mut_ptr(), ring.sample(self.position), self.buf.len()) };
+                f(&self.buf);
+                records += 1;
+            }
+            self.position = self.position.wrapping_add(step);
+            budget = budget.saturating_sub(step);
+            ring.consumer.store(self.position, Ordering::SeqCst);
+        }
+        Ok(records)
+    }
+}
+
+/// Makes the ring empty from `position` on.
+fn resync(ring: Ring<'_>, position: u64) {
+    // If the lock is held for ever, producers fail until it is recovered, and the next poll comes here again.
+    let _guard = Guard::acquire(ring.lock, CONTROL_SLOT);
+    ring.pending.store(position, Ordering::Relaxed);
+    ring.producer.store(position, Ordering::SeqCst);
+    ring.consumer.store(position, Ordering::SeqCst);
+}

@@ -1,0 +1,149 @@
+//! What `BPF_MAP_CREATE` checks, in the kernel's order.
+
+use skep_ebpf::Errno;
+use skep_ebpf::program::MapDef;
+use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::map_flags as f;
+
+use super::MapError;
+use crate::header::MAX_SLOTS;
+
+/// Flags that say how file descriptors and programs may access the map.
+const ACCESS: u32 = f::RDONLY | f::WRONLY | f::RDONLY_PROG | f::WRONLY_PROG;
+const ARRAY: u32 = f::NUMA_NODE | f::MMAPABLE | ACCESS | f::PRESERVE_ELEMS | f::INNER_MAP;
+const HASH: u32 = f::NO_PREALLOC | f::NO_COMMON_LRU | f::NUMA_NODE | ACCESS | f::ZERO_SEED;
+const RINGBUF: u32 = f::NUMA_NODE;
+const STACK: u32 = f::NUMA_NODE | f::RDONLY | f::WRONLY | f::STACK_BUILD_ID;
+
+/// Largest value of a per-CPU map.
+const MAX_PERCPU_VALUE: u64 = 32 << 10;
+/// Largest key and value of a hash map together: the kernel's largest allocation, less what it puts before them.
+const MAX_HASH_ELEM: u64 = (4 << 20) - 48;
+/// Buckets of a hash map must be fewer.
+const MAX_BUCKETS: u64 = u32::MAX as u64 / 16;
+/// Frames of a stack trace: the default of `kernel.perf_event_max_stack`.
+const MAX_STACK: u32 = 127;
+
+type Check = Result<(), (Errno, &'static str)>;
+
+/// Checks a definition as the kernel does, and that skep can make such a map with this many slots.
+pub fn validate(def: &MapDef, nslots: u32) -> Result<(), MapError> {
+    let refused =
+        |(errno, reason): (Errno, &str)| MapError::Refused { map: def.name.clone(), errno, reason: reason.to_owned() };
+    common(def).map_err(refused)?;
+    match def.map_type {
+        MapType::Array | MapType::PercpuArray => array(def),
+        MapType::ProgArray | MapType::PerfEventArray => fd_array(def),
+        MapType::Hash | MapType::PercpuHash => hash(def),
+        MapType::Ringbuf => ringbuf(def),
+        MapType::StackTrace => stack(def),
+        MapType::Unspec => Err((Errno::EINVAL, "not a map type")),
+        map_type => return Err(MapError::UnsupportedType { map: def.name.clone(), map_type }),
+    }
+    .map_err(refused)?;
+    if def.map_type == MapType::StackTrace && def.flags & f::STACK_BUILD_ID != 0 {
+        let flag = "BPF_F_STACK_BUILD_ID";
+        return Err(MapError::UnsupportedFlag { map: def.name.clone(), map_type: def.map_type, flag });
+    }
+    if nslots == 0 || nslots > MAX_SLOTS {
+        return Err(refused((Errno::EINVAL, "the number of slots must be from 1 to 4096")));
+    }
+    Ok(())
+}
+
+fn need(ok: bool, reason: &'static str) -> Check {
+    if ok { Ok(()) } else { Err((Errno::EINVAL, reason)) }
+}
+
+fn common(def: &MapDef) -> Check {
+    need(def.key_type_id == 0 || def.value_type_id != 0, "a BTF type for the key but none for the value")?;
+    need(
+        def.extra == 0 || matches!(def.map_type, MapType::BloomFilter | MapType::Arena),
+        "map_extra must be 0 for this type",
+    )?;
+    need(def.flags & f::RDONLY == 0 || def.flags & f::WRONLY == 0, "BPF_F_RDONLY and BPF_F_WRONLY exclude each other")
+}
+
+fn access(def: &MapDef) -> Check {
+    let both = f::RDONLY_PROG | f::WRONLY_PROG;
+    need(def.flags & both != both, "BPF_F_RDONLY_PROG and BPF_F_WRONLY_PROG exclude each other")
+}
+
+fn percpu_value(def: &MapDef) -> Check {
+    if u64::from(def.value_size).next_multiple_of(8) > MAX_PERCPU_VALUE {
+        return Err((Errno::E2BIG, "values of per-CPU maps have at most 32768 bytes"));
+    }
+    Ok(())
+}
+
+fn array(def: &MapDef) -> Check {
+    let percpu = def.map_type == MapType::PercpuArray;
+    need(def.max_entries != 0, "max_entries must not be 0")?;
+    need(def.key_size == 4, "keys of arrays have 4 bytes")?;
+    need(def.value_size != 0, "value_size must not be 0")?;
+    need(def.flags & !ARRAY == 0, "flags that arrays do not have")?;
+    access(def)?;
+    need(!percpu || def.flags & f::NUMA_NODE == 0, "a per-CPU map has no NUMA node")?;
+    need(
+        def.map_type == MapType::Array || def.flags & (f::MMAPABLE | f::INNER_MAP) == 0,
+        "BPF_F_MMAPABLE and BPF_F_INNER_MAP are for plain arrays",
+    )?;
+    need(
+        def.map_type == MapType::PerfEventArray || def.flags & f::PRESERVE_ELEMS == 0,
+        "BPF_F_PRESERVE_ELEMS is for perf event arrays",
+    )?;
+    if def.value_size > i32::MAX as u32 {
+        return Err((Errno::E2BIG, "values of arrays have less than 2 GiB"));
+    }
+    if percpu { percpu_value(def) } else { Ok(()) }
+}
+
+fn fd_array(def: &MapDef) -> Check {
+    need(def.value_size == 4, "values of this type are file descriptors, 4 bytes")?;
+    need(def.flags & (f::RDONLY_PROG | f::WRONLY_PROG) == 0, "this type has no access flags for programs")?;
+    array(def)
+}
+
+fn hash(def: &MapDef) -> Check {
+    let percpu = def.map_type == MapType::PercpuHash;
+    need(def.flags & !HASH == 0, "flags that hash maps do not have")?;
+    access(def)?;
+    need(def.flags & f::NO_COMMON_LRU == 0, "BPF_F_NO_COMMON_LRU is for LRU maps")?;
+    need(!percpu || def.flags & f::NUMA_NODE == 0, "a per-CPU map has no NUMA node")?;
+    need(def.max_entries != 0, "max_entries must not be 0")?;
+    need(def.key_size != 0, "key_size must not be 0")?;
+    need(def.value_size != 0, "value_size must not be 0")?;
+    if u64::from(def.key_size) + u64::from(def.value_size) >= MAX_HASH_ELEM {
+        return Err((Errno::E2BIG, "key and value together have less than 4 MiB"));
+    }
+    if percpu {
+        percpu_value(def)?;
+    }
+    if u64::from(def.max_entries).next_power_of_two() > MAX_BUCKETS {
+        return Err((Errno::E2BIG, "a hash map has at most 134217728 entries"));
+    }
+    Ok(())
+}
+
+fn ringbuf(def: &MapDef) -> Check {
+    need(def.flags & !RINGBUF == 0, "flags that ring buffers do not have")?;
+    need(def.key_size == 0 && def.value_size == 0, "a ring buffer has no keys and no values")?;
+    need(
+        def.max_entries.is_power_of_two() && def.max_entries % 4096 == 0,
+        "max_entries of a ring buffer is its size: a power of two, and whole pages",
+    )
+}
+
+fn stack(def: &MapDef) -> Check {
+    need(def.flags & !STACK == 0, "flags that stack trace maps do not have")?;
+    need(def.max_entries != 0, "max_entries must not be 0")?;
+    need(def.key_size == 4, "keys of stack trace maps have 4 bytes")?;
+    need(def.value_size >= 8 && def.value_size % 8 == 0, "a stack trace is a multiple of 8 bytes")?;
+    let frame = if def.flags & f::STACK_BUILD_ID != 0 { 32 } else { 8 };
+    need(def.value_size % frame == 0, "a frame with build id has 32 bytes")?;
+    need(def.value_size / frame <= MAX_STACK, "a stack trace has at most 127 frames")?;
+    if def.max_entries > 1 << 31 {
+        return Err((Errno::E2BIG, "too many entries"));
+    }
+    Ok(())
+}

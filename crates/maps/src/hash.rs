@@ -1,0 +1,353 @@
+//! Hash maps.
+//!
+//! ```text
+//! slots_off     free list and slot records (pool.rs)
+//! buckets_off   per bucket: lock u32, first element u32
+//! elems_off     elements: Node (16 bytes), key, value at `value_off` (one per slot for per-CPU maps)
+//! ```
+//!
+//! Readers take no lock. New elements go to the head of their chain, and a replaced one is unlinked after its successor
+//! is in, so a reader sees the old value or the new one. An element may be freed and linked elsewhere while a reader
+//! stands on it; each chain therefore ends in a terminator that names its bucket, and a reader who arrives at another
+//! one starts again.
+//!
+//! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
+//! address of a deleted value reads or writes whatever stands there now.
+
+use core::ptr::null_mut;
+
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::update::{ANY, EXIST, NOEXIST};
+
+use crate::header::View;
+use crate::mem;
+use crate::pool::{Elem, Empty, LINKED};
+use crate::sync::{AtomicU32, Guard, Ordering, owner_of};
+
+/// Bit of a link that makes it a terminator: the rest is the bucket's number.
+pub(crate) const TERMINATOR: u32 = 1 << 31;
+
+/// Elements one walk may visit. No honest chain is as long.
+const MAX_WALK: u32 = 1 << 16;
+
+#[repr(C)]
+pub(crate) struct Bucket {
+    pub(crate) lock: AtomicU32,
+    pub(crate) head: AtomicU32,
+}
+
+/// Bytes of a [`Bucket`].
+#[cfg(feature = "control")]
+pub(crate) const BUCKET: u64 = size_of::<Bucket>() as u64;
+
+/// A key with its hash.
+#[derive(Clone, Copy)]
+struct Key {
+    ptr: *const u8,
+    hash: u32,
+}
+
+/// The value or values that a per-CPU update brings.
+#[derive(Clone, Copy)]
+pub(crate) enum Values {
+    /// One, for the slot that updates; a new element has zeros for the others.
+    One(*const u8),
+    /// One for each slot, each padded to `cpu_stride`.
+    #[cfg(feature = "control")]
+    All(*const u8),
+}
+
+impl<'a> View<'a> {
+    /// The bucket of a hash, and its terminator.
+    #[inline]
+    pub(crate) fn bucket(self, hash: u32) -> (&'a Bucket, u32) {
+        let n = hash & self.h.mask;
+        let p = self.at(self.h.buckets_off + u64::from(n) * size_of::<Bucket>() as u64);
+        // SAFETY: the mask keeps the number below the number of buckets, which are aligned atomics.
+        (unsafe { &*p.cast::<Bucket>() }, TERMINATOR | n)
+    }
+
+    /// # Safety
+    /// `key` is readable for `key_size` bytes.
+    #[inline]
+    unsafe fn is(self, e: Elem<'_>, key: Key) -> bool {
+        // SAFETY: `key_size` bytes stand behind the node in each element; the other side is the caller's promise.
+        e.node.hash.load(Ordering::Relaxed) == key.hash
+            && unsafe { mem::equal(e.key(), key.ptr, self.h.key_size as usize) }
+    }
+
+    /// # Safety
+    /// `key` is readable for `key_size` bytes.
+    #[inline]
+    unsafe fn key(self, ptr: *const u8) -> Key {
+        // SAFETY: the caller's promise.
+        Key { ptr, hash: unsafe { mem::hash(ptr, self.h.key_size as usize, self.h.seed) } }
+    }
+
+    pub(crate) fn max_walk(self) -> u32 {
+        self.h.elems.min(MAX_WALK).wrapping_add(64)
+    }
+}
+
+/// Finds a key without a lock.
+///
+/// # Safety
+/// `key` is readable for `key_size` bytes.
+#[inline]
+pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
+    // SAFETY: the caller's promise, here and below.
+    let key = unsafe { v.key(key) };
+    let (bucket, end) = v.bucket(key.hash);
+    let mut steps = v.max_walk();
+    loop {
+        let mut link = bucket.head.load(Ordering::Acquire);
+        while let Some(e) = v.elem(link) {
+            // SAFETY: as above.
+            if unsafe { v.is(e, key) } {
+                return Some(e);
+            }
+            link = e.node.link.load(Ordering::Acquire);
+            steps = steps.checked_sub(1)?;
+        }
+        if link == end {
+            return None;
+        }
+        steps = steps.checked_sub(1)?;
+    }
+}
+
+/// Finds a key in a locked bucket: the element and the link that leads to it.
+///
+/// # Safety
+/// `key` is readable for `key_size` bytes.
+unsafe fn find_locked<'a>(v: View<'a>, bucket: &'a Bucket, key: Key) -> Option<(Elem<'a>, &'a AtomicU32)> {
+    let mut from = &bucket.head;
+    let mut steps = v.max_walk();
+    while let Some(e) = v.elem(from.load(Ordering::Acquire)) {
+        // SAFETY: the caller's promise.
+        if unsafe { v.is(e, key) } {
+            return Some((e, from));
+        }
+        from = &e.node.link;
+        steps = steps.checked_sub(1)?;
+    }
+    None
+}
+
+#[inline]
+pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    match unsafe { find(v, key) } {
+        Some(e) => e.at(u64::from(v.h.value_off)),
+        None => null_mut(),
+    }
+}
+
+#[inline]
+pub(crate) unsafe fn lookup_cpu(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
+    if cpu >= v.h.nslots {
+        return null_mut();
+    }
+    // SAFETY: the caller's promise.
+    match unsafe { find(v, key) } {
+        Some(e) => e.at(value_off(v, cpu)),
+        None => null_mut(),
+    }
+}
+
+/// Offset in an element of a slot's value.
+fn value_off(v: View<'_>, slot: u32) -> u64 {
+    u64::from(v.h.value_off) + u64::from(slot) * u64::from(v.h.cpu_stride)
+}
+
+/// The error of an update by whether the key is there.
+fn check(present: bool, flags: u64) -> i64 {
+    match (present, flags) {
+        (true, NOEXIST) => Errno::EEXIST.neg(),
+        (false, EXIST) => Errno::ENOENT.neg(),
+        _ => 0,
+    }
+}
+
+/// Writes key and hash into a new element and links it in at the head of its chain.
+///
+/// # Safety
+/// `key` is readable; the bucket is the key's, and locked; its value is written.
+unsafe fn publish(v: View<'_>, bucket: &Bucket, e: Elem<'_>, key: Key) {
+    e.node.hash.store(key.hash, Ordering::Relaxed);
+    // SAFETY: `key_size` bytes stand behind the node in each element.
+    unsafe { mem::copy(e.key(), key.ptr, v.h.key_size as usize) };
+    e.node.link.store(bucket.head.load(Ordering::Relaxed), Ordering::Release);
+    bucket.head.store(e.idx, Ordering::Release);
+}
+
+/// # Safety
+/// `key` and `value` are readable for the map's sizes, the region is writable, `slot` is the caller's.
+pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
+    // BPF_F_LOCK needs a spin lock in the value; there is none.
+    if !matches!(flags, ANY | NOEXIST | EXIST) {
+        return Errno::EINVAL.neg();
+    }
+    // SAFETY: the caller's promises, here and below.
+    let key = unsafe { v.key(key) };
+    let (bucket, _) = v.bucket(key.hash);
+    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    // SAFETY: as above.
+    let old = unsafe { find_locked(v, bucket, key) };
+    let err = check(old.is_some(), flags);
+    if err != 0 {
+        return err;
+    }
+    let new = match old {
+        Some(_) => match v.spare(slot) {
+            Some(e) => e,
+            None => return Errno::ENOMEM.neg(),
+        },
+        None => match v.pop(slot) {
+            Ok(e) => e,
+            Err(Empty::Full) => return Errno::E2BIG.neg(),
+            Err(Empty::Busy) => return Errno::EBUSY.neg(),
+        },
+    };
+    if let Some((old, _)) = old {
+        old.node.owner.store(owner_of(slot), Ordering::Release);
+    }
+    // SAFETY: `value_size` bytes at `value_off` are the element's value; the bucket is locked and the key's.
+    unsafe {
+        mem::copy(new.at(u64::from(v.h.value_off)), value, v.h.value_size as usize);
+        publish(v, bucket, new, key);
+    }
+    if let Some((old, from)) = old {
+        // The head was the link to `old`: now the new element's is.
+        let from = if core::ptr::eq(from, &bucket.head) { &new.node.link } else { from };
+        from.store(old.node.link.load(Ordering::Relaxed), Ordering::Release);
+        v.set_spare(slot, old);
+    }
+    new.node.owner.store(LINKED, Ordering::Release);
+    0
+}
+
+/// # Safety
+/// As [`update`]; `values` has what it says.
+pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
+    if flags > EXIST {
+        return Errno::EINVAL.neg();
+    }
+    if matches!(values, Values::One(_)) && slot >= v.h.nslots {
+        return Errno::EINVAL.neg();
+    }
+    // SAFETY: the caller's promises, here and below.
+    let key = unsafe { v.key(key) };
+    let (bucket, _) = v.bucket(key.hash);
+    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    // SAFETY: as above.
+    let old = unsafe { find_locked(v, bucket, key) };
+    let err = check(old.is_some(), flags);
+    if err != 0 {
+        return err;
+    }
+    if let Some((e, _)) = old {
+        // SAFETY: as above.
+        unsafe { write_values(v, e, slot, values) };
+        return 0;
+    }
+    let e = match v.pop(slot) {
+        Ok(e) => e,
+        Err(Empty::Full) => return Errno::E2BIG.neg(),
+        Err(Empty::Busy) => return Errno::EBUSY.neg(),
+    };
+    // SAFETY: the values of all slots stand at `value_off`; the bucket is locked and the key's.
+    unsafe {
+        if matches!(values, Values::One(_)) {
+            mem::zero(e.at(u64::from(v.h.value_off)), (v.h.nslots as usize) * (v.h.cpu_stride as usize));
+        }
+        write_values(v, e, slot, values);
+        publish(v, bucket, e, key);
+    }
+    e.node.owner.store(LINKED, Ordering::Release);
+    0
+}
+
+/// # Safety
+/// `values` has what it says, and `slot` is in range if it is one value.
+unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
+    match values {
+        // SAFETY: `value_size` bytes at the slot's offset are its value.
+        Values::One(p) => unsafe { mem::copy(e.at(value_off(v, slot)), p, v.h.value_size as usize) },
+        #[cfg(feature = "control")]
+        // SAFETY: `nslots` values stand at `value_off`, `cpu_stride` apart.
+        Values::All(p) => unsafe {
+            mem::copy(e.at(u64::from(v.h.value_off)), p, (v.h.nslots as usize) * (v.h.cpu_stride as usize));
+        },
+    }
+}
+
+/// Deletes a key; if `out` is given, the value (for per-CPU maps: all of them) is copied there first.
+///
+/// # Safety
+/// `key` is readable, the region writable, `slot` the caller's, `out` writable for the value or values.
+pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8, out: Option<*mut u8>) -> i64 {
+    // SAFETY: the caller's promises, here and below.
+    let key = unsafe { v.key(key) };
+    let (bucket, _) = v.bucket(key.hash);
+    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    // SAFETY: as above.
+    let Some((e, from)) = (unsafe { find_locked(v, bucket, key) }) else { return Errno::ENOENT.neg() };
+    if let Some(out) = out {
+        // SAFETY: the value or values stand at `value_off`.
+        unsafe { mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v)) };
+    }
+    e.node.owner.store(owner_of(slot), Ordering::Release);
+    from.store(e.node.link.load(Ordering::Relaxed), Ordering::Release);
+    v.push(slot, e);
+    0
+}
+
+/// Bytes of an element's value, or of all slots' values.
+pub(crate) fn values_size(v: View<'_>) -> usize {
+    if v.h.cpu_stride == 0 { v.h.value_size as usize } else { (v.h.nslots as usize) * (v.h.cpu_stride as usize) }
+}
+
+/// The element behind `key` in the order of buckets; the first one if the key is null or not there.
+///
+/// # Safety
+/// `key` is null or readable for `key_size` bytes.
+#[cfg(feature = "control")]
+pub(crate) unsafe fn next<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
+    // SAFETY: the caller's promise.
+    let here = if key.is_null() { None } else { unsafe { find(v, key) } };
+    let mut start = 0;
+    if let Some(e) = here {
+        let link = e.node.link.load(Ordering::Acquire);
+        if let Some(next) = v.elem(link) {
+            return Some(next);
+        }
+        start = (e.node.hash.load(Ordering::Relaxed) & v.h.mask).checked_add(1)?;
+    }
+    (start..=v.h.mask).find_map(|n| v.elem(v.bucket(n).0.head.load(Ordering::Acquire)))
+}
+
+/// Makes all chains empty. For a fresh map.
+#[cfg(feature = "control")]
+pub(crate) fn init(v: View<'_>) {
+    for n in 0..=v.h.mask {
+        let (bucket, end) = v.bucket(n);
+        bucket.head.store(end, Ordering::Relaxed);
+    }
+}
+
+/// Calls `f` for each element, until it returns false. However the chains are linked, this ends.
+#[cfg(feature = "control")]
+pub(crate) fn for_each<'a>(v: View<'a>, mut f: impl FnMut(Elem<'a>) -> bool) {
+    let mut steps = 2 * u64::from(v.h.elems) + 64;
+    for n in 0..=v.h.mask {
+        let mut link = v.bucket(n).0.head.load(Ordering::Acquire);
+        while let Some(e) = v.elem(link) {
+            if steps == 0 || !f(e) {
+                return;
+            }
+            steps -= 1;
+            link = e.node.link.load(Ordering::Acquire);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The header of a map, the handle of a map in one process, and the dispatch by map type.
+
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::MapType;
+
+use crate::perf::{Part, Sample};
+use crate::{array, hash, perf, ringbuf, stack};
+
+/// The pseudo slot of the controller. It has locks and a slot record, but no per-CPU values.
+pub const CONTROL_SLOT: u32 = u32::MAX - 1;
+
+/// Most slots a map can be made for.
+pub const MAX_SLOTS: u32 = 4096;
+
+/// Bytes of a page; ring layouts depend on it.
+pub const PAGE: u64 = 4096;
+
+/// What a map is: written by the controller alone, and never changed once the map is in use.
+///
+/// 128 bytes. Fields that a type does not use are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct MapHeader {
+    /// Map type ([`MapType`] as a number).
+    pub map_type: u32,
+    /// Flags of creation.
+    pub flags: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value (of one CPU).
+    pub value_size: u32,
+    /// Entries; bytes of a ring buffer.
+    pub max_entries: u32,
+    /// Slots: CPUs as programs see them.
+    pub nslots: u32,
+    /// Bytes of the data region.
+    pub data_size: u64,
+    /// Bytes from one element (perf: ring) to the next.
+    pub stride: u64,
+    /// Bytes from one slot's value to the next within an element; 0 for maps that are not per-CPU.
+    pub cpu_stride: u32,
+    /// Where the value lies in an element.
+    pub value_off: u32,
+    /// Elements there are (hash: spares included; perf: rings).
+    pub elems: u32,
+    /// Buckets − 1, or bytes of a ring − 1.
+    pub mask: u32,
+    /// Seed of the hash function.
+    pub seed: u32,
+    /// What a perf record holds ([`crate::sample_type`]).
+    pub sample_type: u32,
+    /// Offset of the slot records.
+    pub slots_off: u64,
+    /// Offset of the buckets.
+    pub buckets_off: u64,
+    /// Offset of the elements (perf: of the first ring; ring buffer: of the data).
+    pub elems_off: u64,
+    /// Zero.
+    pub reserved: [u64; 5],
+}
+
+const _: () = assert!(size_of::<MapHeader>() == 128);
+
+/// A map as one process sees it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MapRef {
+    /// The header, in the control arena.
+    pub hdr: *const MapHeader,
+    /// Start of the data region.
+    pub data: *mut u8,
+}
+
+// SAFETY: a handle is two addresses; all that is done with them is unsafe and made for concurrent use.
+unsafe impl Send for MapRef {}
+// SAFETY: as above.
+unsafe impl Sync for MapRef {}
+
+/// A handle whose header has been dereferenced: what the map types work on.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) h: &'a MapHeader,
+    pub(crate) data: *mut u8,
+}
+
+impl View<'_> {
+    /// An address in the data region.
+    pub(crate) fn at(&self, off: u64) -> *mut u8 {
+        self.data.wrapping_add(off as usize)
+    }
+}
+
+/// The operations of programs. `slot` is the vCPU that the caller holds exclusively; results are what the helper of the
+/// same name returns to a program.
+///
+/// # Safety (of all methods)
+/// * `hdr` points to a header made by [`control::layout`](crate::control::layout), and `data` to a mapping of its data
+///   region, `data_size` bytes, page aligned: read-only if the map is not to be written by programs, writable else.
+/// * The caller holds `slot` exclusively while the call runs, or is the controller and passes [`CONTROL_SLOT`].
+/// * `key` and `value` are readable for the map's sizes. They may be changed by others meanwhile.
+#[allow(clippy::missing_safety_doc)] // stated once, above
+impl MapRef {
+    #[inline]
+    unsafe fn view<'a>(self) -> View<'a> {
+        // SAFETY: the caller promises a valid header, which is never written while it is in use.
+        View { h: unsafe { &*self.hdr }, data: self.data }
+    }
+
+    /// `map_lookup_elem`: the value's address (this slot's value for per-CPU maps), or null.
+    #[inline]
+    pub unsafe fn lookup(self, slot: u32, key: *const u8) -> *mut u8 {
+        // SAFETY: the caller's promises are those of the callees.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Array) => array::lookup(v, array::index(key)),
+                Some(MapType::PercpuArray) => array::lookup_cpu(v, array::index(key), slot),
+                Some(MapType::Hash) => hash::lookup(v, key),
+                Some(MapType::PercpuHash) => hash::lookup_cpu(v, key, slot),
+                _ => core::ptr::null_mut(),
+            }
+        }
+    }
+
+    /// `map_lookup_percpu_elem`: the value of slot `cpu`, or null.
+    #[inline]
+    pub unsafe fn lookup_percpu(self, key: *const u8, cpu: u32) -> *mut u8 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::PercpuArray) => array::lookup_cpu(v, array::index(key), cpu),
+                Some(MapType::PercpuHash) => hash::lookup_cpu(v, key, cpu),
+                _ => core::ptr::null_mut(),
+            }
+        }
+    }
+
+    /// `map_update_elem`.
+    pub unsafe fn update(self, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Array) => array::update(v, array::index(key), value, flags),
+                Some(MapType::PercpuArray) => array::update_cpu(v, array::index(key), slot, value, flags),
+                Some(MapType::Hash) => hash::update(v, slot, key, value, flags),
+                Some(MapType::PercpuHash) => hash::update_cpu(v, slot, key, hash::Values::One(value), flags),
+                Some(MapType::StackTrace) => Errno::EINVAL.neg(),
+                _ => Errno::ENOTSUPP.neg(),
+            }
+        }
+    }
+
+    /// `map_delete_elem`.
+    pub unsafe fn delete(self, slot: u32, key: *const u8) -> i64 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Array | MapType::PercpuArray) => Errno::EINVAL.neg(),
+                Some(MapType::Hash | MapType::PercpuHash) => hash::delete(v, slot, key, None),
+                Some(MapType::StackTrace) => stack::delete(v, slot, array::index(key)),
+                _ => Errno::ENOTSUPP.neg(),
+            }
+        }
+    }
+
+    /// The program at an index of a prog array, by the number that the controller stored there.
+    #[inline]
+    pub unsafe fn prog_array_get(self, index: u32) -> Option<u32> {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type == MapType::ProgArray as u32 { array::prog(v, index) } else { None }
+        }
+    }
+
+    /// `ringbuf_reserve`: the address of `size` bytes to fill and commit, or null.
+    pub unsafe fn ringbuf_reserve(self, slot: u32, size: u64, flags: u64) -> *mut u8 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type != MapType::Ringbuf as u32 || flags != 0 {
+                return core::ptr::null_mut();
+            }
+            ringbuf::reserve(v, slot, size)
+        }
+    }
+
+    /// True if `sample` is an address that [`MapRef::ringbuf_reserve`] of this map can have returned.
+    ///
+    /// `ringbuf_submit` gets no map from the program: the caller finds it among the program's ring buffers by this.
+    /// (The record itself cannot tell: other processes can write its header.)
+    #[inline]
+    pub unsafe fn ringbuf_owns(self, sample: *const u8) -> bool {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            v.h.map_type == MapType::Ringbuf as u32 && ringbuf::record_of(v, sample).is_some()
+        }
+    }
+
+    /// `ringbuf_submit` and, with `discard`, `ringbuf_discard`. True if the consumer is to be woken. A sample that is
+    /// not of this ring is left alone.
+    pub unsafe fn ringbuf_commit(self, sample: *mut u8, flags: u64, discard: bool) -> bool {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            v.h.map_type == MapType::Ringbuf as u32 && ringbuf::commit(v, sample, flags, discard)
+        }
+    }
+
+    /// `ringbuf_output`: its result, and true if the consumer is to be woken. `data` is readable for `size` bytes.
+    pub unsafe fn ringbuf_output(self, slot: u32, data: *const u8, size: u64, flags: u64) -> (i64, bool) {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type != MapType::Ringbuf as u32 {
+                return (Errno::EINVAL.neg(), false);
+            }
+            ringbuf::output(v, slot, data, size, flags)
+        }
+    }
+
+    /// `ringbuf_query`.
+    pub unsafe fn ringbuf_query(self, flags: u64) -> u64 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type != MapType::Ringbuf as u32 { 0 } else { ringbuf::query(v, flags) }
+        }
+    }
+
+    /// `perf_event_output`: its result, and true if the consumer is to be woken. The parts, each readable, are
+    /// stored one behind the other.
+    pub unsafe fn perf_output(self, slot: u32, flags: u64, sample: &Sample, parts: &[Part]) -> (i64, bool) {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type != MapType::PerfEventArray as u32 {
+                return (Errno::EINVAL.neg(), false);
+            }
+            perf::output(v, slot, flags, sample, parts)
+        }
+    }
+
+    /// `get_stackid`, given the whole call chain, innermost frame first.
+    pub unsafe fn stackid(self, slot: u32, ips: &[u64], flags: u64) -> i64 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            if v.h.map_type != MapType::StackTrace as u32 {
+                return Errno::EINVAL.neg();
+            }
+            stack::insert(v, slot, ips, flags)
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Ring buffers: the kernel's positions and records, so that libbpf can read them.
+//!
+//! ```text
+//! 0      consumer position u64, moved by the consumer
+//! 4096   producer position u64, and behind it the lock, and where the oldest record in progress may stand
+//! 8192   2 × `max_entries` bytes of data
+//! ```
+//!
+//! Positions grow for ever; a record starts at its position modulo `max_entries`. One that crosses the end spills on
+//! into the second half (where the kernel maps the first half once more), so it is always contiguous. A record is a
+//! header of eight bytes (length with `BUSY` and `DISCARD` bits, owner of the reservation) and its data, padded to
+//! eight. The header is written, busy, before the producer position covers it.
+
+use core::ptr::null_mut;
+
+use skep_ebpf::Errno;
+
+use crate::header::{PAGE, View};
+use crate::mem;
+use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering, owner_of};
+
+/// Flag of submit, discard and output: do not wake the consumer.
+pub const NO_WAKEUP: u64 = 1;
+/// Flag of submit, discard and output: wake the consumer in any case.
+pub const FORCE_WAKEUP: u64 = 2;
+
+/// Bytes of a record's header.
+pub const HEADER_SIZE: u64 = 8;
+
+pub(crate) const BUSY: u32 = 1 << 31;
+pub(crate) const DISCARD: u32 = 1 << 30;
+
+/// Longest record that the kernel reserves.
+const MAX_RECORD: u64 = (u32::MAX / 4) as u64;
+
+/// A ring's control words and data.
+#[derive(Clone, Copy)]
+pub(crate) struct Ring<'a> {
+    pub(crate) consumer: &'a AtomicU64,
+    pub(crate) producer: &'a AtomicU64,
+    pub(crate) lock: &'a AtomicU32,
+    /// All records before this position are committed.
+    pub(crate) pending: &'a AtomicU64,
+    data: *mut u8,
+    /// Bytes of the ring − 1.
+    pub(crate) mask: u64,
+}
+
+/// The header of a record.
+#[repr(C)]
+pub(crate) struct Record {
+    pub(crate) len: AtomicU32,
+    pub(crate) owner: AtomicU32,
+}
+
+impl<'a> Ring<'a> {
+    pub(crate) fn new(v: View<'a>) -> Ring<'a> {
+        // SAFETY: the region of a ring buffer has two pages before its data; all words are aligned.
+        unsafe {
+            Ring {
+                consumer: AtomicU64::from_ptr(v.at(0).cast()),
+                producer: AtomicU64::from_ptr(v.at(PAGE).cast()),
+                lock: AtomicU32::from_ptr(v.at(PAGE + 64).cast()),
+                pending: AtomicU64::from_ptr(v.at(PAGE + 72).cast()),
+                data: v.at(v.h.elems_off),
+                mask: u64::from(v.h.mask),
+            }
+        }
+    }
+
+    /// The record at a position.
+    pub(crate) fn record(&self, pos: u64) -> &'a Record {
+        let p = self.data.wrapping_add((pos & self.mask & !7) as usize);
+        // SAFETY: the mask keeps the header in the first half, and it is aligned.
+        unsafe { &*p.cast::<Record>() }
+    }
+
+    /// The data of the record at a position.
+    pub(crate) fn sample(&self, pos: u64) -> *mut u8 {
+        self.data.wrapping_add(((pos & self.mask & !7) + HEADER_SIZE) as usize)
+    }
+
+    /// Moves `pending` over the committed records behind it.
+    fn advance(&self, producer: u64) -> u64 {
+        let mut pos = self.pending.load(Ordering::Relaxed);
+        if producer.wrapping_sub(pos) > self.mask.wrapping_add(1) {
+            return pos;
+        }
+        while pos != producer {
+            let len = self.record(pos).len.load(Ordering::Acquire);
+            if len & BUSY != 0 {
+                break;
+            }
+            let step = span(u64::from(len & !DISCARD));
+            if step > producer.wrapping_sub(pos) {
+                break;
+            }
+            pos = pos.wrapping_add(step);
+        }
+        self.pending.store(pos, Ordering::Relaxed);
+        pos
+    }
+}
+
+/// Bytes that a record takes in the ring.
+pub(crate) fn span(size: u64) -> u64 {
+    size.wrapping_add(HEADER_SIZE + 7) & !7
+}
+
+pub(crate) fn reserve(v: View<'_>, slot: u32, size: u64) -> *mut u8 {
+    let ring = Ring::new(v);
+    if size > MAX_RECORD || span(size) > ring.mask + 1 {
+        return null_mut();
+    }
+    let consumer = ring.consumer.load(Ordering::Acquire);
+    let Some(_guard) = Guard::acquire(ring.lock, slot) else { return null_mut() };
+    let pos = ring.producer.load(Ordering::Relaxed);
+    let pending = ring.advance(pos);
+    let end = pos.wrapping_add(span(size));
+    if end.wrapping_sub(consumer) > ring.mask || end.wrapping_sub(pending) > ring.mask {
+        return null_mut();
+    }
+    let record = ring.record(pos);
+    record.owner.store(owner_of(slot), Ordering::Relaxed);
+    record.len.store(size as u32 | BUSY, Ordering::Relaxed);
+    ring.producer.store(end, Ordering::Release);
+    ring.sample(pos)
+}
+
+/// The offset in the data of the record that `sample` belongs to, if it can be one of this ring.
+pub(crate) fn record_of(v: View<'_>, sample: *const u8) -> Option<u64> {
+    let first = v.at(v.h.elems_off + HEADER_SIZE).addr();
+    let off = (sample.addr().checked_sub(first)?) as u64;
+    (off <= u64::from(v.h.mask) && off & 7 == 0).then_some(off)
+}
+
+pub(crate) fn commit(v: View<'_>, sample: *mut u8, flags: u64, discard: bool) -> bool {
+    let Some(off) = record_of(v, sample) else { return false };
+    let ring = Ring::new(v);
+    let record = ring.record(off);
+    let len = record.len.load(Ordering::Relaxed) & !(BUSY | DISCARD);
+    // Sequentially consistent with the load below: either this sees that the consumer waits here, or the consumer
+    // sees the record.
+    record.len.swap(if discard { len | DISCARD } else { len }, Ordering::SeqCst);
+    let waits_here = ring.consumer.load(Ordering::SeqCst) & ring.mask == off;
+    flags & FORCE_WAKEUP != 0 || (waits_here && flags & NO_WAKEUP == 0)
+}
+
+/// # Safety
+/// `data` is readable for `size` bytes.
+pub(crate) unsafe fn output(v: View<'_>, slot: u32, data: *const u8, size: u64, flags: u64) -> (i64, bool) {
+    if flags & !(NO_WAKEUP | FORCE_WAKEUP) != 0 {
+        return (Errno::EINVAL.neg(), false);
+    }
+    let sample = reserve(v, slot, size);
+    if sample.is_null() {
+        return (Errno::EAGAIN.neg(), false);
+    }
+    // SAFETY: the reservation is `size` bytes in the region.
+    unsafe { mem::copy(sample, data, size as usize) };
+    (0, commit(v, sample, flags, false))
+}
+
+pub(crate) fn query(v: View<'_>, flags: u64) -> u64 {
+    let ring = Ring::new(v);
+    let (consumer, producer) = (ring.consumer.load(Ordering::Acquire), ring.producer.load(Ordering::Acquire));
+    match flags {
+        0 => producer.wrapping_sub(consumer),
+        1 => ring.mask + 1,
+        2 => consumer,
+        3 => producer,
+        _ => 0,
+    }
+}

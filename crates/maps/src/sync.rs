@@ -1,0 +1,47 @@
+//! The atomics that maps are built of, in one place so that a model checker's can stand in, and the owner lock.
+
+pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::header::CONTROL_SLOT;
+
+/// The value of a lock that nobody holds, and the owner word of an element in the free list.
+pub(crate) const FREE: u32 = 0;
+
+/// How often a lock is tried, and a compare-and-swap repeated. About a millisecond: longer than any honest holder
+/// needs while it runs, short enough that a stopped one does not hang the others.
+pub(crate) const SPINS: u32 = 1 << 16;
+
+/// What a slot writes into locks and owner words.
+pub(crate) const fn owner_of(slot: u32) -> u32 {
+    slot.wrapping_add(1)
+}
+
+/// A held owner lock; dropping it releases the lock.
+pub(crate) struct Guard<'a>(&'a AtomicU32);
+
+impl<'a> Guard<'a> {
+    /// Takes the lock for `slot`; `None` if it stayed taken, or if this slot holds it already (a program that
+    /// interrupted itself would wait for ever).
+    pub(crate) fn acquire(word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
+        let me = owner_of(slot);
+        let mut spins = SPINS;
+        loop {
+            match word.compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(Guard(word)),
+                Err(owner) if owner == me && slot != CONTROL_SLOT => return None,
+                Err(_) => {}
+            }
+            while word.load(Ordering::Relaxed) != FREE {
+                spins = spins.checked_sub(1)?;
+                core::hint::spin_loop();
+            }
+            spins = spins.checked_sub(1)?;
+        }
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.store(FREE, Ordering::Release);
+    }
+}
