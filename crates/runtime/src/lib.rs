@@ -1,4 +1,26 @@
 //! The data plane that runs verified programs: interpreter, helpers, slots, session memory.
+//!
+//! Without the feature `control` this is all `no_std`, and what the agent in a probed process is made of: it does not
+//! allocate, block, panic or call libc.
 #![cfg_attr(not(feature = "control"), no_std)]
 
+pub mod env;
+mod format;
+pub mod helpers;
+pub mod hit;
+pub mod image;
+mod interp;
+#[cfg(feature = "control")]
+mod machine;
+pub mod op;
+pub mod packet;
+mod read;
+mod ret_entry;
 pub mod session;
+mod sys;
+mod thread;
+mod view;
+
+pub use image::Image;
+#[cfg(feature = "control")]
+pub use machine::{Machine, Run};

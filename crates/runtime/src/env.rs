@@ -1,0 +1,141 @@
+//! What one run of a program works with, and the private memory of a slot.
+
+use core::ptr::{null, null_mut};
+
+use skep_ebpf::insn::STACK_SIZE;
+use skep_ebpf::uapi::PtRegs;
+use skep_maps::MapRef;
+
+use crate::session::{Control, NONE, Proc, SLOT_STACK, SharedHead};
+
+/// Bytes of BPF stack of a slot: all frames of a run lie in it.
+pub const STACK_BYTES: usize = 8 * STACK_SIZE;
+/// Frames that calls may leave behind; more than eight because a tail call keeps those of its callers.
+pub(crate) const SAVED_FRAMES: usize = 21;
+/// Ring buffer records that a program may hold at once.
+pub(crate) const RESERVED: usize = 32;
+/// Bytes that helpers may use for what is too large for the thread's stack.
+pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 16;
+
+/// What a call keeps of its caller.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Frame {
+    /// r6 to r10.
+    pub(crate) saved: [u64; 5],
+    /// Where the caller goes on.
+    pub(crate) pc: *const crate::op::Code,
+}
+
+/// A ring buffer record that is reserved and not yet committed.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Reservation {
+    pub(crate) map: *const MapRef,
+    pub(crate) sample: *mut u8,
+}
+
+/// The private memory of a slot in one process.
+#[repr(C, align(64))]
+pub struct SlotArea {
+    pub(crate) stack: [u8; STACK_BYTES],
+    pub(crate) frames: [Frame; SAVED_FRAMES],
+    pub(crate) reserved: [Reservation; RESERVED],
+    /// How many of `reserved` are in use; not zero after a run was left in the middle.
+    pub(crate) nreserved: u32,
+    pub(crate) pad: u32,
+    /// State of `get_prandom_u32`; 0 before its first use.
+    pub(crate) random: u64,
+    pub(crate) scratch: [u8; SCRATCH],
+}
+
+const _: () = assert!(size_of::<SlotArea>() == SLOT_STACK);
+
+impl SlotArea {
+    /// Gives back the records that a run left reserved: the consumer of the ring would wait for them forever.
+    ///
+    /// # Safety
+    /// The caller holds the slot, and the reservations are of this process.
+    pub(crate) unsafe fn discard_reserved(this: *mut SlotArea) {
+        // SAFETY: the slot is the caller's, so the area is not in use elsewhere.
+        let area = unsafe { &mut *this };
+        let n = (area.nreserved as usize).min(RESERVED);
+        for r in area.reserved.iter().take(n) {
+            // SAFETY: `map` is a handle of this process; a sample that is not of the ring is left alone.
+            unsafe { (*r.map).ringbuf_commit(r.sample, 0, true) };
+        }
+        area.nreserved = 0;
+    }
+}
+
+/// What a run of a program can reach. It lives on the stack of the thread that runs it.
+///
+/// The guards tell a later hit of the same thread whether this run is still there: see `thread.rs`.
+#[repr(C)]
+pub struct Env {
+    pub(crate) guard_low: u64,
+    pub(crate) control: *const Control,
+    pub(crate) shared: *const SharedHead,
+    pub(crate) maps: *const MapRef,
+    /// Null outside of probed processes.
+    pub(crate) proc: *const Proc,
+    pub(crate) area: *mut SlotArea,
+    pub(crate) ctx: *mut u8,
+    /// Registers that stack traces start from; null if the program has none.
+    pub(crate) regs: *const PtRegs,
+    pub(crate) cookie: u64,
+    /// What `get_func_ip` returns.
+    pub(crate) func_ip: u64,
+    pub(crate) slot: u32,
+    pub(crate) link: u32,
+    pub(crate) prog_type: u32,
+    /// True once the run was ended by its budget.
+    pub(crate) over_budget: bool,
+    pub(crate) guard_high: u64,
+}
+
+impl Env {
+    /// An environment that runs on `slot` with its private memory `area`.
+    pub(crate) fn new(
+        control: *const Control,
+        shared: *const SharedHead,
+        maps: *const MapRef,
+        slot: u32,
+        area: *mut SlotArea,
+    ) -> Env {
+        Env {
+            guard_low: 0,
+            control,
+            shared,
+            maps,
+            proc: null(),
+            area,
+            ctx: null_mut(),
+            regs: null(),
+            cookie: 0,
+            func_ip: 0,
+            slot,
+            link: NONE,
+            prog_type: 0,
+            over_budget: false,
+            guard_high: 0,
+        }
+    }
+
+    /// The handle of a map by its index; null if there is no such map.
+    pub(crate) fn map(&self, index: u32) -> *const MapRef {
+        // SAFETY: the control arena is mapped for as long as programs run.
+        let control = unsafe { &*self.control };
+        if index < control.nmaps { self.maps.wrapping_add(index as usize) } else { null() }
+    }
+
+    /// Wakes the consumer of events if it sleeps.
+    pub(crate) fn doorbell(&self) {
+        use core::sync::atomic::Ordering::SeqCst;
+        // SAFETY: the shared arena is mapped for as long as programs run.
+        let bell = unsafe { &(*self.shared).doorbell };
+        if bell.load(SeqCst) == 1 && bell.swap(0, SeqCst) == 1 {
+            crate::sys::futex_wake(bell.as_ptr());
+        }
+    }
+}

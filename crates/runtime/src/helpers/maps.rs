@@ -1,0 +1,34 @@
+//! Look-up, update and delete.
+
+use skep_maps::MapRef;
+
+use crate::env::Env;
+
+/// # Safety
+/// `map` is a handle that the verifier knows, `key` readable for its key size.
+#[inline]
+pub(crate) unsafe fn map_lookup_elem(env: &mut Env, map: u64, key: u64) -> u64 {
+    // SAFETY: the caller's promise; the slot is held.
+    unsafe { (*(map as *const MapRef)).lookup(env.slot, key as *const u8) as u64 }
+}
+
+/// # Safety
+/// As [`map_lookup_elem`]; `value` readable for the map's value size.
+pub(super) unsafe fn map_update_elem(env: &mut Env, map: u64, key: u64, value: u64, flags: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*(map as *const MapRef)).update(env.slot, key as *const u8, value as *const u8, flags) as u64 }
+}
+
+/// # Safety
+/// As [`map_lookup_elem`].
+pub(super) unsafe fn map_delete_elem(env: &mut Env, map: u64, key: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*(map as *const MapRef)).delete(env.slot, key as *const u8) as u64 }
+}
+
+/// # Safety
+/// As [`map_lookup_elem`].
+pub(super) unsafe fn map_lookup_percpu_elem(_: &mut Env, map: u64, key: u64, cpu: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { (*(map as *const MapRef)).lookup_percpu(key as *const u8, cpu as u32) as u64 }
+}

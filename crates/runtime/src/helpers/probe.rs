@@ -1,0 +1,45 @@
+//! Reads of memory that may not be there. "Kernel" memory is the traced process's too.
+
+use core::ptr;
+
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::PtRegs;
+
+use crate::env::Env;
+use crate::read;
+
+/// `probe_read`, `probe_read_user`, `probe_read_kernel`: all bytes or, with the destination zeroed, -EFAULT.
+///
+/// # Safety
+/// `dst` is writable for `size` bytes.
+pub(super) unsafe fn probe_read(env: &mut Env, dst: u64, size: u64, src: u64) -> u64 {
+    let (dst, size) = (dst as *mut u8, size as u32 as usize);
+    // Only in a probed process are the registers on the stack of the thread that runs this.
+    let top = if env.proc.is_null() { ptr::null() } else { env.regs.cast::<u8>().wrapping_add(size_of::<PtRegs>()) };
+    // SAFETY: the caller's promise; `top` is in the frame of the trampoline, or null.
+    unsafe {
+        if read::read_near(dst, src, size, top) {
+            return 0;
+        }
+        ptr::write_bytes(dst, 0, size);
+    }
+    Errno::EFAULT.neg() as u64
+}
+
+/// `probe_read_str` and its kin: the length with the terminator or, with the destination zeroed, -EFAULT.
+///
+/// # Safety
+/// As [`probe_read`].
+pub(super) unsafe fn probe_read_str(env: &mut Env, dst: u64, size: u64, src: u64) -> u64 {
+    let (dst, size) = (dst as *mut u8, size as u32 as usize);
+    // SAFETY: the caller's promise; the slot's scratch memory is this run's, and no program has its address.
+    unsafe {
+        match read::read_str(dst, src, size, &mut (&mut (*env.area).scratch)[..1024]) {
+            Some(len) => len as u64,
+            None => {
+                ptr::write_bytes(dst, 0, size);
+                Errno::EFAULT.neg() as u64
+            }
+        }
+    }
+}

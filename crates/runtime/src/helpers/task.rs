@@ -1,0 +1,120 @@
+//! Who runs, where and when.
+
+use crate::env::Env;
+use crate::sys::{self, clock};
+
+/// # Safety
+/// None; as all rows of the table.
+pub(super) unsafe fn ktime_get_ns(_: &mut Env) -> u64 {
+    sys::clock_ns(clock::MONOTONIC)
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn ktime_get_boot_ns(_: &mut Env) -> u64 {
+    sys::clock_ns(clock::BOOTTIME)
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn ktime_get_coarse_ns(_: &mut Env) -> u64 {
+    sys::clock_ns(clock::MONOTONIC_COARSE)
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn ktime_get_tai_ns(_: &mut Env) -> u64 {
+    sys::clock_ns(clock::TAI)
+}
+
+/// A number per call from a generator of the slot (splitmix64), which starts from the time-stamp counter.
+///
+/// # Safety
+/// The slot of `env` is held.
+pub(super) unsafe fn get_prandom_u32(env: &mut Env) -> u64 {
+    // SAFETY: the slot's memory is this run's; the time-stamp counter is readable wherever this runs.
+    let state = unsafe {
+        let random = &raw mut (*env.area).random;
+        if *random == 0 {
+            *random = core::arch::x86_64::_rdtsc() ^ (env.area as u64).rotate_left(24);
+        }
+        *random = (*random).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        *random
+    };
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) >> 32
+}
+
+/// The slot: the CPU as programs see it.
+///
+/// # Safety
+/// None.
+pub(super) unsafe fn get_smp_processor_id(env: &mut Env) -> u64 {
+    u64::from(env.slot)
+}
+
+/// All slots are on one node.
+///
+/// # Safety
+/// None.
+pub(super) unsafe fn get_numa_node_id(_: &mut Env) -> u64 {
+    0
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn get_current_pid_tgid(_: &mut Env) -> u64 {
+    u64::from(sys::getpid()) << 32 | u64::from(sys::gettid())
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn get_current_uid_gid(_: &mut Env) -> u64 {
+    let (uid, gid) = sys::getuid_gid();
+    u64::from(gid) << 32 | u64::from(uid)
+}
+
+/// The thread's name, cut to what fits, the rest of the buffer zero.
+///
+/// # Safety
+/// `buf` is writable for `size` bytes.
+pub(super) unsafe fn get_current_comm(_: &mut Env, buf: u64, size: u64) -> u64 {
+    let (buf, size) = (buf as *mut u8, size as u32 as usize);
+    let name = sys::comm();
+    let len = name.iter().position(|&b| b == 0).unwrap_or(name.len() - 1).min(size.saturating_sub(1));
+    // SAFETY: `len` < `size`, or both are 0.
+    unsafe {
+        core::ptr::write_bytes(buf, 0, size);
+        core::ptr::copy_nonoverlapping(name.as_ptr(), buf, len);
+    }
+    0
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn get_func_ip(env: &mut Env) -> u64 {
+    env.func_ip
+}
+
+/// # Safety
+/// None.
+pub(super) unsafe fn get_attach_cookie(env: &mut Env) -> u64 {
+    env.cookie
+}
+
+/// # Safety
+/// `s1` is readable for `size` bytes; `s2` is a zero-terminated constant.
+pub(super) unsafe fn strncmp(_: &mut Env, s1: u64, size: u64, s2: u64) -> u64 {
+    for i in 0..size as u32 as usize {
+        // SAFETY: neither string is read behind its terminator or `size`.
+        let (a, b) = unsafe { (*(s1 as *const u8).add(i), *(s2 as *const u8).add(i)) };
+        if a != b {
+            return if a < b { -1i64 as u64 } else { 1 };
+        }
+        if a == 0 {
+            break;
+        }
+    }
+    0
+}

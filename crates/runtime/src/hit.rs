@@ -1,0 +1,220 @@
+//! What the trampolines of probed functions call.
+//!
+//! # Invariants
+//!
+//! * Nothing here allocates, blocks or panics, and no lock is waited for. It may run in a signal handler, in the middle
+//!   of itself, in a forked child, and while the controller is being killed.
+//! * Every hit with the controller alive ends in exactly one counter of each link that is on: `hits`, `missed` or
+//!   `no_slot`.
+//! * What was begun in this process is finished in this process: a child forked from a signal handler returns through
+//!   here without touching what its parent holds.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use skep_ebpf::uapi::PtRegs;
+
+use crate::env::{Env, SlotArea};
+use crate::session::{Link, LinkCount, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_kind, link_state};
+use crate::thread::{self, Refusal};
+use crate::{interp, ret_entry, sys};
+
+/// A probed place is reached; see [`HitFn`](crate::session::HitFn).
+///
+/// # Safety
+/// `site` is a [`Site`] of this process, `regs` the registers there, on the stack of the calling thread.
+pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise; the site's process block describes the process it is mapped in.
+    unsafe {
+        let site = &*site;
+        let proc = &*(site.proc as *const Proc);
+        let control = proc.control();
+        if !control.enabled() || !proc.alive() {
+            return 0;
+        }
+        if any(proc, site, link_kind::ENTRY) && !deliver(proc, site, link_kind::ENTRY, regs, site.ip) {
+            if site.has_return.load(Relaxed) != 0 {
+                each(proc, site, link_kind::RETURN, |_, index| lost(proc, index, |c| &c.missed));
+            }
+            return 0;
+        }
+        if site.has_return.load(Relaxed) == 0 || !any(proc, site, link_kind::RETURN) {
+            return 0;
+        }
+        let sp = (*regs).rsp;
+        match ret_entry::take(proc, site, sp, *(sp as *const u64)) {
+            Some(index) => proc.stubs + u64::from(index) * STUB_SIZE,
+            None => {
+                each(proc, site, link_kind::RETURN, |_, index| lost(proc, index, |c| &c.missed));
+                0
+            }
+        }
+    }
+}
+
+/// A function with a return probe has returned; see [`ReturnFn`](crate::session::ReturnFn).
+///
+/// # Safety
+/// `proc` is the block of this process, `entry` an entry that [`hit`] handed out and whose function has returned, and
+/// `regs` are the registers then, on the stack of the calling thread; `rip` and `rsp` are written here.
+pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let proc = &*proc;
+        let Some(e) = proc.ret_entry(entry) else { return 0 };
+        let (ret, sp) = (e.ret.load(Acquire), e.sp.load(Relaxed));
+        let site = &*(e.site.load(Relaxed) as *const Site);
+        ret_entry::free(proc, entry);
+        (*regs).rip = ret;
+        (*regs).rsp = sp.wrapping_add(8);
+        if proc.control().enabled() && proc.alive() && any(proc, site, link_kind::RETURN) {
+            deliver(proc, site, link_kind::RETURN, regs, ret);
+        }
+        ret
+    }
+}
+
+/// Calls `f` for each link of the site that is on and of this kind.
+///
+/// # Safety
+/// In the process of `proc`.
+#[inline(always)]
+unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32)) {
+    // SAFETY: the caller's promise.
+    let control = unsafe { proc.control() };
+    let n = (site.nlinks.load(Acquire) as usize).min(SITE_LINKS);
+    for index in site.links.iter().take(n) {
+        let index = index.load(Relaxed);
+        if let Some(link) = control.link(index)
+            && link.state.load(Acquire) == link_state::ON
+            && link.kind == kind
+        {
+            f(link, index);
+        }
+    }
+}
+
+/// True if a link of this kind is on.
+///
+/// # Safety
+/// As [`each`].
+#[inline(always)]
+unsafe fn any(proc: &Proc, site: &Site, kind: u32) -> bool {
+    let mut any = false;
+    // SAFETY: the caller's promise.
+    unsafe { each(proc, site, kind, |_, _| any = true) };
+    any
+}
+
+/// Counts a hit that ran nothing.
+///
+/// # Safety
+/// As [`each`].
+#[cold]
+unsafe fn lost(proc: &Proc, link: u32, counter: fn(&LinkCount) -> &AtomicU64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let control = proc.control();
+        if let Some(row) = proc.shared().count(control, link, control.nslots) {
+            counter(row).fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Runs the site's programs of this kind. False if the thread runs a program already.
+///
+/// # Safety
+/// As [`hit`]; in the process of `proc`, with the controller alive.
+#[inline(always)]
+unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut env = Env::new(proc.control(), proc.shared(), proc.map_refs(), 0, core::ptr::null_mut());
+        let held = match thread::take(proc, regs as u64, &raw mut env) {
+            Ok(held) => held,
+            Err(refusal) => {
+                let counter: fn(&LinkCount) -> &AtomicU64 = match refusal {
+                    Refusal::Missed => |c| &c.missed,
+                    Refusal::NoSlot => |c| &c.no_slot,
+                };
+                each(proc, site, kind, |_, index| lost(proc, index, counter));
+                return !matches!(refusal, Refusal::Missed);
+            }
+        };
+        env.proc = proc;
+        env.slot = held.slot;
+        env.area = proc.area(held.slot);
+        env.ctx = regs.cast();
+        env.regs = regs;
+        env.func_ip = site.ip;
+        each(proc, site, kind, |link, index| run(&mut env, link, index, ip));
+        held.release();
+        true
+    }
+}
+
+/// Adds one to a counter in a row that the calling thread owns.
+#[inline(always)]
+fn bump(counter: &AtomicU64) {
+    counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+/// Runs one link's program.
+///
+/// # Safety
+/// `env` is complete but for the link.
+#[inline(always)]
+unsafe fn run(env: &mut Env, link: &Link, index: u32, ip: u64) {
+    // SAFETY: arenas and process block are mapped, and the slot is held.
+    unsafe {
+        let (control, shared, proc) = (&*env.control, &*env.shared, &*env.proc);
+        let Some(image) = control.prog(link.prog.load(Acquire)).and_then(|cell| control.image(cell)) else { return };
+        let Some(row) = shared.count(control, index, env.slot) else { return };
+        env.link = index;
+        env.cookie = link.cookie;
+        bump(&row.hits);
+        let retval = interp::run(env, image, control.budget);
+        if !proc.alive() {
+            return;
+        }
+        if env.over_budget {
+            bump(&row.over_budget);
+            SlotArea::discard_reserved(env.area);
+        }
+        if retval != 0 {
+            let func = if link.kind == link_kind::RETURN { env.func_ip } else { 0 };
+            let stored = sample(env, ip, func, retval);
+            bump(if stored { &row.samples } else { &row.lost });
+        }
+    }
+}
+
+/// Stores a sample. False if there was no room.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+unsafe fn sample(env: &Env, ip: u64, func: u64, retval: u64) -> bool {
+    let record = SampleRecord {
+        link: env.link,
+        slot: env.slot,
+        time_ns: sys::clock_ns(sys::clock::MONOTONIC),
+        pid: sys::getpid(),
+        tid: sys::gettid(),
+        ip,
+        func,
+        retval,
+    };
+    // SAFETY: arenas are mapped, and the slot is held.
+    unsafe {
+        let map = env.map((*env.control).samples_map);
+        if map.is_null() {
+            return false;
+        }
+        let size = size_of::<SampleRecord>() as u64;
+        let (err, _) = (*map).ringbuf_output(env.slot, (&raw const record).cast(), size, 0);
+        env.doorbell();
+        err == 0
+    }
+}

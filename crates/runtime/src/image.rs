@@ -1,0 +1,49 @@
+//! A program as it is run: position independent, in the control arena or in private memory.
+//!
+//! ```text
+//! 0            Image
+//! CODE_OFFSET  [Code; ncode]
+//! ```
+
+use crate::op::Code;
+
+/// First word of an [`Image`].
+pub const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"skim");
+
+/// Where the code of an image begins.
+pub const CODE_OFFSET: usize = size_of::<Image>();
+
+/// Alignment of images in the control arena.
+pub const IMAGE_ALIGN: usize = 64;
+
+/// Head of an image. Only `skep-jit` makes them, from verified programs; what runs them trusts them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Image {
+    /// [`IMAGE_MAGIC`].
+    pub magic: u32,
+    /// Bytes of the image, this head included.
+    pub size: u32,
+    /// Slots of code, one per instruction slot of the bytecode.
+    pub ncode: u32,
+    /// Program type (`enum bpf_prog_type`).
+    pub prog_type: u32,
+    /// Bytes of stack that the deepest chain of its frames takes, tail calls not counted.
+    pub stack: u32,
+    /// Frames of its longest call chain, at least 1.
+    pub frames: u32,
+    /// Name, cut to 15 bytes, zero-terminated.
+    pub name: [u8; 16],
+    /// Zero.
+    pub reserved: [u32; 6],
+}
+
+const _: () = assert!(size_of::<Image>() == 64);
+
+impl Image {
+    /// The first instruction.
+    #[inline]
+    pub(crate) fn code(this: *const Image) -> *const Code {
+        this.wrapping_add(1).cast()
+    }
+}

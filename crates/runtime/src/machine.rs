@@ -1,0 +1,78 @@
+//! Runs of programs in the own process, outside of probes.
+
+use core::ptr::null;
+
+use skep_maps::MapRef;
+
+use crate::env::{Env, SlotArea};
+use crate::image::Image;
+use crate::interp;
+use crate::session::{Control, SharedHead};
+
+/// What a run gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// r0.
+    pub retval: u64,
+    /// True if the run was ended by `Control::budget`.
+    pub over_budget: bool,
+}
+
+/// A session's memory as the own process sees it, and the private memory of one slot.
+///
+/// The slot is the machine's: no thread may take it from the slot table meanwhile.
+pub struct Machine {
+    control: *const Control,
+    shared: *const SharedHead,
+    maps: *const MapRef,
+    slot: u32,
+    area: Box<SlotArea>,
+}
+
+impl Machine {
+    /// A machine that runs on `slot`.
+    ///
+    /// # Safety
+    /// `control` and `shared` are the session's arenas, and `maps` its table of `control.nmaps` handles; all are mapped
+    /// and valid for as long as the machine lives. Nobody else runs programs on `slot`.
+    pub unsafe fn new(
+        control: *const Control,
+        shared: *const SharedHead,
+        maps: *const MapRef,
+        slot: u32,
+    ) -> Machine {
+        // SAFETY: all zeros is a valid area.
+        let area = unsafe { Box::<SlotArea>::new_zeroed().assume_init() };
+        Machine { control, shared, maps, slot, area }
+    }
+
+    /// Runs program `prog` of the session on a context; `None` if it has no image.
+    ///
+    /// # Safety
+    /// `ctx` is a context of the program's type, as the verifier laid it out (see [`packet`](crate::packet)).
+    pub unsafe fn run(&mut self, prog: u32, ctx: *mut u8) -> Option<Run> {
+        // SAFETY: the arenas are valid by the promise of `new`.
+        let control = unsafe { &*self.control };
+        let image = control.image(control.prog(prog)?)?;
+        // SAFETY: images in the control arena are those of the session's maps.
+        Some(unsafe { self.run_image(image, ctx) })
+    }
+
+    /// Runs an image on a context.
+    ///
+    /// # Safety
+    /// As [`Machine::run`], and `image` was made for the maps of this session.
+    pub unsafe fn run_image(&mut self, image: *const Image, ctx: *mut u8) -> Run {
+        let mut env = Env::new(self.control, self.shared, self.maps, self.slot, &raw mut *self.area);
+        env.ctx = ctx;
+        env.regs = null();
+        // SAFETY: the promises of `new` and of the caller.
+        unsafe {
+            let retval = interp::run(&mut env, image, (*self.control).budget);
+            if env.over_budget {
+                SlotArea::discard_reserved(&raw mut *self.area);
+            }
+            Run { retval, over_budget: env.over_budget }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Linux system calls by number: a probed process may have no libc, or one that must not be entered.
+//!
+//! Results follow the kernel's convention: negative is an errno. `errno` of the process is never touched.
+
+use core::arch::asm;
+
+const GETPID: usize = 39;
+const GETUID: usize = 102;
+const GETGID: usize = 104;
+const SIGALTSTACK: usize = 131;
+const PRCTL: usize = 157;
+const GETTID: usize = 186;
+const FUTEX: usize = 202;
+const CLOCK_GETTIME: usize = 228;
+const PROCESS_VM_READV: usize = 310;
+
+const PR_GET_NAME: usize = 16;
+const FUTEX_WAKE: usize = 1;
+
+/// Clocks of [`clock_ns`].
+pub(crate) mod clock {
+    pub(crate) const MONOTONIC: u32 = 1;
+    pub(crate) const MONOTONIC_COARSE: u32 = 6;
+    pub(crate) const BOOTTIME: u32 = 7;
+    pub(crate) const TAI: u32 = 11;
+}
+
+/// A system call.
+///
+/// # Safety
+/// The arguments must be sound for the call.
+#[inline]
+unsafe fn call6(nr: usize, a: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: the kernel preserves all registers but these, and the caller answers for the call's effects.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") nr as isize => ret,
+            in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret
+}
+
+/// # Safety
+/// As [`call6`].
+#[inline]
+unsafe fn call(nr: usize, a: usize, b: usize, c: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { call6(nr, [a, b, c, 0, 0, 0]) }
+}
+
+/// Process id, as the process itself sees it; right in a forked child too.
+pub(crate) fn getpid() -> u32 {
+    // SAFETY: no arguments, no effects.
+    unsafe { call(GETPID, 0, 0, 0) as u32 }
+}
+
+/// Thread id.
+pub(crate) fn gettid() -> u32 {
+    // SAFETY: as above.
+    unsafe { call(GETTID, 0, 0, 0) as u32 }
+}
+
+/// Real user and group id.
+pub(crate) fn getuid_gid() -> (u32, u32) {
+    // SAFETY: as above.
+    unsafe { (call(GETUID, 0, 0, 0) as u32, call(GETGID, 0, 0, 0) as u32) }
+}
+
+/// A clock in nanoseconds; 0 if the kernel does not have it.
+pub(crate) fn clock_ns(id: u32) -> u64 {
+    let mut ts = [0u64; 2];
+    // SAFETY: `ts` has the size of a timespec.
+    let ret = unsafe { call(CLOCK_GETTIME, id as usize, ts.as_mut_ptr() as usize, 0) };
+    if ret < 0 { 0 } else { ts[0].wrapping_mul(1_000_000_000).wrapping_add(ts[1]) }
+}
+
+/// The name of the calling thread, zero-terminated.
+pub(crate) fn comm() -> [u8; 16] {
+    let mut name = [0u8; 16];
+    // SAFETY: the call writes 16 bytes.
+    unsafe { call(PRCTL, PR_GET_NAME, name.as_mut_ptr() as usize, 0) };
+    name
+}
+
+/// Reads memory of this process; returns the bytes read, or a negative errno if the first was not readable.
+///
+/// # Safety
+/// `dst` must be writable for `len` bytes.
+pub(crate) unsafe fn read_memory(dst: *mut u8, src: u64, len: usize) -> isize {
+    let local = [dst as usize, len];
+    let remote = [src as usize, len];
+    let (l, r) = (local.as_ptr() as usize, remote.as_ptr() as usize);
+    // SAFETY: the kernel writes to `dst` alone, at most `len` bytes; what it cannot read it reports.
+    unsafe { call6(PROCESS_VM_READV, [getpid() as usize, l, 1, r, 1, 0]) }
+}
+
+/// The alternate signal stack of the calling thread: its range, empty when there is none.
+pub(crate) fn alternate_stack() -> (u64, u64) {
+    const SS_DISABLE: u32 = 2;
+    #[repr(C)]
+    struct Stack {
+        sp: u64,
+        flags: u32,
+        size: u64,
+    }
+    let mut old = Stack { sp: 0, flags: SS_DISABLE, size: 0 };
+    // SAFETY: only asks; `old` has the layout of a stack_t.
+    let ret = unsafe { call(SIGALTSTACK, 0, &raw mut old as usize, 0) };
+    if ret < 0 || old.flags & SS_DISABLE != 0 { (0, 0) } else { (old.sp, old.sp.saturating_add(old.size)) }
+}
+
+/// Wakes one process that waits on a futex in shared memory.
+pub(crate) fn futex_wake(word: *const u32) {
+    // SAFETY: a wake does not access memory through the address.
+    unsafe { call(FUTEX, word as usize, FUTEX_WAKE, 1) };
+}
