@@ -49,6 +49,22 @@ pub struct Btf {
     tags: Vec<(u32, u32)>,
 }
 
+impl Default for Btf {
+    /// A blob without types but `void`.
+    fn default() -> Btf {
+        Btf {
+            base: None,
+            first_id: 0,
+            first_str: 0,
+            types: alloc::vec![Type { name_off: 0, kind: Kind::Void }],
+            strings: "\0".into(),
+            buckets: Vec::new(),
+            chain: Vec::new(),
+            tags: Vec::new(),
+        }
+    }
+}
+
 /// A type: its name's offset in the strings and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Type {
@@ -399,5 +415,33 @@ impl Btf {
     /// All types with their ids, `void` first.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Type)> {
         (0..self.len()).filter_map(|id| Some((id, self.ty(id)?)))
+    }
+
+    /// Changes the linkage of a function or variable of this blob; false if there is none with this id.
+    pub fn set_linkage(&mut self, id: u32, linkage: Linkage) -> bool {
+        match self.own_kind(id) {
+            Some(Kind::Func { linkage: l, .. } | Kind::Var { linkage: l, .. }) => {
+                *l = linkage;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives a data section of this blob its size and its variables' offsets (in their order), which compilers leave
+    /// to the linker. Variables end up sorted by offset. False if there is no data section with this id.
+    pub fn lay_out(&mut self, id: u32, size: u32, offsets: &[u32]) -> bool {
+        let Some(Kind::Datasec { size: s, vars }) = self.own_kind(id) else { return false };
+        *s = size;
+        for (var, &off) in vars.iter_mut().zip(offsets) {
+            var.1 = off;
+        }
+        vars.sort_by_key(|v| v.1);
+        true
+    }
+
+    fn own_kind(&mut self, id: u32) -> Option<&mut Kind> {
+        let i = id.checked_sub(self.first_id)?;
+        self.types.get_mut(i as usize).map(|t| &mut t.kind)
     }
 }
