@@ -37,11 +37,9 @@ pub(crate) fn lookup_cpu(v: View<'_>, index: u32, cpu: u32) -> *mut u8 {
     v.at(u64::from(index) * v.h.stride + u64::from(cpu) * u64::from(v.h.cpu_stride))
 }
 
-/// The checks of an update, in the kernel's order. `lock_known` is false for per-CPU arrays, where the kernel does not
-/// know `BPF_F_LOCK`; a value without a spin lock is refused either way.
-fn check(v: View<'_>, index: u32, flags: u64, lock_known: bool) -> i64 {
-    let rest = if lock_known { flags & !LOCK } else { flags };
-    if rest > EXIST {
+/// The checks of an update, in the kernel's order. `BPF_F_LOCK` needs a spin lock in the value; there is none.
+fn check(v: View<'_>, index: u32, flags: u64) -> i64 {
+    if flags & !LOCK > EXIST {
         return Errno::EINVAL.neg();
     }
     if index >= v.h.max_entries {
@@ -59,7 +57,7 @@ fn check(v: View<'_>, index: u32, flags: u64, lock_known: bool) -> i64 {
 /// # Safety
 /// `value` is readable for `value_size` bytes and the region is writable.
 pub(crate) unsafe fn update(v: View<'_>, index: u32, value: *const u8, flags: u64) -> i64 {
-    let err = check(v, index, flags, true);
+    let err = check(v, index, flags);
     if err == 0 {
         // SAFETY: the index is below `max_entries`, so the value lies in the region.
         unsafe { mem::copy(lookup(v, index), value, v.h.value_size as usize) };
@@ -70,7 +68,7 @@ pub(crate) unsafe fn update(v: View<'_>, index: u32, value: *const u8, flags: u6
 /// # Safety
 /// As [`update`]; `slot` is the caller's.
 pub(crate) unsafe fn update_cpu(v: View<'_>, index: u32, slot: u32, value: *const u8, flags: u64) -> i64 {
-    let err = check(v, index, flags, false);
+    let err = check(v, index, flags);
     if err != 0 {
         return err;
     }

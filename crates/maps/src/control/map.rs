@@ -290,11 +290,16 @@ impl Map {
         if flags & LOCK != 0 {
             return Err(Errno::EINVAL);
         }
-        if !matches!(self.def.map_type, MapType::Hash | MapType::PercpuHash) {
-            return Err(Errno::ENOTSUPP);
-        }
-        Self::check_len(key, self.def.key_size as usize)?;
         let v = self.view();
+        match self.def.map_type {
+            MapType::Hash | MapType::PercpuHash => Self::check_len(key, self.def.key_size as usize)?,
+            MapType::StackTrace => {
+                let value = self.get(key)?;
+                self.control(|| stack::delete(v, CONTROL_SLOT, Self::index(key)))?;
+                return Ok(value);
+            }
+            _ => return Err(Errno::ENOTSUPP),
+        }
         let mut out = vec![0u8; self.value_size()];
         let at = out.as_mut_ptr();
         // SAFETY: the key has the map's key size, and `out` the size of its values.
@@ -368,12 +373,7 @@ impl Map {
     /// `BPF_MAP_FREEZE`: no more changes through `bpf(2)`. If programs cannot write the map either
     /// (`BPF_F_RDONLY_PROG`), there will be no new writable mapping of it.
     pub fn freeze(&self) -> Result<(), Errno> {
-        if self.def.flags & f::RDONLY != 0 {
-            return Err(Errno::EPERM);
-        }
-        if self.is_frozen() {
-            return Err(Errno::EBUSY);
-        }
+        self.may_write()?;
         if !self.target_writable() {
             self.arena.seal_future_writes().map_err(|_| Errno::EBUSY)?;
         }

@@ -66,7 +66,7 @@ impl PerfConsumer {
             unsafe { ring.read(self.tail, first.as_mut_ptr(), 8) };
             let first = u64::from_ne_bytes(first);
             let (kind, length) = (first as u32, first >> 48);
-            let mut corrupt = available > size || length < 8 || length % 8 != 0 || length > available;
+            let mut corrupt = available > size || length < 8 || !length.is_multiple_of(8) || length > available;
             if !corrupt {
                 self.buf.resize(length as usize - 8, 0);
                 // SAFETY: the length does not exceed what is available, nor that the ring.

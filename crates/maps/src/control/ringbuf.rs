@@ -44,7 +44,7 @@ impl RingConsumer {
             }
             let length = u64::from(header & !(BUSY | DISCARD));
             let step = span(length);
-            if available > size || available % 8 != 0 || step > available {
+            if available > size || !available.is_multiple_of(8) || step > available {
                 let error = RingError { position: self.position, length, available };
                 self.position = producer & !7;
                 resync(ring, self.position);

@@ -129,7 +129,7 @@ fn ringbuf(def: &MapDef) -> Check {
     need(def.flags & !RINGBUF == 0, "flags that ring buffers do not have")?;
     need(def.key_size == 0 && def.value_size == 0, "a ring buffer has no keys and no values")?;
     need(
-        def.max_entries.is_power_of_two() && def.max_entries % 4096 == 0,
+        def.max_entries.is_power_of_two() && def.max_entries.is_multiple_of(4096),
         "max_entries of a ring buffer is its size: a power of two, and whole pages",
     )
 }
@@ -138,9 +138,9 @@ fn stack(def: &MapDef) -> Check {
     need(def.flags & !STACK == 0, "flags that stack trace maps do not have")?;
     need(def.max_entries != 0, "max_entries must not be 0")?;
     need(def.key_size == 4, "keys of stack trace maps have 4 bytes")?;
-    need(def.value_size >= 8 && def.value_size % 8 == 0, "a stack trace is a multiple of 8 bytes")?;
+    need(def.value_size >= 8 && def.value_size.is_multiple_of(8), "a stack trace is a multiple of 8 bytes")?;
     let frame = if def.flags & f::STACK_BUILD_ID != 0 { 32 } else { 8 };
-    need(def.value_size % frame == 0, "a frame with build id has 32 bytes")?;
+    need(def.value_size.is_multiple_of(frame), "a frame with build id has 32 bytes")?;
     need(def.value_size / frame <= MAX_STACK, "a stack trace has at most 127 frames")?;
     if def.max_entries > 1 << 31 {
         return Err((Errno::E2BIG, "too many entries"));
