@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! slots_off     free list and slot records (pool.rs)
-//! buckets_off   per bucket: lock u32, first element u32
+//! buckets_off   per bucket: lock, first element, version (u32 each)
 //! elems_off     elements: Node (16 bytes), key, value at `value_off` (one per slot for per-CPU maps)
 //! ```
 //!
-//! Readers take no lock. New elements go to the head of their chain, and a replaced one is unlinked after its successor
-//! is in, so a reader sees the old value or the new one. An element may be freed and linked elsewhere while a reader
-//! stands on it; each chain therefore ends in a terminator that names its bucket, and a reader who arrives at another
-//! one starts again.
+//! Readers take no lock. Insertion, replacement and deletion are one store to a link each, so a reader sees the element
+//! before or after. But an element that left its chain may be used again while a reader stands on it, and lead him
+//! past others or into another chain. What takes an element out of a chain therefore increments the bucket's version
+//! first, and a reader who has not found his key believes it only if the version is still the same.
 //!
 //! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
 //! address of a deleted value reads or writes whatever stands there now.
@@ -21,11 +21,10 @@ use skep_ebpf::uapi::update::{ANY, EXIST, NOEXIST};
 
 use crate::header::View;
 use crate::mem;
+#[cfg(feature = "control")]
+use crate::pool::END;
 use crate::pool::{Elem, Empty, LINKED};
 use crate::sync::{AtomicU32, Guard, Ordering, owner_of};
-
-/// Bit of a link that makes it a terminator: the rest is the bucket's number.
-pub(crate) const TERMINATOR: u32 = 1 << 31;
 
 /// Elements one walk may visit. No honest chain is as long.
 const MAX_WALK: u32 = 1 << 16;
@@ -34,6 +33,16 @@ const MAX_WALK: u32 = 1 << 16;
 pub(crate) struct Bucket {
     pub(crate) lock: AtomicU32,
     pub(crate) head: AtomicU32,
+    version: AtomicU32,
+    _unused: u32,
+}
+
+impl Bucket {
+    /// Lets `from`, a link of this chain, skip or replace the element that it leads to.
+    fn take_out(&self, from: &AtomicU32, link: u32) {
+        self.version.store(self.version.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        from.store(link, Ordering::Release);
+    }
 }
 
 /// Bytes of a [`Bucket`].
@@ -58,13 +67,13 @@ pub(crate) enum Values {
 }
 
 impl<'a> View<'a> {
-    /// The bucket of a hash, and its terminator.
+    /// The bucket of a hash.
     #[inline]
-    pub(crate) fn bucket(self, hash: u32) -> (&'a Bucket, u32) {
+    pub(crate) fn bucket(self, hash: u32) -> &'a Bucket {
         let n = hash & self.h.mask;
         let p = self.at(self.h.buckets_off + u64::from(n) * size_of::<Bucket>() as u64);
         // SAFETY: the mask keeps the number below the number of buckets, which are aligned atomics.
-        (unsafe { &*p.cast::<Bucket>() }, TERMINATOR | n)
+        unsafe { &*p.cast::<Bucket>() }
     }
 
     /// # Safety
@@ -85,7 +94,7 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn max_walk(self) -> u32 {
-        self.h.elems.min(MAX_WALK).wrapping_add(64)
+        self.h.elems.min(MAX_WALK).wrapping_add(1024)
     }
 }
 
@@ -97,9 +106,10 @@ impl<'a> View<'a> {
 pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
     // SAFETY: the caller's promise, here and below.
     let key = unsafe { v.key(key) };
-    let (bucket, end) = v.bucket(key.hash);
+    let bucket = v.bucket(key.hash);
     let mut steps = v.max_walk();
     loop {
+        let version = bucket.version.load(Ordering::Acquire);
         let mut link = bucket.head.load(Ordering::Acquire);
         while let Some(e) = v.elem(link) {
             // SAFETY: as above.
@@ -109,7 +119,7 @@ pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
             link = e.node.link.load(Ordering::Acquire);
             steps = steps.checked_sub(1)?;
         }
-        if link == end {
+        if bucket.version.load(Ordering::Acquire) == version {
             return None;
         }
         steps = steps.checked_sub(1)?;
@@ -169,16 +179,15 @@ fn check(present: bool, flags: u64) -> i64 {
     }
 }
 
-/// Writes key and hash into a new element and links it in at the head of its chain.
+/// Writes hash and key into a new element, and what follows it in its chain.
 ///
 /// # Safety
-/// `key` is readable; the bucket is the key's, and locked; its value is written.
-unsafe fn publish(v: View<'_>, bucket: &Bucket, e: Elem<'_>, key: Key) {
+/// `key` is readable; the element is the caller's.
+unsafe fn prepare(v: View<'_>, e: Elem<'_>, key: Key, link: u32) {
     e.node.hash.store(key.hash, Ordering::Relaxed);
     // SAFETY: `key_size` bytes stand behind the node in each element.
     unsafe { mem::copy(e.key(), key.ptr, v.h.key_size as usize) };
-    e.node.link.store(bucket.head.load(Ordering::Relaxed), Ordering::Release);
-    bucket.head.store(e.idx, Ordering::Release);
+    e.node.link.store(link, Ordering::Release);
 }
 
 /// # Safety
@@ -190,7 +199,7 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     }
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
-    let (bucket, _) = v.bucket(key.hash);
+    let bucket = v.bucket(key.hash);
     let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let old = unsafe { find_locked(v, bucket, key) };
@@ -209,19 +218,19 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
             Err(Empty::Busy) => return Errno::EBUSY.neg(),
         },
     };
-    if let Some((old, _)) = old {
-        old.node.owner.store(owner_of(slot), Ordering::Release);
-    }
-    // SAFETY: `value_size` bytes at `value_off` are the element's value; the bucket is locked and the key's.
+    let next = old.map_or(&bucket.head, |(old, _)| &old.node.link).load(Ordering::Relaxed);
+    // SAFETY: `value_size` bytes at `value_off` are the element's value; the element is this slot's.
     unsafe {
         mem::copy(new.at(u64::from(v.h.value_off)), value, v.h.value_size as usize);
-        publish(v, bucket, new, key);
+        prepare(v, new, key, next);
     }
-    if let Some((old, from)) = old {
-        // The head was the link to `old`: now the new element's is.
-        let from = if core::ptr::eq(from, &bucket.head) { &new.node.link } else { from };
-        from.store(old.node.link.load(Ordering::Relaxed), Ordering::Release);
-        v.set_spare(slot, old);
+    match old {
+        Some((old, from)) => {
+            old.node.owner.store(owner_of(slot), Ordering::Release);
+            bucket.take_out(from, new.idx);
+            v.set_spare(slot, old);
+        }
+        None => bucket.head.store(new.idx, Ordering::Release),
     }
     new.node.owner.store(LINKED, Ordering::Release);
     0
@@ -238,7 +247,7 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
     }
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
-    let (bucket, _) = v.bucket(key.hash);
+    let bucket = v.bucket(key.hash);
     let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let old = unsafe { find_locked(v, bucket, key) };
@@ -256,14 +265,15 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
         Err(Empty::Full) => return Errno::E2BIG.neg(),
         Err(Empty::Busy) => return Errno::EBUSY.neg(),
     };
-    // SAFETY: the values of all slots stand at `value_off`; the bucket is locked and the key's.
+    // SAFETY: the values of all slots stand at `value_off`; the element is this slot's.
     unsafe {
         if matches!(values, Values::One(_)) {
             mem::zero(e.at(u64::from(v.h.value_off)), (v.h.nslots as usize) * (v.h.cpu_stride as usize));
         }
         write_values(v, e, slot, values);
-        publish(v, bucket, e, key);
+        prepare(v, e, key, bucket.head.load(Ordering::Relaxed));
     }
+    bucket.head.store(e.idx, Ordering::Release);
     e.node.owner.store(LINKED, Ordering::Release);
     0
 }
@@ -289,7 +299,7 @@ unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
 pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8, out: Option<*mut u8>) -> i64 {
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
-    let (bucket, _) = v.bucket(key.hash);
+    let bucket = v.bucket(key.hash);
     let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let Some((e, from)) = (unsafe { find_locked(v, bucket, key) }) else { return Errno::ENOENT.neg() };
@@ -298,7 +308,7 @@ pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8, out: Option<
         unsafe { mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v)) };
     }
     e.node.owner.store(owner_of(slot), Ordering::Release);
-    from.store(e.node.link.load(Ordering::Relaxed), Ordering::Release);
+    bucket.take_out(from, e.node.link.load(Ordering::Relaxed));
     v.push(slot, e);
     0
 }
@@ -324,15 +334,14 @@ pub(crate) unsafe fn next<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
         }
         start = (e.node.hash.load(Ordering::Relaxed) & v.h.mask).checked_add(1)?;
     }
-    (start..=v.h.mask).find_map(|n| v.elem(v.bucket(n).0.head.load(Ordering::Acquire)))
+    (start..=v.h.mask).find_map(|n| v.elem(v.bucket(n).head.load(Ordering::Acquire)))
 }
 
 /// Makes all chains empty. For a fresh map.
 #[cfg(feature = "control")]
 pub(crate) fn init(v: View<'_>) {
     for n in 0..=v.h.mask {
-        let (bucket, end) = v.bucket(n);
-        bucket.head.store(end, Ordering::Relaxed);
+        v.bucket(n).head.store(END, Ordering::Relaxed);
     }
 }
 
@@ -341,7 +350,7 @@ pub(crate) fn init(v: View<'_>) {
 pub(crate) fn for_each<'a>(v: View<'a>, mut f: impl FnMut(Elem<'a>) -> bool) {
     let mut steps = 2 * u64::from(v.h.elems) + 64;
     for n in 0..=v.h.mask {
-        let mut link = v.bucket(n).0.head.load(Ordering::Acquire);
+        let mut link = v.bucket(n).head.load(Ordering::Acquire);
         while let Some(e) = v.elem(link) {
             if steps == 0 || !f(e) {
                 return;

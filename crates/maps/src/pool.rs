@@ -19,7 +19,7 @@ use crate::sync::{AtomicU32, AtomicU64, FREE, Ordering, SPINS, owner_of};
 /// Owner word of an element that a bucket reaches.
 pub(crate) const LINKED: u32 = 1 << 31;
 
-/// End of the free list. Element indices are below 2³¹.
+/// End of a chain and of the free list, as is everything that is no element's index.
 #[cfg(feature = "control")]
 pub(crate) const END: u32 = u32::MAX;
 
@@ -29,8 +29,8 @@ pub(crate) const RECORD: u64 = 64;
 /// What stands before an element's key.
 #[repr(C)]
 pub(crate) struct Node {
-    /// Hash: next element of the chain, or its terminator. Stack trace: number of frames. Keeps its value when the
-    /// element is freed, so that a reader who stands on it finds the way on.
+    /// Hash: next element of the chain. Stack trace: number of frames. Keeps its value when the element is freed, so
+    /// that a reader who stands on it does not get lost in the free list.
     pub(crate) link: AtomicU32,
     /// Next element of the free list.
     pub(crate) free: AtomicU32,
@@ -47,8 +47,10 @@ pub(crate) const NODE: u64 = size_of::<Node>() as u64;
 /// What is kept per slot.
 #[repr(C)]
 pub(crate) struct Record {
-    /// Index + 1 of the element that is between free list and owner word.
+    /// Index + 1 of the element that this slot takes out of or puts into the free list, or out of a bucket.
     pub(crate) journal: AtomicU32,
+    /// Index + 1 of the element that this slot puts into a bucket without a lock.
+    pub(crate) linking: AtomicU32,
     /// Index + 1 of the element that this slot's next replacement uses.
     pub(crate) spare: AtomicU32,
 }

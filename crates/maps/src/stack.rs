@@ -90,7 +90,13 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
 /// Puts an element into a bucket, or nothing, and frees what stood there. True if something did.
 fn exchange(v: View<'_>, slot: u32, bucket: &AtomicU32, new: Option<Elem<'_>>) -> bool {
     let word = new.map_or(0, |e| e.idx.wrapping_add(1));
-    let journal = &v.record(slot).journal;
+    let (journal, linking) = (&v.record(slot).journal, &v.record(slot).linking);
+    // Once the bucket is swapped the new element is anybody's, so its owner word is written before; the record names it
+    // in case this slot dies without swapping.
+    if let Some(new) = new {
+        linking.store(word, Ordering::Release);
+        new.node.owner.store(LINKED, Ordering::Release);
+    }
     let mut cur = bucket.load(Ordering::Acquire);
     let mut tries = SPINS;
     while tries > 0 {
@@ -103,9 +109,7 @@ fn exchange(v: View<'_>, slot: u32, bucket: &AtomicU32, new: Option<Elem<'_>>) -
                     old.node.owner.store(owner_of(slot), Ordering::Release);
                 }
                 journal.store(0, Ordering::Release);
-                if let Some(new) = new {
-                    new.node.owner.store(LINKED, Ordering::Release);
-                }
+                linking.store(0, Ordering::Release);
                 if let Some(old) = old {
                     v.push(slot, old);
                 }
@@ -119,6 +123,7 @@ fn exchange(v: View<'_>, slot: u32, bucket: &AtomicU32, new: Option<Elem<'_>>) -
     if let Some(new) = new {
         v.push(slot, new);
     }
+    linking.store(0, Ordering::Release);
     false
 }
 

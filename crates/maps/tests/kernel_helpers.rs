@@ -49,11 +49,13 @@ fn word(p: *const u8) -> i32 {
     unsafe { p.cast::<u64>().as_ref() }.map_or(-1, |v| *v as i32)
 }
 
+/// All entries, by way of get-next-key and lookup.
 fn entries(
-    next: &dyn Fn(Option<&[u8]>) -> Option<Vec<u8>>,
-    get: &dyn Fn(&[u8]) -> Vec<u8>,
+    next: impl Fn(Option<&[u8]>) -> Option<Vec<u8>>,
+    get: impl Fn(&[u8]) -> Vec<u8>,
 ) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    std::iter::successors(next(None), |k| next(Some(k))).take(100).map(|k| (k.clone(), get(&k))).collect()
+    let keys = std::iter::successors(next(None), |k| next(Some(k))).take(100);
+    keys.map(|k| (k.clone(), get(&k))).collect()
 }
 
 #[test]
@@ -102,8 +104,8 @@ fn update_delete_lookup() {
                     prop_assert_eq!(k, o, "{} {:?}: kernel left, skep right", t, op);
                 }
                 let size = ours.value_size();
-                let k = entries(&|k| kernel.next_key(k).ok(), &|k| kernel.lookup(k, 0, size).unwrap());
-                let o = entries(&|k| ours.next_key(k).ok(), &|k| ours.lookup(k, 0).unwrap());
+                let k = entries(|k| kernel.next_key(k).ok(), |k| kernel.lookup(k, 0, size).unwrap());
+                let o = entries(|k| ours.next_key(k).ok(), |k| ours.lookup(k, 0).unwrap());
                 prop_assert_eq!(k, o);
                 Ok(())
             })

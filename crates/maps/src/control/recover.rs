@@ -6,8 +6,8 @@ use super::Map;
 use crate::header::{CONTROL_SLOT, View};
 use crate::pool::{Elem, LINKED};
 use crate::ringbuf::{BUSY, DISCARD, Ring, span};
+use crate::stack;
 use crate::sync::{AtomicU32, FREE, Guard, Ordering, owner_of};
-use crate::{mem, stack};
 
 /// What [`Map::recover`] found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ struct Chains;
 
 impl Buckets for Chains {
     fn settle(&self, v: View<'_>, e: Elem<'_>, dead: u32, f: impl FnOnce(bool)) {
-        let (bucket, _) = v.bucket(e.node.hash.load(Ordering::Acquire));
+        let bucket = v.bucket(e.node.hash.load(Ordering::Acquire));
         // The dead slot's own lock serves as ours.
         let _guard = if bucket.lock.load(Ordering::Acquire) == dead {
             None
@@ -63,38 +63,23 @@ impl Buckets for Chains {
                 guard => guard,
             }
         };
-        let reached = link_to(v, &bucket.head, e);
-        if let Some((from, true)) = reached {
-            // Its replacement is in, it only had to be unlinked.
-            from.store(e.node.link.load(Ordering::Acquire), Ordering::Release);
-            f(false);
-        } else {
-            f(reached.is_some());
+        let (mut link, mut steps) = (bucket.head.load(Ordering::Acquire), v.max_walk());
+        while let Some(at) = v.elem(link)
+            && at.idx != e.idx
+            && steps > 0
+        {
+            (link, steps) = (at.node.link.load(Ordering::Acquire), steps - 1);
         }
+        f(link == e.idx);
     }
 
     fn unlock(&self, v: View<'_>, dead: u32) -> u32 {
-        (0..=v.h.mask).map(|n| release(&v.bucket(n).0.lock, dead)).sum()
+        (0..=v.h.mask).map(|n| release(&v.bucket(n).lock, dead)).sum()
     }
 
     fn spares(&self, v: View<'_>) -> bool {
         v.h.cpu_stride == 0
     }
-}
-
-/// The link of a chain that leads to an element, and whether an element before it has the same key.
-fn link_to<'a>(v: View<'a>, head: &'a AtomicU32, e: Elem<'_>) -> Option<(&'a AtomicU32, bool)> {
-    let (mut from, mut replaced, mut steps) = (head, false, v.max_walk());
-    while let Some(at) = v.elem(from.load(Ordering::Acquire)) {
-        if at.idx == e.idx {
-            return Some((from, replaced));
-        }
-        // SAFETY: `key_size` bytes stand behind each element's node.
-        replaced |= unsafe { mem::equal(at.key(), e.key(), v.h.key_size as usize) };
-        from = &at.node.link;
-        steps = steps.checked_sub(1)?;
-    }
-    None
 }
 
 /// Words of a stack trace map.
@@ -120,12 +105,14 @@ impl Buckets for Words {
 fn pool(v: View<'_>, slot: u32, buckets: impl Buckets, done: &mut Recovered) {
     let dead = owner_of(slot);
     let record = v.record(slot);
-    if let Some(e) = v.elem(record.journal.load(Ordering::Acquire).wrapping_sub(1))
-        && in_limbo(v, slot, e, &buckets, dead)
-    {
-        e.node.owner.store(dead, Ordering::Release);
+    for word in [&record.journal, &record.linking] {
+        if let Some(e) = v.elem(word.load(Ordering::Acquire).wrapping_sub(1))
+            && in_limbo(v, slot, e, &buckets, dead)
+        {
+            e.node.owner.store(dead, Ordering::Release);
+        }
+        word.store(0, Ordering::Release);
     }
-    record.journal.store(0, Ordering::Release);
 
     let mut loose = Vec::new();
     for e in (0..v.h.elems).filter_map(|i| v.elem(i)) {
@@ -161,8 +148,8 @@ fn pool(v: View<'_>, slot: u32, buckets: impl Buckets, done: &mut Recovered) {
 fn in_limbo(v: View<'_>, slot: u32, e: Elem<'_>, buckets: &impl Buckets, dead: u32) -> bool {
     // Whoever else names it in its journal may be the one who has it, and will say so in a moment.
     for _ in 0..1000 {
-        let others = (0..=v.h.nslots).filter(|&r| r != slot);
-        if !others.map(|r| v.record(r)).any(|r| r.journal.load(Ordering::Acquire) == e.idx + 1) {
+        let mut others = (0..=v.h.nslots).filter(|&r| r != slot).map(|r| v.record(r));
+        if !others.any(|r| [&r.journal, &r.linking].iter().any(|w| w.load(Ordering::Acquire) == e.idx + 1)) {
             break;
         }
         std::thread::yield_now();
