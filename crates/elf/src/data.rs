@@ -1,4 +1,4 @@
-//! Maps made of whole sections (`.rodata*`, `.data*`, `.bss*`), the layout of their BTF, and struct_ops maps.
+//! Maps made of whole sections (`.rodata*`, `.data*`, `.bss*`), and the layout of their BTF.
 
 use skep_ebpf::btf::{Btf, Kind, Linkage};
 use skep_ebpf::program::MapDef;
@@ -91,48 +91,18 @@ pub(crate) fn describe(def: &mut MapDef, section: &str, btf: Option<&Btf>) {
     }
 }
 
-/// The name of a section's map: the object's name, then the section's, cut to what the kernel takes; the section's
-/// alone if it has a second dot.
+/// The name that loaders know a section's map by: the object's name, then the section's, cut to what the kernel takes.
+/// A section with a second dot gives its own name alone; if it is one of data or constants, in full.
 pub(crate) fn internal_name(object: &str, section: &str) -> String {
     let room = OBJ_NAME_LEN - 1;
-    // At least seven bytes are kept for the section, even where it is shorter: loaders look maps up by this name.
-    let suffix = section.len().max(7).min(room);
-    let prefix = if section.get(1..).is_some_and(|s| s.contains('.')) { 0 } else { room - suffix };
-    let prefix = object.bytes().take(prefix);
-    let clean = |b: u8| if b.is_ascii_alphanumeric() || b == b'_' || b == b'.' { char::from(b) } else { '_' };
-    prefix.chain(section.bytes().take(suffix)).map(clean).collect()
-}
-
-/// Maps that a `.struct_ops` section defines: one per variable, its value as the object has it.
-pub(crate) fn struct_ops_maps(container: &Container<'_>, btf: &Btf) -> Result<Vec<Placed>, ElfError> {
-    let mut maps = Vec::new();
-    for (section, sec) in container.sections.iter().enumerate() {
-        if data_kind(sec.name) != Some(DataKind::StructOps) || sec.data.is_empty() {
-            continue;
-        }
-        let Some(id) = btf.find(sec.name, |k| matches!(k, Kind::Datasec { .. })) else { continue };
-        let Some(Kind::Datasec { vars, .. }) = btf.kind(id) else { continue };
-        for &(var, offset, _) in vars {
-            let fault = |problem: &str| ElfError::Map { map: btf.name(var).to_owned(), problem: problem.to_owned() };
-            let ty = match btf.kind(var) {
-                Some(&Kind::Var { ty, .. }) => btf.resolve(ty),
-                _ => None,
-            };
-            let Some((ty, Kind::Struct(c))) = ty.and_then(|ty| Some((ty, btf.kind(ty)?))) else {
-                return Err(fault("is not a struct"));
-            };
-            let data = sec.data.get(offset as usize..).and_then(|d| d.get(..c.size as usize));
-            let data = data.ok_or_else(|| fault("lies outside of its section"))?;
-            let mut def = MapDef::new(btf.name(var), MapType::StructOps, 4, c.size, 1);
-            def.initial = Some(data.to_vec());
-            def.value_type_id = ty;
-            if sec.name.ends_with(".link") {
-                def.flags = map_flags::LINK;
-            }
-            maps.push(Placed { def, section, offset: offset.into() });
-        }
+    let custom = section.get(1..).is_some_and(|s| s.contains('.'));
+    if custom && !section.starts_with(".bss") {
+        return section.to_owned();
     }
-    Ok(maps)
+    // At least seven bytes are kept for the section, even where it is shorter.
+    let suffix = if custom { room } else { section.len().clamp(7, room) };
+    let clean = |b: u8| if b.is_ascii_alphanumeric() || b == b'_' || b == b'.' { char::from(b) } else { '_' };
+    object.bytes().take(room - suffix).chain(section.bytes().take(suffix)).map(clean).collect()
 }
 
 #[cfg(test)]
@@ -144,7 +114,8 @@ mod tests {
         assert_eq!(internal_name("my_object_name", ".rodata"), "my_objec.rodata");
         assert_eq!(internal_name("my_object_name", ".bss"), "my_objec.bss");
         assert_eq!(internal_name("my_object_name", ".kconfig"), "my_obje.kconfig");
-        assert_eq!(internal_name("x", ".rodata.abracadabra"), ".rodata.abracad");
+        assert_eq!(internal_name("x", ".rodata.abracadabra"), ".rodata.abracadabra");
+        assert_eq!(internal_name("x", ".bss.abracadabra"), ".bss.abracadabr");
         assert_eq!(internal_name("a-b", ".data"), "a_b.data");
     }
 }

@@ -22,6 +22,7 @@ mod maps;
 mod object;
 mod options;
 mod sections;
+mod struct_ops;
 
 pub use error::ElfError;
 pub use kconfig::{Kconfig, kernel_version};

@@ -159,8 +159,10 @@ impl Definition<'_> {
                 other => return Err(self.fault(format!("unknown member `{other}`"))),
             }
         }
-        if def.map_type == MapType::Unspec {
-            return Err(self.fault("has no `type`"));
+        match def.map_type {
+            MapType::Unspec => return Err(self.fault("has no `type`")),
+            MapType::Ringbuf | MapType::UserRingbuf => def.max_entries = ring_size(def.max_entries),
+            _ => {}
         }
         Ok(Parsed { def, values_at })
     }
@@ -190,6 +192,15 @@ impl Definition<'_> {
             }
             _ => Err(bad()),
         }
+    }
+}
+
+/// The size that a ring can have: a power of two of pages, at least what is asked for. Zero stays, for the kernel to refuse.
+fn ring_size(asked: u32) -> u32 {
+    const PAGE: u32 = 4096;
+    match asked {
+        0 => 0,
+        n => n.max(PAGE).checked_next_power_of_two().unwrap_or(n),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::link::Linker;
 use crate::maps::Placed;
 use crate::options::LoadOptions;
 use crate::sections::{BtfPrefix, DataKind, SectionDef, data_kind, section_def};
-use crate::{ElfError, data, legacy, maps};
+use crate::{ElfError, data, legacy, maps, struct_ops};
 
 /// Bytes of a licence string that count.
 const LICENSE_LEN: usize = 127;
@@ -31,6 +31,7 @@ pub struct Object {
     pub(crate) externs: Vec<Extern>,
     /// Names of the sections, by number.
     pub(crate) sections: Vec<String>,
+    operations: Vec<struct_ops::Operation>,
     /// Index of the map of configuration values.
     pub(crate) kconfig: Option<usize>,
 }
@@ -79,6 +80,10 @@ impl Object {
         let is_program = |name: &str| programs.iter().any(|p| p.name == name);
         let placed = all_maps(&short, &container, btf.as_ref(), &is_program)?;
         functions::collect_refs(&container, &mut functions, &placed, &externs)?;
+        let operations = match &btf {
+            Some(btf) => struct_ops::operations(&container, btf, &placed, &functions),
+            None => Vec::new(),
+        };
         let mut maps: Vec<MapDef> = placed.into_iter().map(|p| p.def).collect();
         let kconfig = externs::kconfig_map(&short, kconfig_size, btf.as_ref());
         let kconfig = kconfig.map(|def| {
@@ -94,6 +99,7 @@ impl Object {
             programs,
             functions,
             externs,
+            operations,
             sections: container.sections.iter().map(|s| s.name.to_owned()).collect(),
             kconfig,
         })
@@ -151,6 +157,10 @@ impl Object {
                 return Err(ElfError::Unsupported { program: name.to_owned(), what });
             }
         };
+        let (attach_type, attach_btf_id) = match prog_type {
+            ProgType::StructOps => self.member_of(info, options),
+            _ => (attach_type, attach_btf_id(info, options)),
+        };
         let linked = Linker::new(self, info, options).link(info.function)?;
         Ok(Program {
             name: info.name.clone(),
@@ -166,8 +176,17 @@ impl Object {
             btf: self.btf.clone(),
             func_info: linked.func_info,
             line_info: linked.line_info,
-            attach_btf_id: attach_btf_id(info, options),
+            attach_btf_id,
         })
+    }
+
+    /// The struct and member that a struct_ops program is for. The interface has the member's number where other types
+    /// have their attach type, so that is how it is carried.
+    fn member_of(&self, info: &ProgramInfo, options: &LoadOptions) -> (Option<AttachType>, u32) {
+        let operation = self.operations.iter().find(|o| o.function == info.function);
+        let member = options.btf.as_ref().zip(operation).and_then(|(btf, o)| struct_ops::kernel_member(btf, o));
+        let (id, index) = member.unwrap_or((0, 0));
+        (AttachType::from_u32(index).filter(|_| index != 0), id)
     }
 }
 
@@ -215,7 +234,7 @@ fn all_maps(
     }
     placed.extend(data::data_maps(object, container, btf)?);
     if let Some(btf) = btf {
-        placed.extend(data::struct_ops_maps(container, btf)?);
+        placed.extend(struct_ops::maps(container, btf)?);
     }
     Ok(placed)
 }

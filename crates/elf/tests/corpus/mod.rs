@@ -1,0 +1,57 @@
+//! The corpus of kernel selftest objects, where there is one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The unpacked corpus; its directory is removed with it.
+pub struct Corpus {
+    #[allow(dead_code)]
+    source: PathBuf,
+    dir: PathBuf,
+}
+
+impl Drop for Corpus {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Corpus {
+    /// Unpacks the corpus from `SKEP_CORPUS` or its place next to the repository; says so and gives `None` if it is absent.
+    pub fn open(test: &str) -> Option<Corpus> {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus");
+        let source = std::env::var_os("SKEP_CORPUS").map_or(beside, PathBuf::from);
+        let archive = source.join("objects.tar.xz");
+        if !archive.exists() {
+            eprintln!("skipped: no corpus at {}", source.display());
+            return None;
+        }
+        let dir = std::env::temp_dir().join(format!("skep-elf-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("temporary directory");
+        let corpus = Corpus { source, dir };
+        let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&corpus.dir).status();
+        assert!(status.expect("tar").success(), "tar cannot unpack {}", archive.display());
+        Some(corpus)
+    }
+
+    /// A file of the corpus itself.
+    #[allow(dead_code)] // not every test needs more than the objects
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.source.join(name)
+    }
+
+    /// Paths of all objects, sorted.
+    #[allow(dead_code)]
+    pub fn objects(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir.join("objects")).expect("objects");
+        let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("entry").path()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Path of one object by its name without extension.
+    #[allow(dead_code)]
+    pub fn object(&self, name: &str) -> PathBuf {
+        self.dir.join("objects").join(format!("{name}.o"))
+    }
+}
