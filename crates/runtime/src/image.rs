@@ -13,12 +13,12 @@ pub const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"skim");
 /// Where the code of an image begins.
 pub const CODE_OFFSET: usize = size_of::<Image>();
 
-/// Alignment of images in the control arena.
+/// Alignment of images in the control arena: that of a cache line.
 pub const IMAGE_ALIGN: usize = 64;
 
 /// Head of an image. Only `skep-jit` makes them, from verified programs; what runs them trusts them.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
+#[repr(C)]
 pub struct Image {
     /// [`IMAGE_MAGIC`].
     pub magic: u32,

@@ -32,7 +32,20 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         }
         env.prog_type = (*image).prog_type;
         env.over_budget = false;
-        execute(env, image, if budget == 0 { u64::MAX } else { budget })
+        execute::<false>(env, image, if budget == 0 { u64::MAX } else { budget }).0
+    }
+}
+
+/// The number of instructions that a run of the image executes.
+///
+/// # Safety
+/// As [`run`].
+#[cfg(feature = "control")]
+pub(crate) unsafe fn count(env: &mut Env, image: *const Image) -> u64 {
+    // SAFETY: as in `run`.
+    unsafe {
+        env.prog_type = (*image).prog_type;
+        if fits(image, STACK_BYTES, SAVED_FRAMES + 1) { execute::<true>(env, image, u64::MAX).1 } else { 0 }
     }
 }
 
@@ -71,12 +84,13 @@ unsafe fn tail_call_target(
     }
 }
 
-/// The dispatch loop.
+/// The dispatch loop. Returns r0 and, with `COUNT`, the number of instructions.
 ///
 /// # Safety
 /// As [`run`], and the image has been checked to fit.
 #[inline(never)]
-unsafe fn execute(env: &mut Env, image: *const Image, mut budget: u64) -> u64 {
+unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut budget: u64) -> (u64, u64) {
+    let mut executed = 0u64;
     let mut pc: *const Code = Image::code(image);
     let mut tail_calls = 0u32;
     let mut regs = [0u64; 11];
@@ -231,7 +245,7 @@ unsafe fn execute(env: &mut Env, image: *const Image, mut budget: u64) -> u64 {
         macro_rules! leave {
             () => {{
                 if frame == frames_base {
-                    return *r;
+                    return (*r, executed);
                 }
                 frame = frame.sub(1);
                 ptr::copy_nonoverlapping((*frame).saved.as_ptr(), r.add(6), 5);
@@ -256,8 +270,11 @@ unsafe fn execute(env: &mut Env, image: *const Image, mut budget: u64) -> u64 {
         }
 
         loop {
+            if COUNT {
+                executed += 1 + u64::from((*pc).op as u8 >= Op::MovAdd64 as u8);
+            }
             match (*pc).op {
-                Op::Trap => return 0,
+                Op::Trap => return (0, executed),
 
                 Op::Add64X => set!(d!().wrapping_add(s!())),
                 Op::Add64K => set!(d!().wrapping_add(k!())),
@@ -516,7 +533,7 @@ unsafe fn execute(env: &mut Env, image: *const Image, mut budget: u64) -> u64 {
         }
     }
     env.over_budget = true;
-    0
+    (0, executed)
 }
 
 #[inline(always)]

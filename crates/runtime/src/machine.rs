@@ -1,7 +1,5 @@
 //! Runs of programs in the own process, outside of probes.
 
-use core::ptr::null;
-
 use skep_maps::MapRef;
 
 use crate::env::{Env, SlotArea};
@@ -58,14 +56,28 @@ impl Machine {
         Some(unsafe { self.run_image(image, ctx) })
     }
 
+    fn env(&mut self, ctx: *mut u8) -> Env {
+        let mut env = Env::new(self.control, self.shared, self.maps, self.slot, &raw mut *self.area);
+        env.ctx = ctx;
+        env
+    }
+
+    /// Runs an image on a context and returns the number of instructions that it executed.
+    ///
+    /// # Safety
+    /// As [`Machine::run_image`].
+    pub unsafe fn count_image(&mut self, image: *const Image, ctx: *mut u8) -> u64 {
+        let mut env = self.env(ctx);
+        // SAFETY: the promises of `new` and of the caller.
+        unsafe { interp::count(&mut env, image) }
+    }
+
     /// Runs an image on a context.
     ///
     /// # Safety
     /// As [`Machine::run`], and `image` was made for the maps of this session.
     pub unsafe fn run_image(&mut self, image: *const Image, ctx: *mut u8) -> Run {
-        let mut env = Env::new(self.control, self.shared, self.maps, self.slot, &raw mut *self.area);
-        env.ctx = ctx;
-        env.regs = null();
+        let mut env = self.env(ctx);
         // SAFETY: the promises of `new` and of the caller.
         unsafe {
             let retval = interp::run(&mut env, image, (*self.control).budget);
