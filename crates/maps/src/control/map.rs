@@ -43,7 +43,7 @@ impl Map {
     /// [`Map::create`] with options.
     pub fn create_with(def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
         let Layout { mut header, data_size } = layout_with(def, nslots, options)?;
-        if def.flags & f::ZERO_SEED == 0 {
+        if matches!(def.map_type, MapType::Hash | MapType::PercpuHash) && def.flags & f::ZERO_SEED == 0 {
             header.seed = RandomState::new().build_hasher().finish() as u32;
         }
         let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
