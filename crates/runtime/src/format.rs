@@ -262,7 +262,17 @@ fn address(out: &mut Text<'_>, spec: &Spec, plain: bool, v4: bool, at: u64) {
     }
     let mut buf = [0u8; 40];
     let mut text = Text { buf: &mut buf, len: 0 };
-    let digits = Spec { zero: true, width: if !v4 { 2 } else if plain { 0 } else { 3 }, ..Spec::default() };
+    let digits = Spec {
+        zero: true,
+        width: if !v4 {
+            2
+        } else if plain {
+            0
+        } else {
+            3
+        },
+        ..Spec::default()
+    };
     for (i, &byte) in bytes.iter().take(len).enumerate() {
         if i > 0 && v4 {
             text.push(b'.');

@@ -33,12 +33,7 @@ impl Machine {
     /// # Safety
     /// `control` and `shared` are the session's arenas, and `maps` its table of `control.nmaps` handles; all are mapped
     /// and valid for as long as the machine lives. Nobody else runs programs on `slot`.
-    pub unsafe fn new(
-        control: *const Control,
-        shared: *const SharedHead,
-        maps: *const MapRef,
-        slot: u32,
-    ) -> Machine {
+    pub unsafe fn new(control: *const Control, shared: *const SharedHead, maps: *const MapRef, slot: u32) -> Machine {
         // SAFETY: all zeros is a valid area.
         let area = unsafe { Box::<SlotArea>::new_zeroed().assume_init() };
         Machine { control, shared, maps, slot, area }

@@ -41,8 +41,7 @@ impl Control {
 
     /// A map's header by its index.
     pub fn map_header(&self, index: u32) -> Option<*const MapHeader> {
-        (index < self.nmaps)
-            .then(|| self.at::<MapHeader>(u64::from(self.map_headers)).wrapping_add(index as usize))
+        (index < self.nmaps).then(|| self.at::<MapHeader>(u64::from(self.map_headers)).wrapping_add(index as usize))
     }
 
     /// The image that a cell names now, if any.

@@ -113,7 +113,9 @@ pub(super) unsafe fn perf_event_output(env: &mut Env, ctx: u64, map: u64, flags:
     let ip = if env.regs.is_null() { 0 } else { unsafe { (*env.regs).rip } };
     let sample = Sample { ip, pid: sys::getpid(), tid: sys::gettid(), time: sys::clock_ns(clock::MONOTONIC) };
     // SAFETY: the caller's promise.
-    unsafe { emit(env, map, flags & F_INDEX_MASK, &sample, [Part { ptr: data as *const u8, len: size as usize }, tail]) }
+    unsafe {
+        emit(env, map, flags & F_INDEX_MASK, &sample, [Part { ptr: data as *const u8, len: size as usize }, tail])
+    }
 }
 
 /// # Safety
