@@ -9,11 +9,15 @@
 #[cfg(feature = "alloc")]
 extern crate alloc;
 
+pub mod disasm;
 pub mod errno;
 pub mod helper;
 pub mod insn;
+pub mod op;
 pub mod uapi;
 
+#[cfg(feature = "alloc")]
+pub mod asm;
 #[cfg(feature = "alloc")]
 pub mod btf;
 #[cfg(feature = "alloc")]

@@ -76,7 +76,7 @@ pub(crate) fn discover(container: &Container<'_>) -> Result<Vec<Function>, ElfEr
         }
         let section = || sec.name.to_owned();
         let size = sec.data.len() as u64;
-        if size % 8 != 0 {
+        if !size.is_multiple_of(8) {
             return Err(ElfError::SectionSize { section: section(), size, unit: "instructions" });
         }
         let code: Vec<Insn> = sec.data.as_chunks::<8>().0.iter().map(|b| Insn::from_bytes(*b)).collect();

@@ -32,7 +32,7 @@ pub(crate) fn legacy_maps(container: &Container<'_>, section: usize) -> Result<V
     }
     // Nothing else says how long the struct of this object's time was.
     let size = sec.data.len() / named.len();
-    if size < 20 || size % 4 != 0 || size.checked_mul(named.len()) != Some(sec.data.len()) {
+    if size < 20 || !size.is_multiple_of(4) || size.checked_mul(named.len()) != Some(sec.data.len()) {
         let section = sec.name.to_owned();
         return Err(ElfError::SectionSize { section, size: sec.size, unit: "map definitions" });
     }

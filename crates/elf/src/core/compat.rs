@@ -7,7 +7,7 @@ use skep_ebpf::btf::{Btf, Composite, Kind, MAX_DEPTH, essential_name, int_encodi
 
 use super::{Budget, CoreError, same_kind};
 
-fn resolve<'a>(btf: &'a Btf, id: u32) -> Result<(u32, &'a Kind), CoreError> {
+fn resolve(btf: &Btf, id: u32) -> Result<(u32, &Kind), CoreError> {
     let id = btf.resolve(id).ok_or(CoreError::TooDeep)?;
     Ok((id, btf.kind(id).ok_or(CoreError::TooDeep)?))
 }
