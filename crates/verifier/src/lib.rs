@@ -1,1 +1,284 @@
-//! Under construction.
+//! Proves eBPF programs safe, with the verdict of the Linux verifier.
+//!
+//! [`verify`] follows every path of a [`Program`], tracking what each register and stack slot can hold, and gives either
+//! a [`Verified`] program (which nothing else can make) or a [`Rejection`] that says what is wrong. What the checker does
+//! not understand is [`Outcome::Unsupported`], never accepted.
+
+mod arith;
+mod branch;
+mod callbacks;
+mod cfg;
+mod check_alu;
+mod check_call;
+mod check_insn;
+mod check_jmp;
+mod check_mem;
+mod compare;
+mod ctx;
+mod env;
+mod fail;
+mod globals;
+mod helper_args;
+mod liveness;
+mod map_facts;
+mod map_helpers;
+mod precision;
+mod profile;
+mod prune;
+mod reason;
+mod reg;
+mod rewrite;
+mod scalar;
+mod stack;
+mod stack_depth;
+mod state;
+mod tnum;
+
+use std::time::Duration;
+
+use skep_ebpf::Errno;
+use skep_ebpf::insn::Insn;
+use skep_ebpf::program::{LineInfo, Program};
+use skep_ebpf::uapi::{ProgType, prog_flags};
+
+pub use profile::KernelProfile;
+pub use reason::Reason;
+pub use scalar::Scalar;
+pub use tnum::Tnum;
+
+use env::Env;
+use fail::{Check, Failure, invalid, unsupported};
+
+/// How to verify.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The kernel whose verdict is asked for.
+    pub profile: KernelProfile,
+    /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
+    pub save_often: bool,
+}
+
+/// What the work was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Instructions on all paths.
+    pub insns_processed: u64,
+    /// States saved.
+    pub states: u32,
+    /// Most states kept at once.
+    pub peak_states: u32,
+    /// Most branches open at once.
+    pub peak_pending: u32,
+    /// Time taken.
+    pub duration: Duration,
+}
+
+/// A function of a verified program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subprog {
+    /// Its first instruction.
+    pub start: u32,
+    /// The instruction behind its last.
+    pub end: u32,
+    /// Bytes of stack that it uses, at most 512.
+    pub stack_depth: u32,
+    /// It is global: checked on its own, and replaceable.
+    pub global: bool,
+    /// Some path enters it.
+    pub reachable: bool,
+}
+
+/// A program that is safe to run.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    program: Program,
+    insns: Vec<Insn>,
+    subprogs: Vec<Subprog>,
+    stats: Stats,
+    helpers: Vec<u32>,
+    maps: Vec<u32>,
+    ctx_reads: Vec<(u32, u32)>,
+}
+
+impl Verified {
+    /// The program as it was loaded.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The instructions to run: context loads converted, unreachable code replaced by traps; same indices.
+    pub fn insns(&self) -> &[Insn] {
+        &self.insns
+    }
+
+    /// The functions, in order of their instructions; the first is the main one.
+    pub fn subprogs(&self) -> &[Subprog] {
+        &self.subprogs
+    }
+
+    /// What the work was.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Numbers of the helpers that are called, sorted.
+    pub fn helpers(&self) -> &[u32] {
+        &self.helpers
+    }
+
+    /// Indices of the maps that are used, sorted.
+    pub fn maps(&self) -> &[u32] {
+        &self.maps
+    }
+
+    /// Parts of the context that are read: first byte and the one behind the last, sorted.
+    pub fn ctx_reads(&self) -> &[(u32, u32)] {
+        &self.ctx_reads
+    }
+}
+
+/// Why a program was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel would refuse it.
+    Rejected,
+    /// Skep cannot judge it yet.
+    Unsupported,
+}
+
+/// A program that was not accepted.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}{message}", at(insn))]
+pub struct Rejection {
+    /// Refused, or not judged.
+    pub outcome: Outcome,
+    /// What `BPF_PROG_LOAD` fails with.
+    pub errno: Errno,
+    /// The instruction, in the program as loaded; `None` where no single one is to blame.
+    pub insn: Option<u32>,
+    /// The rule, as a stable identifier.
+    pub reason: &'static str,
+    /// What happened, in words.
+    pub message: String,
+    /// Instructions processed until then.
+    pub insns_processed: u64,
+    /// The source line of the instruction.
+    pub line: Option<LineInfo>,
+}
+
+fn at(insn: &Option<u32>) -> String {
+    insn.map_or(String::new(), |n| format!("instruction {n}: "))
+}
+
+/// Verifies a program.
+pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejection>> {
+    let mut progress = (Stats::default(), 0usize);
+    match check(&program, options, &mut progress) {
+        Ok(parts) => Ok(Verified {
+            insns: parts.insns,
+            subprogs: parts.subprogs,
+            stats: progress.0,
+            helpers: parts.helpers,
+            maps: parts.maps,
+            ctx_reads: parts.ctx_reads,
+            program,
+        }),
+        Err(f) => {
+            let insn = if f.whole_program { None } else { Some(f.insn.unwrap_or(progress.1) as u32) };
+            Err(Box::new(Rejection {
+                outcome: if f.unsupported { Outcome::Unsupported } else { Outcome::Rejected },
+                errno: f.errno,
+                insn,
+                reason: f.reason.id(),
+                message: f.message,
+                insns_processed: progress.0.insns_processed,
+                line: insn.and_then(|n| program.line_of(n as usize)).cloned(),
+            }))
+        }
+    }
+}
+
+struct Parts {
+    insns: Vec<Insn>,
+    subprogs: Vec<Subprog>,
+    helpers: Vec<u32>,
+    maps: Vec<u32>,
+    ctx_reads: Vec<(u32, u32)>,
+}
+
+fn check(program: &Program, options: &Options, progress: &mut (Stats, usize)) -> Check<Parts> {
+    check_program(program, options).map_err(|f| f.whole())?;
+    let mut options = options.clone();
+    options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
+    let maps = map_facts::collect(program);
+    let cfg = cfg::Cfg::build(&program.insns)?;
+    map_facts::check_references(program, &maps)?;
+    let mut env = Env::new(program, &options, cfg, maps);
+    let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());
+    *progress = (env.stats, env.insn);
+    result?;
+
+    let reachable = |start: usize| env.facts.get(start).is_some_and(|f| f.seen);
+    let subprogs = env
+        .cfg
+        .functions
+        .iter()
+        .zip(&env.functions)
+        .map(|(f, facts)| Subprog {
+            start: f.start as u32,
+            end: f.end as u32,
+            stack_depth: facts.stack_depth,
+            global: facts.global.is_some(),
+            reachable: reachable(f.start),
+        })
+        .collect();
+    let mut helpers = std::mem::take(&mut env.helpers);
+    helpers.sort_unstable();
+    let mut ctx_reads = std::mem::take(&mut env.ctx_reads);
+    ctx_reads.sort_unstable();
+    Ok(Parts {
+        insns: rewrite::rewrite(&program.insns, &env.facts),
+        subprogs,
+        helpers,
+        maps: used_maps(program, &env.facts),
+        ctx_reads,
+    })
+}
+
+/// What can be said before looking at the instructions.
+fn check_program(program: &Program, options: &Options) -> Check {
+    let n = program.insns.len();
+    if n == 0 || n > options.profile.max_insns {
+        return Err(Failure::new(
+            Errno::E2BIG,
+            Reason::ProgramSize,
+            format!("the program has {n} instructions; 1 to {} are possible", options.profile.max_insns),
+        ));
+    }
+    match program.prog_type {
+        ProgType::Unspec => invalid!(ProgramType, "the program has no type"),
+        ProgType::Kprobe
+        | ProgType::Tracepoint
+        | ProgType::PerfEvent
+        | ProgType::RawTracepoint
+        | ProgType::SocketFilter
+        | ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::Xdp => Ok(()),
+        other => unsupported!(UnsupportedProgramType, "programs of type {other} are not judged yet"),
+    }
+}
+
+/// The maps that reachable instructions name.
+fn used_maps(program: &Program, facts: &[env::Fact]) -> Vec<u32> {
+    use skep_ebpf::insn::pseudo;
+    let named = program
+        .insns
+        .iter()
+        .zip(facts)
+        .filter(|(i, f)| f.seen && i.is_ld_imm64() && matches!(i.src(), pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE));
+    let mut maps: Vec<u32> = named.map(|(i, _)| i.imm as u32).collect();
+    maps.sort_unstable();
+    maps.dedup();
+    maps
+}

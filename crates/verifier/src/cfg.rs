@@ -1,0 +1,319 @@
+//! The shape of a program: functions, edges, reachability, and the points where paths meet.
+
+use skep_ebpf::helper::{self, Helper};
+use skep_ebpf::insn::{self, Insn, class, jmp, mode, pseudo};
+
+use crate::fail::{Check, Failure, denied, invalid};
+use crate::reason::Reason;
+
+/// A function of the program as its instructions show it.
+#[derive(Clone, Debug)]
+pub(crate) struct Function {
+    pub start: usize,
+    pub end: usize,
+    /// It, or a function that it calls, moves packet data.
+    pub moves_packet: bool,
+    /// It tail-calls.
+    pub tail_calls: bool,
+    /// It loads packet data by `LD_ABS` or `LD_IND`.
+    pub loads_packet: bool,
+    /// It is named by a function pointer.
+    pub is_callback: bool,
+    /// Functions that it calls or has called back.
+    pub calls: Vec<usize>,
+}
+
+/// What is special about an instruction's place.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Point {
+    /// Worth comparing with earlier states.
+    pub prune: bool,
+    /// Reached by a jump, so the path must record where it came from.
+    pub jump: bool,
+    /// A state is saved here each time.
+    pub force: bool,
+    /// A helper call that calls back a function while it runs.
+    pub calls_back: bool,
+    /// Second slot of a 64-bit immediate.
+    pub second_half: bool,
+}
+
+/// The control flow graph.
+#[derive(Debug)]
+pub(crate) struct Cfg {
+    pub functions: Vec<Function>,
+    pub points: Vec<Point>,
+}
+
+/// Where an instruction may go on inside its function.
+#[derive(Clone, Copy)]
+pub(crate) struct Successors {
+    pub next: Option<usize>,
+    pub target: Option<usize>,
+}
+
+impl Successors {
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        self.next.into_iter().chain(self.target)
+    }
+}
+
+/// Target of a jump instruction, as a signed index.
+pub(crate) fn jump_target(at: usize, i: Insn) -> i64 {
+    let distance = if i.code == insn::JA32 { i64::from(i.imm) } else { i64::from(i.off) };
+    at as i64 + 1 + distance
+}
+
+/// True for jumps: conditional, unconditional, `may_goto`.
+pub(crate) fn is_jump(i: Insn) -> bool {
+    matches!(i.class(), class::JMP | class::JMP32) && !matches!(i.op(), jmp::CALL | jmp::EXIT)
+}
+
+/// True for unconditional jumps.
+pub(crate) fn is_goto(i: Insn) -> bool {
+    matches!(i.class(), class::JMP | class::JMP32) && i.op() == jmp::JA
+}
+
+/// Successors of a valid instruction inside its function.
+pub(crate) fn successors(insns: &[Insn], at: usize) -> Successors {
+    let i = insns[at];
+    let target = || usize::try_from(jump_target(at, i)).ok().filter(|t| *t < insns.len());
+    if i.is_exit() {
+        Successors { next: None, target: None }
+    } else if is_goto(i) {
+        Successors { next: None, target: target() }
+    } else if is_jump(i) {
+        Successors { next: Some(at + 1).filter(|n| *n < insns.len()), target: target() }
+    } else {
+        let width = if i.is_ld_imm64() { 2 } else { 1 };
+        Successors { next: Some(at + width).filter(|n| *n < insns.len()), target: None }
+    }
+}
+
+/// The function that a call or a function pointer names.
+pub(crate) fn callee(at: usize, i: Insn) -> i64 {
+    at as i64 + 1 + i64::from(i.imm)
+}
+
+impl Cfg {
+    /// Builds the graph and makes the checks that need no data flow.
+    pub fn build(insns: &[Insn]) -> Check<Cfg> {
+        let mut cfg = Cfg { functions: Vec::new(), points: vec![Point::default(); insns.len()] };
+        cfg.find_functions(insns)?;
+        cfg.check_jumps(insns)?;
+        cfg.walk(insns)?;
+        cfg.spread_packet_moves();
+        Ok(cfg)
+    }
+
+    /// The function that starts at this instruction.
+    pub fn function_at(&self, start: usize) -> Option<usize> {
+        self.functions.binary_search_by_key(&start, |f| f.start).ok()
+    }
+
+    /// The function that an instruction belongs to.
+    pub fn function_of(&self, at: usize) -> usize {
+        self.functions.partition_point(|f| f.start <= at).saturating_sub(1)
+    }
+
+    fn find_functions(&mut self, insns: &[Insn]) -> Check {
+        let mut starts = vec![0];
+        let mut callbacks = Vec::new();
+        let mut at = 0;
+        while let Some(&i) = insns.get(at) {
+            let wide = i.is_ld_imm64();
+            let pointer = wide && i.src() == pseudo::FUNC;
+            if i.is_subprog_call() || pointer {
+                let target = usize::try_from(callee(at, i)).ok().filter(|t| *t < insns.len());
+                let Some(target) = target else {
+                    return Err(Failure::new(
+                        skep_ebpf::Errno::EINVAL,
+                        Reason::CallTarget,
+                        format!("the call at {at} leads to instruction {}, outside of the program", callee(at, i)),
+                    )
+                    .at(at));
+                };
+                starts.push(target);
+                if pointer {
+                    callbacks.push(target);
+                }
+            }
+            if wide {
+                if let Some(p) = self.points.get_mut(at + 1) {
+                    p.second_half = true;
+                }
+                at += 1;
+            }
+            at += 1;
+        }
+        starts.sort_unstable();
+        starts.dedup();
+        if starts.len() > 256 {
+            return Err(Failure::new(
+                skep_ebpf::Errno::E2BIG,
+                Reason::ProgramSize,
+                format!("the program has {} functions, at most 256 are possible", starts.len()),
+            ));
+        }
+        for (n, &start) in starts.iter().enumerate() {
+            self.functions.push(Function {
+                start,
+                end: starts.get(n + 1).copied().unwrap_or(insns.len()),
+                moves_packet: false,
+                tail_calls: false,
+                loads_packet: false,
+                is_callback: callbacks.contains(&start),
+                calls: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_jumps(&mut self, insns: &[Insn]) -> Check {
+        for n in 0..self.functions.len() {
+            let (start, end) = (self.functions[n].start, self.functions[n].end);
+            let mut at = start;
+            let mut last = start;
+            while at < end {
+                let i = insns[at];
+                last = at;
+                if i.is_helper_call() {
+                    if i.imm == 12 {
+                        self.functions[n].tail_calls = true;
+                    }
+                    if Helper::by_id(i.imm as u32).is_some_and(|h| h.has(helper::MOVES_PKT)) {
+                        self.functions[n].moves_packet = true;
+                    }
+                } else if i.is_subprog_call() || i.is_ld_imm64() && i.src() == pseudo::FUNC {
+                    if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t)) {
+                        if !self.functions[n].calls.contains(&callee) {
+                            self.functions[n].calls.push(callee);
+                        }
+                    }
+                } else if i.class() == class::LD && matches!(i.mode(), mode::ABS | mode::IND) {
+                    self.functions[n].loads_packet = true;
+                } else if is_jump(i) {
+                    let target = jump_target(at, i);
+                    if target < start as i64 || target >= end as i64 {
+                        return Err(Failure::new(
+                            skep_ebpf::Errno::EINVAL,
+                            Reason::JumpOutOfRange,
+                            format!("the jump at {at} leads to instruction {target}, outside of its function ({start} to {})", end - 1),
+                        )
+                        .at(at));
+                    }
+                }
+                at += if i.is_ld_imm64() { 2 } else { 1 };
+            }
+            let i = insns[last];
+            if !i.is_exit() && !is_goto(i) {
+                return Err(Failure::new(
+                    skep_ebpf::Errno::EINVAL,
+                    Reason::FallThrough,
+                    format!("the function that starts at {start} ends at {last} without exit or jump"),
+                )
+                .at(last));
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what can be reached, and the points where paths meet.
+    fn walk(&mut self, insns: &[Insn]) -> Check {
+        let mut seen = vec![false; insns.len()];
+        let mut todo = vec![0usize];
+        while let Some(at) = todo.pop() {
+            if seen[at] {
+                continue;
+            }
+            if self.points[at].second_half {
+                return invalid!(
+                    InvalidLoadImmediate,
+                    "a jump leads into the middle of the 64-bit immediate at {}",
+                    at - 1
+                )
+                .map_err(|f: Box<Failure>| f.at(at));
+            }
+            seen[at] = true;
+            let i = insns[at];
+            if i.is_ld_imm64() {
+                if let Some(s) = seen.get_mut(at + 1) {
+                    *s = true;
+                }
+                if i.src() == pseudo::FUNC {
+                    if let Ok(t) = usize::try_from(callee(at, i)) {
+                        todo.push(t);
+                    }
+                }
+            } else if i.is_subprog_call() {
+                self.mark(at + 1, |p| (p.prune, p.jump) = (true, true));
+                self.mark(at, |p| p.prune = true);
+                if let Ok(t) = usize::try_from(callee(at, i)) {
+                    self.mark(t, |p| (p.prune, p.jump) = (true, true));
+                    todo.push(t);
+                }
+            } else if i.is_helper_call() {
+                let calls = Helper::by_id(i.imm as u32).is_some_and(|h| h.has(helper::CALLBACK));
+                if calls {
+                    let is_async = i.imm == 170;
+                    self.mark(at, |p| {
+                        p.prune = true;
+                        if !is_async {
+                            (p.jump, p.force, p.calls_back) = (true, true, true);
+                        }
+                    });
+                    self.mark(at + 1, |p| (p.prune, p.jump) = (true, true));
+                }
+            } else if is_jump(i) {
+                if !is_goto(i) {
+                    let force = i.op() == jmp::JCOND;
+                    self.mark(at, |p| {
+                        p.prune = true;
+                        p.force |= force;
+                    });
+                }
+                if let Ok(t) = usize::try_from(jump_target(at, i)) {
+                    self.mark(t, |p| (p.prune, p.jump) = (true, true));
+                }
+            }
+            let s = successors(insns, at);
+            if s.next.is_none() && !i.is_exit() && !is_goto(i) {
+                return denied!(FallThrough, "instruction {at} runs off the end of the program")
+                    .map_err(|f: Box<Failure>| f.at(at));
+            }
+            todo.extend(s.iter());
+        }
+        match seen.iter().position(|s| !s) {
+            None => Ok(()),
+            Some(at) => Err(Failure::new(
+                skep_ebpf::Errno::EINVAL,
+                Reason::UnreachableCode,
+                format!("instruction {at} can never be reached"),
+            )
+            .at(at)),
+        }
+    }
+
+    fn mark(&mut self, at: usize, set: impl FnOnce(&mut Point)) {
+        if let Some(p) = self.points.get_mut(at) {
+            set(p);
+        }
+    }
+
+    fn spread_packet_moves(&mut self) {
+        loop {
+            let mut changed = false;
+            for n in 0..self.functions.len() {
+                if !self.functions[n].moves_packet
+                    && self.functions[n].calls.iter().any(|c| self.functions[*c].moves_packet)
+                {
+                    self.functions[n].moves_packet = true;
+                    changed = true;
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
+    }
+}

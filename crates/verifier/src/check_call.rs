@@ -1,0 +1,375 @@
+//! Calls: of functions of the program, global ones by their BTF types, and of helpers.
+
+use skep_ebpf::Errno;
+use skep_ebpf::helper::{self, Helper, Ret};
+use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, call};
+use skep_ebpf::uapi::{MapType, ProgType, prog_flags};
+
+use crate::env::{Env, Next};
+use crate::fail::{Check, Failure, invalid, unsupported};
+use crate::helper_args::CallFacts;
+use crate::reason::Reason;
+use crate::reg::{Kind, Reg, flag};
+use crate::state::Frame;
+
+/// A parameter of a global function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Param {
+    /// A number.
+    Number,
+    /// The context.
+    Ctx,
+    /// Memory of this size.
+    Mem { size: u32, nullable: bool },
+    /// Something else, which is not judged.
+    Unsupported,
+}
+
+/// A global function: its prototype, or why it has none.
+#[derive(Clone, Debug)]
+pub(crate) struct Global {
+    pub name: String,
+    pub params: Vec<Param>,
+    /// Set if the prototype cannot be checked: what the kernel says no to.
+    pub broken: Option<String>,
+}
+
+impl Env<'_> {
+    pub fn check_call(&mut self, i: Insn) -> Check<Next> {
+        if i.is_x() || i.dst() != 0 || (i.src() != call::KFUNC && i.off != 0) || i.src() > call::KFUNC {
+            return invalid!(ReservedField, "the call uses fields that must be zero");
+        }
+        match i.src() {
+            call::HELPER => {
+                self.check_helper(i.imm as u32)?;
+                Ok(Next::At(self.insn + 1))
+            }
+            call::SUBPROG => self.check_subprog_call(i),
+            _ => unsupported!(UnsupportedKfunc, "calls of kernel functions are not judged yet"),
+        }
+    }
+
+    fn check_subprog_call(&mut self, i: Insn) -> Check<Next> {
+        let target = crate::cfg::callee(self.insn, i);
+        let function = usize::try_from(target).ok().and_then(|t| self.cfg.function_at(t));
+        let Some(function) = function else {
+            return invalid!(CallTarget, "the call leads to instruction {target}, which starts no function");
+        };
+        if let Some(global) = self.functions[function].global.clone() {
+            self.check_global_call(function, &global)?;
+            return Ok(Next::At(self.insn + 1));
+        }
+        if self.state.frames.len() >= MAX_CALL_FRAMES {
+            return Err(Failure::new(
+                Errno::E2BIG,
+                Reason::CallDepth,
+                format!(
+                    "the call is the {}th in a row; {MAX_CALL_FRAMES} frames are possible",
+                    self.state.frames.len() + 1
+                ),
+            ));
+        }
+        let mut frame = Frame::new(self.state.frames.len() as u8, function, self.insn);
+        frame.regs[1..=5].copy_from_slice(&self.state.regs()[1..=5]);
+        self.clear_caller_saved();
+        self.state.frames.push(frame);
+        Ok(Next::At(self.cfg.functions[function].start))
+    }
+
+    /// Returns from a function of the program to its caller.
+    pub fn leave_function(&mut self) -> Check<Next> {
+        let r0 = *self.state.reg(0);
+        if r0.kind == Kind::Stack {
+            return invalid!(StackEscape, "a function returns a pointer to its stack, or its caller's");
+        }
+        if self.state.frame().callback.helper != 0 {
+            return self.leave_callback(&r0);
+        }
+        let Some(frame) = self.state.frames.pop() else {
+            return invalid!(SubprogramReturn, "there is no caller to return to");
+        };
+        *self.state.reg_mut(0) = r0;
+        Ok(Next::At(frame.callsite + 1))
+    }
+
+    fn check_global_call(&mut self, function: usize, global: &Global) -> Check {
+        if self.state.locked.is_some() {
+            return invalid!(LockHeld, "the global function {} is called while a lock is held", global.name);
+        }
+        if let Some(why) = &global.broken {
+            return invalid!(GlobalFunction, "the global function {} cannot be called: {why}", global.name);
+        }
+        for (n, param) in global.params.iter().enumerate() {
+            self.check_global_arg(n as u8 + 1, *param, global)?;
+        }
+        if self.cfg.functions[function].moves_packet {
+            self.forget_packet();
+        }
+        self.functions[function].called = true;
+        self.clear_caller_saved();
+        self.set_unknown(0);
+        Ok(())
+    }
+
+    fn check_global_arg(&mut self, r: u8, param: Param, global: &Global) -> Check {
+        let name = &global.name;
+        let reg = *self.state.reg(r);
+        match param {
+            Param::Number => {
+                if !reg.is_scalar() {
+                    return invalid!(GlobalFunction, "{name} wants a number in r{r}, which holds {}", reg.describe());
+                }
+            }
+            Param::Ctx => {
+                self.check_arg_offset(r, &reg)?;
+                if reg.kind != Kind::Ctx {
+                    return invalid!(
+                        GlobalFunction,
+                        "{name} wants the context in r{r}, which holds {}",
+                        reg.describe()
+                    );
+                }
+            }
+            Param::Mem { size, nullable } => {
+                self.check_arg_offset(r, &reg)?;
+                if reg.is_null() {
+                    return if nullable {
+                        Ok(())
+                    } else {
+                        invalid!(GlobalFunction, "{name} wants memory in r{r}, not null")
+                    };
+                }
+                if reg.nullable() && !nullable {
+                    return invalid!(GlobalFunction, "{name} wants memory in r{r}, which may be null");
+                }
+                let mut checked = reg;
+                self.make_not_null(&mut checked);
+                *self.state.reg_mut(r) = checked;
+                let read = self.check_helper_memory(r, size.into(), false, true, None, true);
+                let write = read.and_then(|_| self.check_helper_memory(r, size.into(), true, true, None, true));
+                *self.state.reg_mut(r) = reg;
+                if let Err(f) = write {
+                    if f.unsupported {
+                        return Err(f);
+                    }
+                    return Err(Failure::new(
+                        Errno::EINVAL,
+                        Reason::GlobalFunction,
+                        format!("{name} wants {size} bytes in r{r}: {}", f.message),
+                    ));
+                }
+            }
+            Param::Unsupported => {
+                return unsupported!(
+                    UnsupportedArgument,
+                    "argument {r} of the global function {name} is of a kind that is not judged yet"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets up the arguments of a global function that is checked on its own.
+    pub fn enter_global(&mut self, global: &Global) -> Check {
+        for (n, param) in global.params.iter().enumerate() {
+            let reg = match *param {
+                Param::Number => Reg::UNKNOWN,
+                Param::Ctx => Reg::pointer(Kind::Ctx),
+                Param::Mem { size, nullable } => {
+                    let mut reg = Reg { size, ..Reg::pointer(Kind::Mem) };
+                    if nullable {
+                        reg.flags |= flag::NULLABLE;
+                        reg.id = self.new_id();
+                    }
+                    reg
+                }
+                Param::Unsupported => {
+                    return unsupported!(
+                        UnsupportedArgument,
+                        "an argument of the global function {} is of a kind that is not judged yet",
+                        global.name
+                    );
+                }
+            };
+            *self.state.reg_mut(n as u8 + 1) = reg;
+        }
+        Ok(())
+    }
+
+    fn check_helper(&mut self, id: u32) -> Check {
+        let prog_type = self.prog.prog_type;
+        let Some(h) = Helper::by_id(id) else {
+            return invalid!(UnknownHelper, "helper {id} does not exist");
+        };
+        if !h.allowed_in(prog_type) {
+            return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
+        }
+        if h.has(helper::GPL) && !self.prog.gpl_compatible() {
+            return invalid!(
+                HelperNeedsGpl,
+                "bpf_{} is for programs with a GPL-compatible licence; this one's is {:?}",
+                h.name,
+                self.prog.license
+            );
+        }
+        if h.has(helper::SLEEPS) && self.prog.flags & prog_flags::SLEEPABLE == 0 {
+            return invalid!(HelperSleeps, "bpf_{} may sleep, this program must not", h.name);
+        }
+        if let Some(why) = not_judged(id, prog_type) {
+            return unsupported!(UnsupportedHelper, "bpf_{} is not judged yet: {why}", h.name);
+        }
+        if self.state.locked.is_some() {
+            return invalid!(LockHeld, "bpf_{} is called while a lock is held", h.name);
+        }
+        if !self.helpers.contains(&id) {
+            self.helpers.push(id);
+        }
+
+        let mut facts = CallFacts::default();
+        for (n, arg) in h.args.iter().enumerate() {
+            self.check_arg(h, n as u8 + 1, *arg, &mut facts)?;
+        }
+        if let Some(map) = facts.map {
+            let map_type = self.maps.get(map as usize).map_or(MapType::Unspec, |m| m.def.map_type);
+            if !crate::map_helpers::fit(id, map_type) {
+                return invalid!(
+                    MapNotForHelper,
+                    "bpf_{} does not work on map {}, a {map_type}",
+                    h.name,
+                    self.map_name(map)
+                );
+            }
+            if h.ret == Ret::MapValueOrNull && !crate::map_helpers::lookup_known(map_type) {
+                return unsupported!(UnsupportedMapType, "look-ups in maps of type {map_type} are not judged yet");
+            }
+        }
+        if let Some((r, size)) = facts.fills {
+            let reg = *self.state.reg(r);
+            if reg.kind == Kind::Stack {
+                self.fill_stack(&reg, reg.off.into(), size);
+            }
+        }
+        if h.has(helper::RELEASE) && !self.release(facts.reference) {
+            return invalid!(ReleaseWithoutAcquire, "bpf_{} is given a reference that is not held", h.name);
+        }
+        if id == TAIL_CALL {
+            self.check_nothing_held("the tail call")?;
+        }
+        let r1 = *self.state.reg(1);
+        let _ = r1;
+        self.clear_caller_saved();
+        let r0 = self.helper_result(h, &facts)?;
+        *self.state.reg_mut(0) = r0;
+        if h.has(helper::MOVES_PKT) {
+            self.forget_packet();
+        }
+        Ok(())
+    }
+
+    fn helper_result(&mut self, h: &Helper, facts: &CallFacts) -> Check<Reg> {
+        let mut r0 = match h.ret {
+            Ret::Integer => self.number_result(h, facts),
+            Ret::Void => return Ok(Reg::NOT_INIT),
+            Ret::MapValue | Ret::MapValueOrNull => {
+                let Some(map) = facts.map else {
+                    return invalid!(UnknownMap, "bpf_{} has no map to return a value of", h.name);
+                };
+                let mut r = Reg { what: map, ..Reg::pointer(Kind::MapValue) };
+                let Some(m) = self.maps.get(map as usize) else {
+                    return invalid!(UnknownMap, "map {map} does not exist");
+                };
+                let present = h.ret == Ret::MapValue
+                    || h.id == MAP_LOOKUP && facts.constant_key.is_some_and(|k| k < u64::from(m.def.max_entries));
+                if !present {
+                    r.flags |= flag::NULLABLE;
+                } else {
+                    if m.has_lock() {
+                        r.id = self.new_id();
+                    }
+                    self.make_not_null(&mut r);
+                }
+                r
+            }
+            Ret::SocketOrNull => nullable(Kind::Socket),
+            Ret::SockCommonOrNull => nullable(Kind::SockCommon),
+            Ret::TcpSockOrNull => nullable(Kind::TcpSock),
+            Ret::RingbufRecordOrNull => {
+                let mut r = nullable(Kind::Mem);
+                r.flags |= flag::RINGBUF;
+                r.size = facts.alloc_size;
+                r
+            }
+            Ret::DynptrMemOrNull | Ret::Btf | Ret::BtfOrNull => {
+                return unsupported!(UnsupportedHelper, "what bpf_{} returns is not judged yet", h.name);
+            }
+        };
+        if r0.nullable() {
+            r0.id = self.new_id();
+        }
+        if matches!(h.id, TCP_SOCK | SK_FULLSOCK) {
+            // The same socket seen otherwise: it goes when the reference is released.
+            r0.ref_id = facts.reference;
+        } else if h.has(helper::ACQUIRE) {
+            let id = self.acquire();
+            r0.id = id;
+            r0.ref_id = id;
+        }
+        Ok(r0)
+    }
+
+    /// Numbers that some helpers return are bounded.
+    fn number_result(&self, h: &Helper, facts: &CallFacts) -> Reg {
+        const MAX_ERRNO: i64 = 4095;
+        let mut r = Reg::UNKNOWN;
+        match h.id {
+            GET_STACK | GET_TASK_STACK | PROBE_READ_STR | PROBE_READ_USER_STR | PROBE_READ_KERNEL_STR => {
+                r.num.smax = facts.size_max as i64;
+                r.num.smax32 = facts.size_max as i32;
+                r.num.smin = -MAX_ERRNO;
+                r.num.smin32 = -MAX_ERRNO as i32;
+                r.num.sync();
+            }
+            GET_SMP_PROCESSOR_ID => {
+                r.num = crate::scalar::Scalar::between(0, u64::from(self.options.profile.cpus.saturating_sub(1)));
+            }
+            _ => {}
+        }
+        r
+    }
+}
+
+fn nullable(kind: Kind) -> Reg {
+    Reg { flags: flag::NULLABLE, ..Reg::pointer(kind) }
+}
+
+const MAP_LOOKUP: u32 = 1;
+const GET_SMP_PROCESSOR_ID: u32 = 8;
+const TAIL_CALL: u32 = 12;
+const PROBE_READ_STR: u32 = 45;
+const GET_STACK: u32 = 67;
+const SK_FULLSOCK: u32 = 95;
+const TCP_SOCK: u32 = 96;
+const PROBE_READ_USER_STR: u32 = 114;
+const PROBE_READ_KERNEL_STR: u32 = 115;
+const GET_TASK_STACK: u32 = 141;
+
+/// Helpers with rules of their own that are not there yet.
+fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
+    Some(match id {
+        93 | 94 => "spin locks",
+        107 | 108 => "socket storage",
+        124 | 100 | 110 | 128 | 129 | 136..=140 | 178 | 196 => "sockets as kernel types",
+        111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
+        149 | 150 => "BTF pointers",
+        153 | 154 => "per-CPU kernel variables",
+        158 => "pointers to kernel types",
+        164 | 181 | 209 => "callbacks",
+        169..=172 => "timers",
+        194 => "kptrs",
+        197..=203 => "dynptrs",
+        46 if !matches!(prog, ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct) => {
+            "sockets as kernel types"
+        }
+        _ => return None,
+    })
+}

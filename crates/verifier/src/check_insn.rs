@@ -1,0 +1,182 @@
+//! One instruction: to each class its rules.
+
+use skep_ebpf::insn::{Insn, alu, class, jmp, mode, pseudo, size};
+
+use crate::env::{Env, Next};
+use crate::fail::{Check, denied, invalid, unsupported};
+use crate::reg::{Kind, Reg};
+
+impl Env<'_> {
+    pub fn check_insn(&mut self, i: Insn) -> Check<Next> {
+        match i.class() {
+            class::ALU | class::ALU64 => self.check_alu(i)?,
+            class::LDX => self.check_load(i)?,
+            class::STX if i.mode() == mode::ATOMIC => self.check_atomic(i)?,
+            class::STX => self.check_store_reg(i)?,
+            class::ST => self.check_store_imm(i)?,
+            class::LD => return self.check_ld(i),
+            _ => return self.check_flow(i),
+        }
+        Ok(Next::At(self.insn + 1))
+    }
+
+    fn check_flow(&mut self, i: Insn) -> Check<Next> {
+        self.jumps += 1;
+        match i.op() {
+            jmp::CALL => self.check_call(i),
+            jmp::JA => {
+                let wide = i.class() == class::JMP32;
+                if i.is_x() || i.src() != 0 || i.dst() != 0 || (if wide { i.off != 0 } else { i.imm != 0 }) {
+                    return invalid!(ReservedField, "goto uses fields that must be zero");
+                }
+                let target = crate::cfg::jump_target(self.insn, i);
+                match usize::try_from(target) {
+                    Ok(t) => Ok(Next::At(t)),
+                    Err(_) => invalid!(JumpOutOfRange, "the goto leads to instruction {target}"),
+                }
+            }
+            jmp::EXIT => {
+                if i.is_x() || i.imm != 0 || i.src() != 0 || i.dst() != 0 || i.class() == class::JMP32 {
+                    return invalid!(ReservedField, "exit uses fields that must be zero");
+                }
+                self.check_exit()
+            }
+            _ => self.check_cond_jump(i),
+        }
+    }
+
+    fn check_ld(&mut self, i: Insn) -> Check<Next> {
+        match i.mode() {
+            mode::ABS | mode::IND => {
+                self.check_packet_load(i)?;
+                Ok(Next::At(self.insn + 1))
+            }
+            mode::IMM => {
+                self.check_ld_imm64(i)?;
+                Ok(Next::At(self.insn + 2))
+            }
+            _ => invalid!(InvalidOpcode, "opcode {:#04x} does not exist", i.code),
+        }
+    }
+
+    fn check_ld_imm64(&mut self, i: Insn) -> Check {
+        if i.size() != size::DW {
+            return invalid!(InvalidOpcode, "opcode {:#04x} does not exist", i.code);
+        }
+        if i.off != 0 {
+            return invalid!(ReservedField, "the 64-bit immediate uses fields that must be zero");
+        }
+        self.may_write_reg(i.dst())?;
+        let high = self.insns.get(self.insn + 1).map_or(0, |n| n.imm);
+        let value = match i.src() {
+            0 => Reg::constant(i.imm as u32 as u64 | (high as u32 as u64) << 32),
+            pseudo::MAP_IDX => Reg { what: i.imm as u32, ..Reg::pointer(Kind::Map) },
+            pseudo::MAP_IDX_VALUE => {
+                let mut r = Reg { what: i.imm as u32, off: high, ..Reg::pointer(Kind::MapValue) };
+                if self.maps.get(i.imm as usize).is_some_and(|m| m.has_lock()) {
+                    r.id = self.new_id();
+                }
+                r
+            }
+            pseudo::FUNC => {
+                let Some(f) =
+                    usize::try_from(crate::cfg::callee(self.insn, i)).ok().and_then(|t| self.cfg.function_at(t))
+                else {
+                    return invalid!(CallTarget, "the function pointer names no function");
+                };
+                if self.functions[f].global.is_some() {
+                    return invalid!(CallTarget, "a callback is a static function, this one is global");
+                }
+                Reg { what: f as u32, ..Reg::pointer(Kind::Func) }
+            }
+            pseudo::BTF_ID => return unsupported!(UnsupportedFeature, "kernel variables (ksyms) are not judged yet"),
+            n => return invalid!(InvalidLoadImmediate, "a 64-bit immediate of kind {n} does not exist"),
+        };
+        *self.state.reg_mut(i.dst()) = value;
+        Ok(())
+    }
+
+    fn check_packet_load(&mut self, i: Insn) -> Check {
+        if !crate::ctx::loads_packets(self.prog.prog_type) {
+            return invalid!(
+                PacketAccess,
+                "programs of type {} cannot load packet data by LD_ABS or LD_IND",
+                self.prog.prog_type
+            );
+        }
+        if i.dst() != 0 || i.off != 0 || i.size() == size::DW || (i.mode() == mode::ABS && i.src() != 0) {
+            return invalid!(ReservedField, "the packet load uses fields that must be zero");
+        }
+        let ctx = *self.read_reg(6)?;
+        self.check_nothing_held("a packet load, which may end the program,")?;
+        if ctx.kind != Kind::Ctx {
+            return invalid!(ArgumentType, "LD_ABS and LD_IND want the context in r6, which holds {}", ctx.describe());
+        }
+        if i.mode() == mode::IND {
+            self.read_reg(i.src())?;
+        }
+        self.check_unmodified(6, &ctx)?;
+        self.clear_caller_saved();
+        self.set_unknown(0);
+        Ok(())
+    }
+
+    /// The pointer must be as it was made.
+    pub fn check_unmodified(&self, r: u8, reg: &Reg) -> Check {
+        if reg.off != 0 || reg.num.as_const() != Some(0) {
+            return denied!(ContextModified, "r{r} is {}, but must be used unmodified", reg.describe());
+        }
+        Ok(())
+    }
+
+    fn check_exit(&mut self) -> Check<Next> {
+        if self.state.depth() > 0 {
+            return self.leave_function();
+        }
+        self.check_nothing_held("exit")?;
+        let r0 = *self.read_reg(0)?;
+        let function = self.state.frame().subprog;
+        if function != 0 {
+            if !r0.is_scalar() {
+                return invalid!(SubprogramReturn, "a global function returns a number, r0 holds {}", r0.describe());
+            }
+            return Ok(Next::Done);
+        }
+        Ok(Next::Done)
+    }
+}
+
+/// Checks that the instruction exists and leaves unused fields zero, as far as that does not depend on its operands.
+pub(crate) fn check_encoding(i: Insn) -> Check {
+    let exists = match i.class() {
+        class::ALU | class::ALU64 => match i.op() {
+            alu::END => i.class() == class::ALU || !i.is_x(),
+            alu::NEG => !i.is_x(),
+            op => op <= alu::ARSH,
+        },
+        class::LDX => matches!(i.mode(), mode::MEM) || i.mode() == mode::MEMSX && i.size() != size::DW,
+        class::ST => i.mode() == mode::MEM,
+        class::STX => i.mode() == mode::MEM || i.mode() == mode::ATOMIC,
+        class::LD => match i.mode() {
+            mode::IMM => i.size() == size::DW,
+            mode::ABS | mode::IND => i.size() != size::DW,
+            _ => false,
+        },
+        class::JMP => match i.op() {
+            jmp::JA | jmp::CALL | jmp::EXIT | jmp::JCOND => !i.is_x(),
+            op => op <= jmp::JSLE,
+        },
+        _ => match i.op() {
+            jmp::JA => !i.is_x(),
+            jmp::CALL | jmp::EXIT => false,
+            op => op <= jmp::JSLE,
+        },
+    };
+    if !exists {
+        return invalid!(InvalidOpcode, "opcode {:#04x} does not exist", i.code);
+    }
+    if i.class() == class::LDX && i.imm != 0 {
+        return invalid!(ReservedField, "the load uses fields that must be zero");
+    }
+    Ok(())
+}

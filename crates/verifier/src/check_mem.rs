@@ -1,0 +1,425 @@
+//! Loads, stores and atomic operations: where each pointer may lead.
+
+use skep_ebpf::insn::{Insn, atomic, mode, size};
+use skep_ebpf::uapi::prog_flags;
+
+use crate::check_alu::MAX_OFFSET;
+use crate::ctx::{self, Loaded};
+use crate::env::Env;
+use crate::fail::{Check, denied, invalid, unsupported};
+use crate::reg::{Kind, Reg, flag};
+
+/// One access through a register.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    /// The pointer's register.
+    pub reg: u8,
+    /// Offset in the instruction.
+    pub off: i16,
+    /// Bytes.
+    pub size: u32,
+    /// A store.
+    pub write: bool,
+    /// A sign-extending load.
+    pub signed: bool,
+    /// Must be naturally aligned, whatever the machine can do.
+    pub aligned: bool,
+}
+
+/// What is stored, or where a load goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Operand {
+    /// This register.
+    Reg(u8),
+    /// This number (a store).
+    Imm(i32),
+    /// Nothing in particular.
+    None,
+}
+
+impl Env<'_> {
+    pub fn check_load(&mut self, i: Insn) -> Check {
+        let signed = match i.mode() {
+            mode::MEM => false,
+            mode::MEMSX if i.size() != size::DW => true,
+            _ => return invalid!(InvalidOpcode, "opcode {:#04x} does not exist", i.code),
+        };
+        self.read_reg(i.src())?;
+        self.may_write_reg(i.dst())?;
+        let kind = self.state.reg(i.src()).kind;
+        let a = Access { reg: i.src(), off: i.off, size: i.bytes(), write: false, signed, aligned: false };
+        self.check_access(a, Operand::Reg(i.dst()))?;
+        self.same_pointer_kind(kind)
+    }
+
+    pub fn check_store_reg(&mut self, i: Insn) -> Check {
+        if i.imm != 0 || i.mode() != mode::MEM {
+            return invalid!(ReservedField, "the store uses fields that must be zero");
+        }
+        self.read_reg(i.src())?;
+        self.read_reg(i.dst())?;
+        let kind = self.state.reg(i.dst()).kind;
+        let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: false };
+        self.check_access(a, Operand::Reg(i.src()))?;
+        self.same_pointer_kind(kind)
+    }
+
+    pub fn check_store_imm(&mut self, i: Insn) -> Check {
+        if i.mode() != mode::MEM || i.src() != 0 {
+            return invalid!(ReservedField, "the store uses fields that must be zero");
+        }
+        self.read_reg(i.dst())?;
+        let kind = self.state.reg(i.dst()).kind;
+        let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: false };
+        self.check_access(a, Operand::Imm(i.imm))?;
+        self.same_pointer_kind(kind)
+    }
+
+    pub fn check_atomic(&mut self, i: Insn) -> Check {
+        match i.imm {
+            atomic::LOAD_ACQ => return self.check_load_acquire(i),
+            atomic::STORE_REL => return self.check_store_release(i),
+            _ => {}
+        }
+        let fetch = i.imm & atomic::FETCH != 0;
+        let known = matches!(i.imm, atomic::XCHG | atomic::CMPXCHG)
+            || matches!(i.imm & !atomic::FETCH, atomic::ADD | atomic::AND | atomic::OR | atomic::XOR);
+        if !known {
+            return invalid!(InvalidOpcode, "atomic operation {:#x} does not exist", i.imm);
+        }
+        if !matches!(i.size(), size::W | size::DW) {
+            return invalid!(AtomicAccess, "atomic operations are on 4 or 8 bytes");
+        }
+        self.read_reg(i.src())?;
+        self.read_reg(i.dst())?;
+        let compare = i.imm == atomic::CMPXCHG;
+        if compare {
+            self.read_reg(0)?;
+            if self.state.reg(0).is_pointer() {
+                return denied!(PointerStore, "r0 of the compare-and-exchange holds {}", self.state.reg(0).describe());
+            }
+        }
+        if self.state.reg(i.src()).is_pointer() {
+            return denied!(
+                PointerStore,
+                "r{} of the atomic operation holds {}",
+                i.src(),
+                self.state.reg(i.src()).describe()
+            );
+        }
+        self.atomic_pointer_ok(i.dst())?;
+        let result = if compare { 0 } else { i.src() };
+        if fetch {
+            self.may_write_reg(result)?;
+        }
+        let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: false, signed: false, aligned: true };
+        // The old value is read first; then the slot holds something that is not known.
+        self.check_access(a, if fetch { Operand::Reg(result) } else { Operand::None })?;
+        if fetch && self.state.reg(result).is_pointer() {
+            return denied!(PointerStore, "the atomic operation would read a pointer");
+        }
+        self.check_access(Access { write: true, ..a }, Operand::None)
+    }
+
+    fn atomic_pointer_ok(&self, r: u8) -> Check {
+        let reg = self.state.reg(r);
+        let barred = matches!(reg.kind, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock) || reg.is_packet();
+        if barred {
+            return denied!(AtomicAccess, "atomic operations do not work on r{r}, {}", reg.describe());
+        }
+        Ok(())
+    }
+
+    fn check_load_acquire(&mut self, i: Insn) -> Check {
+        self.read_reg(i.src())?;
+        self.may_write_reg(i.dst())?;
+        self.atomic_pointer_ok(i.src())?;
+        let kind = self.state.reg(i.src()).kind;
+        let a = Access { reg: i.src(), off: i.off, size: i.bytes(), write: false, signed: false, aligned: true };
+        self.check_access(a, Operand::Reg(i.dst()))?;
+        self.same_pointer_kind(kind)
+    }
+
+    fn check_store_release(&mut self, i: Insn) -> Check {
+        self.read_reg(i.src())?;
+        self.read_reg(i.dst())?;
+        self.atomic_pointer_ok(i.dst())?;
+        let kind = self.state.reg(i.dst()).kind;
+        let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: true };
+        self.check_access(a, Operand::Reg(i.src()))?;
+        self.same_pointer_kind(kind)
+    }
+
+    /// Accesses that are rewritten for one kind of pointer must have that kind on every path.
+    fn same_pointer_kind(&mut self, kind: Kind) -> Check {
+        let special = |k| matches!(k, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock);
+        let fact = &mut self.facts[self.insn];
+        match fact.pointer {
+            None => fact.pointer = Some(kind),
+            Some(old) if old != kind && (special(old) || special(kind)) => {
+                return invalid!(
+                    ContextAccess,
+                    "one instruction accesses different kinds of pointers on different paths"
+                );
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Checks an access; for loads sets the destination.
+    pub fn check_access(&mut self, a: Access, operand: Operand) -> Check {
+        let ptr = *self.state.reg(a.reg);
+        if ptr.is_pointer() {
+            self.check_alignment(&ptr, a.reg, i64::from(a.off), a.size, a.aligned)?;
+        }
+        let off = i64::from(a.off) + i64::from(ptr.off);
+        if ptr.nullable() && ptr.is_pointer() {
+            return denied!(PossiblyNull, "r{} is {}; check it for null before the access", a.reg, ptr.describe());
+        }
+        let mut loaded = Reg::UNKNOWN;
+        match ptr.kind {
+            Kind::NotInit => return denied!(UninitializedRegister, "r{} is accessed before it was written", a.reg),
+            Kind::MapValue => {
+                self.check_map_permission(&ptr, a.write)?;
+                self.check_map_value(a.reg, &ptr, off, a.size.into(), false, true)?;
+                if !a.write {
+                    if let Some(x) = self.frozen_value(&ptr, off, a)? {
+                        loaded = Reg::constant(x);
+                    }
+                }
+            }
+            Kind::MapKey => {
+                if a.write {
+                    return denied!(ReadOnlyMemory, "a map key cannot be written");
+                }
+                let size = self.maps.get(ptr.what as usize).map_or(0, |m| m.def.key_size);
+                self.check_region(a.reg, &ptr, off, a.size.into(), size.into(), false)?;
+            }
+            Kind::Mem => {
+                if a.write && ptr.read_only() {
+                    return denied!(ReadOnlyMemory, "r{} points to read-only memory", a.reg);
+                }
+                self.check_region(a.reg, &ptr, off, a.size.into(), ptr.size.into(), false)?;
+            }
+            Kind::Ctx => loaded = self.check_ctx(a, &ptr, off)?,
+            Kind::Stack => {
+                return if a.write {
+                    self.stack_write(a, &ptr, off, operand)
+                } else {
+                    self.stack_read(a, &ptr, off, operand)
+                };
+            }
+            Kind::Packet | Kind::PacketMeta => {
+                if a.write && !ctx::reads_packets(self.prog.prog_type) {
+                    return denied!(PacketAccess, "programs of this type cannot write packet data");
+                }
+                self.check_packet(a.reg, &ptr, off, a.size.into(), false)?;
+            }
+            Kind::Socket | Kind::SockCommon | Kind::TcpSock => {
+                if a.write {
+                    return denied!(ReadOnlyMemory, "sockets cannot be written");
+                }
+                if ptr.num.smin < 0 {
+                    return denied!(NegativeOffset, "r{} may be moved backwards", a.reg);
+                }
+                let access = ctx::Access { off, size: a.size, write: false, signed: a.signed };
+                if ctx::socket_access(ptr.kind, access).is_none() {
+                    return denied!(
+                        ContextAccess,
+                        "{} has no field of {} bytes at offset {off}",
+                        ptr.describe(),
+                        a.size
+                    );
+                }
+            }
+            Kind::Map => {
+                if a.write {
+                    return denied!(MapPointerAccess, "r{} is a map itself, which cannot be written", a.reg);
+                }
+                return unsupported!(UnsupportedFeature, "reads of a map's own fields are not judged yet");
+            }
+            Kind::Scalar => {
+                return denied!(NotAPointer, "r{} holds {}, not a pointer", a.reg, ptr.num);
+            }
+            Kind::PacketEnd | Kind::Func | Kind::Dynptr => {
+                return denied!(NotAPointer, "{} cannot be dereferenced", ptr.describe());
+            }
+        }
+        if !a.write {
+            self.finish_load(a, operand, loaded);
+        }
+        Ok(())
+    }
+
+    /// Puts a loaded value into its register, cut to the width of the load.
+    pub fn finish_load(&mut self, a: Access, operand: Operand, mut loaded: Reg) {
+        let Operand::Reg(dst) = operand else { return };
+        if loaded.is_scalar() && a.size < 8 {
+            if a.signed {
+                loaded.num.sext64(a.size);
+            } else {
+                loaded.num.truncate(a.size);
+            }
+        }
+        *self.state.reg_mut(dst) = loaded;
+    }
+
+    /// Alignment: strict for the stack, else only where the program asked for it.
+    pub fn check_alignment(&self, ptr: &Reg, r: u8, off: i64, size: u32, must: bool) -> Check {
+        let strict = must || ptr.kind == Kind::Stack || self.prog.flags & prog_flags::STRICT_ALIGNMENT != 0;
+        if !strict || size == 1 {
+            return Ok(());
+        }
+        // Network headers start two bytes off a word on the machines that care.
+        let base = if ptr.is_packet() { 2 } else { 0 };
+        let fixed = i64::from(ptr.off).wrapping_add(off).wrapping_add(base);
+        let sum = ptr.num.bits.add(crate::tnum::Tnum::constant(fixed as u64));
+        if !sum.is_aligned(size.into()) {
+            return denied!(Misaligned, "{size} bytes at offset {off} of r{r} ({}) are not aligned", ptr.describe());
+        }
+        Ok(())
+    }
+
+    /// Both ends of where `off` plus the variable part can be lie in `[0, region)`.
+    pub fn check_region(&self, r: u8, ptr: &Reg, off: i64, size: u64, region: u64, zero_ok: bool) -> Check {
+        let what = ptr.describe();
+        let fits = |at: i64| {
+            (size > 0 || zero_ok) && at >= 0 && (at as u64).checked_add(size).is_some_and(|end| end <= region)
+        };
+        let reason = |at: i64, side: &str| -> Check {
+            let text = format!("r{r} is {what}; {size} bytes at {side}offset {at} are outside of its {region} bytes");
+            let reason = match ptr.kind {
+                Kind::MapValue => crate::reason::Reason::MapValueOutOfBounds,
+                Kind::MapKey => crate::reason::Reason::MapKeyOutOfBounds,
+                Kind::Packet | Kind::PacketMeta => crate::reason::Reason::PacketOutOfBounds,
+                _ => crate::reason::Reason::MemoryOutOfBounds,
+            };
+            Err(crate::fail::Failure::new(skep_ebpf::Errno::EACCES, reason, text))
+        };
+        let min = off.checked_add(ptr.num.smin);
+        let bad_min =
+            ptr.num.smin < 0 && (ptr.num.smin == i64::MIN || min.is_none_or(|m| m < 0 || i64::from(m as i32) != m));
+        if bad_min {
+            return denied!(NegativeOffset, "r{r} is {what}: its offset may be negative");
+        }
+        let min = min.unwrap_or(i64::MAX);
+        if !fits(min) {
+            return reason(min, if ptr.has_variable_offset() { "the lowest " } else { "" });
+        }
+        if ptr.num.umax >= MAX_OFFSET as u64 {
+            return denied!(UnboundedOffset, "r{r} is {what}: its offset has no upper bound");
+        }
+        let max = off.saturating_add(ptr.num.umax as i64);
+        if !fits(max) {
+            return reason(max, if ptr.has_variable_offset() { "the highest " } else { "" });
+        }
+        Ok(())
+    }
+
+    /// A map value is accessed inside its bounds, and not where special fields are.
+    pub fn check_map_value(&self, r: u8, ptr: &Reg, off: i64, size: u64, zero_ok: bool, direct: bool) -> Check {
+        let Some(map) = self.maps.get(ptr.what as usize) else {
+            return invalid!(UnknownMap, "r{r} points into a map that does not exist");
+        };
+        self.check_region(r, ptr, off, size, map.def.value_size.into(), zero_ok)?;
+        let low = off.saturating_add(ptr.num.smin);
+        let high = off.saturating_add(ptr.num.umax as i64).saturating_add(size as i64);
+        for f in &map.fields {
+            if low < i64::from(f.off + f.size) && high > i64::from(f.off) {
+                if f.is_kptr() && direct {
+                    return unsupported!(UnsupportedFeature, "kptr fields of map values are not judged yet");
+                }
+                return denied!(
+                    SpecialField,
+                    "the {} at offset {} of the value of map {} is only for its helpers",
+                    f.kind.name(),
+                    f.off,
+                    map.def.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The map's flags permit the access.
+    pub fn check_map_permission(&self, ptr: &Reg, write: bool) -> Check {
+        let Some(map) = self.maps.get(ptr.what as usize) else { return Ok(()) };
+        let name = &map.def.name;
+        if write && map.program_read_only() {
+            return denied!(ReadOnlyMemory, "map {name} is read-only for programs");
+        }
+        if !write && map.program_write_only() {
+            return denied!(WriteOnlyMemory, "map {name} is write-only for programs");
+        }
+        Ok(())
+    }
+
+    /// What a load from a frozen map gives, where that is known.
+    fn frozen_value(&self, ptr: &Reg, off: i64, a: Access) -> Check<Option<u64>> {
+        let Some(var) = ptr.num.as_const() else { return Ok(None) };
+        let Some(data) = self.maps.get(ptr.what as usize).and_then(|m| m.frozen_data()) else { return Ok(None) };
+        let start = usize::try_from(off.wrapping_add(var as i64)).unwrap_or(usize::MAX);
+        let mut value = [0u8; 8];
+        let bytes = start.checked_add(a.size as usize).and_then(|end| data.get(start..end));
+        let Some(bytes) = bytes else { return Ok(None) };
+        value[..bytes.len()].copy_from_slice(bytes);
+        // Truncation or sign extension to the width of the load comes later, for all loads.
+        Ok(Some(u64::from_le_bytes(value)))
+    }
+
+    fn check_ctx(&mut self, a: Access, ptr: &Reg, off: i64) -> Check<Reg> {
+        self.check_unmodified(a.reg, ptr)?;
+        let access = ctx::Access { off, size: a.size, write: a.write, signed: a.signed };
+        let Some(loaded) = ctx::access(self.prog.prog_type, self.prog.attach_type, access) else {
+            let verb = if a.write { "written" } else { "read" };
+            return denied!(
+                ContextAccess,
+                "the context of {} programs has no field of {} bytes at offset {off} that can be {verb}",
+                self.prog.prog_type,
+                a.size
+            );
+        };
+        if !a.write {
+            let span = (off as u32, off as u32 + a.size);
+            if !self.ctx_reads.contains(&span) {
+                self.ctx_reads.push(span);
+            }
+        }
+        Ok(match loaded {
+            Loaded::Number => Reg::UNKNOWN,
+            Loaded::Pointer { kind, nullable } => {
+                if kind != Kind::SockCommon {
+                    self.facts[self.insn].pointer_load = ctx::pointer_field(self.prog.prog_type, off as i32);
+                }
+                let mut reg = Reg::pointer(kind);
+                if nullable {
+                    reg.flags |= flag::NULLABLE;
+                    reg.id = self.new_id();
+                }
+                reg
+            }
+        })
+    }
+
+    /// The packet is known to be long enough.
+    pub fn check_packet(&self, r: u8, ptr: &Reg, off: i64, size: u64, zero_ok: bool) -> Check {
+        if ptr.num.smin < 0 {
+            return denied!(NegativeOffset, "r{r} is {}: its offset may be negative", ptr.describe());
+        }
+        let range = ptr.size as i32;
+        if range < 0 {
+            return invalid!(PacketOutOfBounds, "r{r} is known to stand at the end of the packet");
+        }
+        let fits =
+            (size > 0 || zero_ok) && off >= 0 && (off as u64).checked_add(size).is_some_and(|e| e <= range as u64);
+        if !fits {
+            return denied!(
+                PacketOutOfBounds,
+                "r{r} is {}; {size} bytes at offset {off} are not behind a comparison with the end ({range} bytes are known to exist)",
+                ptr.describe()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,348 @@
+//! The checker at work: one current state, the paths still to follow, and what was found on the way.
+
+use std::time::Instant;
+
+use skep_ebpf::Errno;
+use skep_ebpf::insn::Insn;
+use skep_ebpf::program::Program;
+
+use crate::cfg::Cfg;
+use crate::check_call::Global;
+use crate::fail::{Check, Failure, invalid};
+use crate::liveness::Liveness;
+use crate::map_facts::MapFacts;
+use crate::precision::Backtrack;
+use crate::prune::Explored;
+use crate::reason::Reason;
+use crate::reg::{Kind, Reg, flag};
+use crate::state::{Frame, Place, State, StateId, Step};
+use crate::{Options, Stats};
+
+/// A path to follow later.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub state: State,
+    pub insn: usize,
+    pub prev: usize,
+}
+
+/// What the checker learnt of one instruction over all paths.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Fact {
+    /// Some path runs it.
+    pub seen: bool,
+    /// Kind of pointer that a load or store goes through, where it matters that it is always the same.
+    pub pointer: Option<Kind>,
+    /// A 32-bit load of the context that must become a 64-bit one from this offset.
+    pub pointer_load: Option<i16>,
+}
+
+/// What a function of the program turned out to be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FunctionFacts {
+    /// Deepest stack byte used.
+    pub stack_depth: u32,
+    /// Set for global functions, by BTF.
+    pub global: Option<Global>,
+    /// A global function that some path calls.
+    pub called: bool,
+}
+
+/// Where a path goes after an instruction.
+pub(crate) enum Next {
+    /// On, at this instruction.
+    At(usize),
+    /// Nowhere: this path is done.
+    Done,
+}
+
+pub(crate) struct Env<'p> {
+    pub prog: &'p Program,
+    pub options: &'p Options,
+    pub insns: &'p [Insn],
+    pub cfg: Cfg,
+    pub live: Liveness,
+    pub maps: Vec<MapFacts<'p>>,
+    pub functions: Vec<FunctionFacts>,
+    pub facts: Vec<Fact>,
+
+    pub state: State,
+    pub insn: usize,
+    pub prev: usize,
+    pub pending: Vec<Pending>,
+    pub explored: Explored,
+    pub backtrack: Backtrack,
+    /// The step recorded for the current instruction, if any.
+    pub step_open: bool,
+    /// Slots of the active frame that the current instruction has overwritten whole.
+    pub written: u64,
+
+    last_id: u32,
+    pub jumps: u32,
+    pub stats: Stats,
+    /// Lowest and highest byte of the context that is read, when anything is.
+    pub ctx_reads: Vec<(u32, u32)>,
+    pub helpers: Vec<u32>,
+}
+
+impl<'p> Env<'p> {
+    pub fn new(prog: &'p Program, options: &'p Options, cfg: Cfg, maps: Vec<MapFacts<'p>>) -> Env<'p> {
+        let live = Liveness::new(&prog.insns, &cfg);
+        let functions = vec![FunctionFacts::default(); cfg.functions.len()];
+        Env {
+            prog,
+            options,
+            insns: &prog.insns,
+            live,
+            maps,
+            functions,
+            facts: vec![Fact::default(); prog.insns.len()],
+            state: State::new(Frame::new(0, 0, 0), 0),
+            insn: 0,
+            prev: 0,
+            pending: Vec::new(),
+            explored: Explored::new(prog.insns.len()),
+            backtrack: Backtrack::default(),
+            step_open: false,
+            written: 0,
+            last_id: 0,
+            jumps: 0,
+            stats: Stats::default(),
+            ctx_reads: Vec::new(),
+            helpers: Vec::new(),
+            cfg,
+        }
+    }
+
+    /// A fresh id for values that share something.
+    pub fn new_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Checks everything: the main function, then the global functions that it calls.
+    pub fn run(&mut self) -> Check {
+        let started = Instant::now();
+        let result = self.run_functions();
+        self.stats.duration = started.elapsed();
+        result
+    }
+
+    fn run_functions(&mut self) -> Check {
+        self.explore(0)?;
+        // A global function checked here may call others.
+        let mut done = vec![false; self.functions.len()];
+        while let Some(n) = (1..self.functions.len()).find(|n| !done[*n] && self.functions[*n].called) {
+            done[n] = true;
+            self.explore(n)?;
+        }
+        self.check_stack_depth()
+    }
+
+    /// Follows every path through one function (and the static ones that it calls).
+    fn explore(&mut self, function: usize) -> Check {
+        let start = self.cfg.functions.get(function).map_or(0, |f| f.start);
+        self.state = State::new(Frame::new(0, function, 0), start);
+        self.enter(function)?;
+        self.pending.clear();
+        self.explored.begin(start);
+        self.insn = start;
+        self.prev = start;
+        loop {
+            match self.step()? {
+                Next::At(insn) => {
+                    self.prev = self.insn;
+                    self.insn = insn;
+                }
+                Next::Done => {
+                    self.explored.path_done(self.state.parent);
+                    let Some(p) = self.pending.pop() else { return Ok(()) };
+                    self.state = p.state;
+                    self.insn = p.insn;
+                    self.prev = p.prev;
+                }
+            }
+        }
+    }
+
+    /// Sets up the arguments of the function that is checked.
+    fn enter(&mut self, function: usize) -> Check {
+        if function == 0 {
+            *self.state.reg_mut(1) = Reg::pointer(Kind::Ctx);
+            return Ok(());
+        }
+        let Some(global) = self.functions[function].global.clone() else { return Ok(()) };
+        self.enter_global(&global)
+    }
+
+    /// Runs the instruction at hand on the current state.
+    fn step(&mut self) -> Check<Next> {
+        let Some(&insn) = self.insns.get(self.insn) else {
+            return invalid!(FallThrough, "a path runs off the end of the program");
+        };
+        self.stats.insns_processed += 1;
+        if self.stats.insns_processed > self.options.profile.max_processed {
+            return Err(Failure::new(
+                Errno::E2BIG,
+                Reason::TooComplex,
+                format!(
+                    "the paths of the program are more than {} instructions long",
+                    self.options.profile.max_processed
+                ),
+            )
+            .whole());
+        }
+        self.step_open = false;
+        self.written = 0;
+        self.state.last_insn = self.prev;
+        let point = self.cfg.points[self.insn];
+        if point.prune && self.visit()? {
+            return Ok(Next::Done);
+        }
+        if point.jump {
+            self.record_step(None, Vec::new());
+        }
+        self.facts[self.insn].seen = true;
+        let at = self.insn;
+        let next = self.check_insn(insn)?;
+        self.live.commit_writes(at, self.written);
+        Ok(next)
+    }
+
+    /// Records how the path came here, or adds to what is recorded for this instruction.
+    pub fn record_step(&mut self, stack: Option<(u8, u8)>, linked: Vec<Place>) {
+        if self.step_open {
+            if let Some(s) = self.state.steps.last_mut() {
+                s.stack = s.stack.or(stack);
+                s.linked.extend(linked);
+                return;
+            }
+        }
+        self.step_open = true;
+        self.state.steps.push(Step { insn: self.insn as u32, prev: self.prev as u32, stack, linked });
+    }
+
+    /// Keeps a copy of the current state to go on with at another instruction later.
+    pub fn push_path(&mut self, insn: usize) -> Check<&mut State> {
+        if self.pending.len() >= self.options.profile.max_pending {
+            return Err(Failure::new(
+                Errno::E2BIG,
+                Reason::JumpSequence,
+                format!("more than {} branches are open at once", self.options.profile.max_pending),
+            ));
+        }
+        if let Some(parent) = self.state.parent {
+            self.explored.add_branch(parent);
+        }
+        self.pending.push(Pending { state: self.state.clone(), insn, prev: self.insn });
+        let last = self.pending.len() - 1;
+        self.stats.peak_pending = self.stats.peak_pending.max(last as u32 + 1);
+        Ok(&mut self.pending[last].state)
+    }
+
+    /// The register, which must have been written.
+    pub fn read_reg(&self, r: u8) -> Check<&Reg> {
+        if r > 10 {
+            return invalid!(InvalidRegister, "r{r} is not a register");
+        }
+        let reg = self.state.reg(r);
+        if reg.kind == Kind::NotInit {
+            return crate::fail::denied!(UninitializedRegister, "r{r} is read before it was written");
+        }
+        Ok(reg)
+    }
+
+    /// Checks that the register may be written.
+    pub fn may_write_reg(&self, r: u8) -> Check {
+        match r {
+            0..=9 => Ok(()),
+            10 => crate::fail::denied!(FramePointerWrite, "r10, the frame pointer, is read-only"),
+            _ => invalid!(InvalidRegister, "r{r} is not a register"),
+        }
+    }
+
+    /// Makes the register a number of which nothing is known.
+    pub fn set_unknown(&mut self, r: u8) {
+        *self.state.reg_mut(r) = Reg::UNKNOWN;
+    }
+
+    /// Forgets the registers that a call does not keep.
+    pub fn clear_caller_saved(&mut self) {
+        for r in 0..=5 {
+            *self.state.reg_mut(r) = Reg::NOT_INIT;
+        }
+    }
+
+    /// Notes a read of stack slots of a frame of the current state.
+    pub fn mark_stack_read(&mut self, frame: usize, slots: u64) {
+        let at = match self.state.frames.get(frame + 1) {
+            Some(inner) => inner.callsite,
+            None => self.insn,
+        };
+        self.live.mark_read(at, slots);
+    }
+
+    /// Gives a reference that must be released.
+    pub fn acquire(&mut self) -> u32 {
+        let id = self.new_id();
+        self.state.held.push(crate::state::Held { id, insn: self.insn });
+        id
+    }
+
+    /// Gives a reference back: every pointer with it becomes unusable.
+    pub fn release(&mut self, id: u32) -> bool {
+        let Some(n) = self.state.held.iter().position(|h| h.id == id) else { return false };
+        self.state.held.remove(n);
+        self.state.each_reg(|r| {
+            if r.ref_id == id && r.is_pointer() {
+                *r = Reg::UNKNOWN;
+            }
+        });
+        true
+    }
+
+    /// Makes every packet pointer unusable.
+    pub fn forget_packet(&mut self) {
+        self.state.each_reg(|r| {
+            if r.is_packet_any() {
+                *r = Reg::UNKNOWN;
+            }
+        });
+    }
+
+    /// Checks that no reference is left.
+    pub fn check_nothing_held(&self, doing: &str) -> Check {
+        if let Some(h) = self.state.held.first() {
+            return invalid!(
+                UnreleasedReference,
+                "the reference acquired at instruction {} is not released before {doing}",
+                h.insn
+            );
+        }
+        if self.state.locked.is_some() {
+            return invalid!(LockHeld, "a lock is held at {doing}");
+        }
+        Ok(())
+    }
+
+    /// Makes what was a pointer or null the pointer that it is.
+    pub fn make_not_null(&mut self, reg: &mut Reg) {
+        reg.flags &= !flag::NULLABLE;
+        if reg.kind == Kind::MapValue {
+            if let Some(inner) = self.maps.get(reg.what as usize).and_then(|m| m.inner) {
+                reg.kind = Kind::Map;
+                reg.what = inner;
+            }
+        }
+    }
+
+    /// Name of a map for messages.
+    pub fn map_name(&self, map: u32) -> &str {
+        self.maps.get(map as usize).map_or("?", |m| &m.def.name)
+    }
+
+    /// The saved state with this id.
+    pub fn saved(&self, id: StateId) -> &State {
+        self.explored.state(id)
+    }
+}

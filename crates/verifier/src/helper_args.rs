@@ -1,0 +1,347 @@
+//! Arguments of helpers, by the kind that the prototype names.
+
+use skep_ebpf::helper::{self, Access, Arg, Helper};
+use skep_ebpf::uapi::MapType;
+
+use crate::check_alu::MAX_OFFSET;
+use crate::env::Env;
+use crate::fail::{Check, denied, invalid, unsupported};
+use crate::reg::{Kind, Reg, flag};
+use crate::stack::locate;
+use crate::state::Byte;
+
+/// What is learnt while the arguments of one call are checked.
+#[derive(Debug, Default)]
+pub(crate) struct CallFacts {
+    /// The map argument.
+    pub map: Option<u32>,
+    /// The reference behind an argument.
+    pub reference: u32,
+    /// Register and size of stack that the helper fills.
+    pub fills: Option<(u8, u64)>,
+    /// Upper bound of a size argument.
+    pub size_max: u64,
+    /// Size of the memory that is returned.
+    pub alloc_size: u32,
+    /// The key of a look-up in an array, where it is known.
+    pub constant_key: Option<u64>,
+    /// Function argument.
+    pub function: Option<u32>,
+}
+
+impl Env<'_> {
+    pub fn check_arg(&mut self, h: &Helper, r: u8, arg: Arg, facts: &mut CallFacts) -> Check {
+        let reg = *self.read_reg(r)?;
+        if arg == Arg::Anything {
+            return Ok(());
+        }
+        if reg.is_packet() && !(h.has(helper::PKT) && crate::ctx::reads_packets(self.prog.prog_type)) {
+            return denied!(
+                PacketAccess,
+                "bpf_{} does not take packet data in r{r}; copy it to the stack first",
+                h.name
+            );
+        }
+        let may_be_null =
+            matches!(arg, Arg::MemOrNull(_) | Arg::MapValueOrNull | Arg::CtxOrNull | Arg::StackOrNull | Arg::BtfOrNull);
+        if !(may_be_null && reg.is_null()) {
+            self.check_arg_kind(h, r, arg, &reg, may_be_null)?;
+            self.check_arg_offset(r, &reg)?;
+        }
+        if arg == Arg::RingbufRecord && h.has(helper::RELEASE) || arg == Arg::BtfSock && h.has(helper::RELEASE) {
+            if reg.off != 0 {
+                return invalid!(
+                    ReleaseWithoutAcquire,
+                    "r{r} was moved by {}; a reference is released as it was acquired",
+                    reg.off
+                );
+            }
+            self.check_unmodified(r, &reg)?;
+            if reg.ref_id == 0 {
+                return invalid!(
+                    ReleaseWithoutAcquire,
+                    "r{r} is {}, which is not an acquired reference",
+                    reg.describe()
+                );
+            }
+        }
+        if reg.ref_id != 0 {
+            if facts.reference != 0 {
+                return denied!(ArgumentType, "two arguments of bpf_{} are acquired references", h.name);
+            }
+            facts.reference = reg.ref_id;
+        }
+        match arg {
+            Arg::MapPtr => facts.map = Some(reg.what),
+            Arg::MapKey => self.check_key(h, r, &reg, facts)?,
+            Arg::MapValueOrNull if reg.is_null() => {}
+            Arg::MapValue | Arg::MapValueOrNull => {
+                let size = self.value_size(h, facts)?;
+                self.check_helper_memory(r, size, false, false, None, false)?;
+            }
+            Arg::UninitMapValue => {
+                let size = self.value_size(h, facts)?;
+                self.check_helper_memory(r, size, true, false, Some(facts), false)?;
+            }
+            Arg::Fixed(access, size) => {
+                let fills = if access == Access::Write { Some(facts) } else { None };
+                self.check_helper_memory(r, size.into(), access != Access::Read, false, fills, false)?;
+                if access != Access::Read {
+                    self.check_alignment(&reg, r, 0, size.into(), true)?;
+                }
+            }
+            Arg::Size | Arg::SizeOrZero => {
+                let before = h.args.get(usize::from(r).wrapping_sub(2)).copied();
+                let access = match before {
+                    Some(Arg::Mem(a) | Arg::MemOrNull(a)) => a,
+                    _ => Access::Read,
+                };
+                self.check_size(h, r, &reg, access, arg == Arg::SizeOrZero, facts)?;
+            }
+            Arg::AllocSize => {
+                let Some(size) = reg.num.as_const() else {
+                    return denied!(ArgumentConstant, "r{r} of bpf_{} is a constant; it holds {}", h.name, reg.num);
+                };
+                facts.alloc_size = size as u32;
+                self.mark_precise(r)?;
+            }
+            Arg::ConstStr => self.check_const_str(h, r, &reg)?,
+            Arg::Func => facts.function = Some(reg.what),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The register holds the kind of value that the argument wants.
+    fn check_arg_kind(&self, h: &Helper, r: u8, arg: Arg, reg: &Reg, may_be_null: bool) -> Check {
+        let memory = |write: bool| {
+            matches!(
+                reg.kind,
+                Kind::Stack | Kind::Packet | Kind::PacketMeta | Kind::MapKey | Kind::MapValue | Kind::Mem
+            ) && !(reg.read_only() && write)
+        };
+        // Memory that is only for reading fits only where the helper says that it only reads.
+        let reads_only = |a: Access| a == Access::Read;
+        let ok = match arg {
+            Arg::MapPtr => reg.kind == Kind::Map,
+            Arg::MapKey | Arg::MapValue | Arg::MapValueOrNull => memory(true),
+            Arg::UninitMapValue => memory(true),
+            Arg::Mem(a) | Arg::MemOrNull(a) | Arg::Fixed(a, _) => memory(!reads_only(a)),
+            Arg::Size | Arg::SizeOrZero | Arg::AllocSize => reg.is_scalar(),
+            Arg::Ctx | Arg::CtxOrNull => reg.kind == Kind::Ctx,
+            Arg::SockCommon => matches!(reg.kind, Kind::Socket | Kind::SockCommon | Kind::TcpSock),
+            Arg::BtfSock => matches!(reg.kind, Kind::Socket | Kind::SockCommon | Kind::TcpSock),
+            Arg::RingbufRecord => reg.kind == Kind::Mem && reg.flags & flag::RINGBUF != 0,
+            Arg::Func => reg.kind == Kind::Func,
+            Arg::StackOrNull => reg.kind == Kind::Stack,
+            Arg::ConstStr | Arg::Timer | Arg::SpinLock | Arg::KptrDest => reg.kind == Kind::MapValue,
+            Arg::Anything => true,
+            Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => false,
+            Arg::Dynptr => matches!(reg.kind, Kind::Stack | Kind::Dynptr),
+        };
+        if reg.nullable() && !may_be_null {
+            return denied!(PossiblyNull, "r{r} of bpf_{} is {}; check it for null first", h.name, reg.describe());
+        }
+        if !ok {
+            return denied!(
+                ArgumentType,
+                "bpf_{} wants {} in r{r}, which holds {}",
+                h.name,
+                wanted(arg),
+                reg.describe()
+            );
+        }
+        Ok(())
+    }
+
+    /// Pointers that have no inside must be passed as they are.
+    pub fn check_arg_offset(&self, r: u8, reg: &Reg) -> Check {
+        let free = matches!(
+            reg.kind,
+            Kind::Stack
+                | Kind::Packet
+                | Kind::PacketMeta
+                | Kind::MapKey
+                | Kind::MapValue
+                | Kind::Mem
+                | Kind::Scalar
+                | Kind::NotInit
+        );
+        if free { Ok(()) } else { self.check_unmodified(r, reg) }
+    }
+
+    fn value_size(&self, h: &Helper, facts: &CallFacts) -> Check<u64> {
+        let Some(map) = facts.map.and_then(|m| self.maps.get(m as usize)) else {
+            return invalid!(UnknownMap, "bpf_{} has no map", h.name);
+        };
+        if matches!(map.def.map_type, MapType::Sockmap | MapType::Sockhash) {
+            return unsupported!(UnsupportedMapType, "socket maps are not judged yet");
+        }
+        Ok(map.def.value_size.into())
+    }
+
+    fn check_key(&mut self, h: &Helper, r: u8, reg: &Reg, facts: &mut CallFacts) -> Check {
+        let Some(map) = facts.map.and_then(|m| self.maps.get(m as usize)) else {
+            return invalid!(UnknownMap, "bpf_{} has no map", h.name);
+        };
+        let (size, map_type) = (u64::from(map.def.key_size), map.def.map_type);
+        self.check_helper_memory(r, size, false, false, None, false)?;
+        if matches!(map_type, MapType::Array | MapType::PercpuArray) {
+            facts.constant_key = self.constant_key(reg, size as usize)?;
+        }
+        Ok(())
+    }
+
+    /// The key on the stack, if it is one known number; relying on it makes it precise.
+    fn constant_key(&mut self, key: &Reg, size: usize) -> Check<Option<u64>> {
+        if key.kind != Kind::Stack {
+            return Ok(None);
+        }
+        let Some(var) = key.num.as_const() else { return Ok(None) };
+        let (slot, byte) = locate(i64::from(key.off).wrapping_add(var as i64));
+        let Some(s) = self.state.frames.get(usize::from(key.frame)).and_then(|f| f.stack.get(slot)).copied() else {
+            return Ok(None);
+        };
+        let run = |kind| (0..=byte).rev().take_while(|n| s.bytes[*n] == kind).count();
+        if run(Byte::Zero) >= size {
+            return Ok(Some(0));
+        }
+        if !s.is_scalar_spill() || run(Byte::Spill) != size {
+            return Ok(None);
+        }
+        let Some(value) = s.reg.num.as_const() else { return Ok(None) };
+        self.mark_slot_precise(key.frame, slot as u8)?;
+        Ok(Some(value))
+    }
+
+    fn check_size(
+        &mut self,
+        h: &Helper,
+        r: u8,
+        reg: &Reg,
+        access: Access,
+        zero_ok: bool,
+        facts: &mut CallFacts,
+    ) -> Check {
+        let n = reg.num;
+        facts.size_max = n.umax;
+        let constant = n.bits.is_const();
+        if n.smin < 0 {
+            return denied!(ArgumentSize, "the size in r{r} of bpf_{} may be negative: it is {n}", h.name);
+        }
+        if n.umin == 0 && !zero_ok {
+            return denied!(ArgumentSize, "the size in r{r} of bpf_{} may be zero: it is {n}", h.name);
+        }
+        if n.umax >= MAX_OFFSET as u64 {
+            return denied!(ArgumentSize, "the size in r{r} of bpf_{} has no upper bound: it is {n}", h.name);
+        }
+        // Only memory that is surely filled whole may be uninitialised before.
+        let fills = if constant && access == Access::Write { Some(facts) } else { None };
+        self.check_helper_memory(r - 1, n.umax, access != Access::Read, zero_ok, fills, false)?;
+        self.mark_precise(r)
+    }
+
+    /// A helper accesses `size` bytes behind a register. With `fills` the memory need not be initialised and is
+    /// afterwards.
+    pub fn check_helper_memory(
+        &mut self,
+        r: u8,
+        size: u64,
+        write: bool,
+        zero_ok: bool,
+        fills: Option<&mut CallFacts>,
+        any: bool,
+    ) -> Check {
+        let reg = *self.state.reg(r);
+        let off = i64::from(reg.off);
+        match reg.kind {
+            Kind::Packet | Kind::PacketMeta => self.check_packet(r, &reg, off, size, zero_ok),
+            Kind::MapKey => {
+                if write {
+                    return denied!(ReadOnlyMemory, "r{r} is a map key, which cannot be written");
+                }
+                let region = self.maps.get(reg.what as usize).map_or(0, |m| m.def.key_size);
+                self.check_region(r, &reg, off, size, region.into(), zero_ok)
+            }
+            Kind::MapValue => {
+                self.check_map_permission(&reg, write)?;
+                self.check_map_value(r, &reg, off, size, zero_ok, false)
+            }
+            Kind::Mem => {
+                if write && reg.read_only() {
+                    return denied!(ReadOnlyMemory, "r{r} points to read-only memory");
+                }
+                self.check_region(r, &reg, off, size, reg.size.into(), zero_ok)
+            }
+            Kind::Stack => {
+                if size == 0 && !zero_ok {
+                    return denied!(ArgumentSize, "a size of zero is not possible here");
+                }
+                match fills {
+                    Some(facts) if reg.num.bits.is_const() => {
+                        facts.fills = Some((r, size));
+                        self.check_stack_filled(r, &reg, off, size)
+                    }
+                    _ => self.check_stack_region(r, &reg, off, size, write),
+                }
+            }
+            _ if zero_ok && size == 0 && reg.is_null() => Ok(()),
+            _ => {
+                let _ = any;
+                denied!(ArgumentType, "r{r} must point to {size} bytes of memory; it holds {}", reg.describe())
+            }
+        }
+    }
+
+    /// A terminated string that never changes.
+    fn check_const_str(&self, h: &Helper, r: u8, reg: &Reg) -> Check {
+        let Some(map) = self.maps.get(reg.what as usize) else {
+            return invalid!(UnknownMap, "r{r} points into a map that does not exist");
+        };
+        if !map.program_read_only() || !map.def.frozen {
+            return denied!(
+                ConstantString,
+                "r{r} of bpf_{} is a constant string; map {} is not read-only",
+                h.name,
+                map.def.name
+            );
+        }
+        let Some(var) = reg.num.as_const() else {
+            return denied!(ConstantString, "r{r} of bpf_{} is a constant string, not at a variable offset", h.name);
+        };
+        let off = i64::from(reg.off).wrapping_add(var as i64);
+        let Some(data) = map.frozen_data() else {
+            return unsupported!(UnsupportedFeature, "constant strings in map {} are not judged yet", map.def.name);
+        };
+        let text = usize::try_from(off).ok().and_then(|o| data.get(o..));
+        match text {
+            Some(t) if t.contains(&0) => Ok(()),
+            _ => denied!(ConstantString, "the string in r{r} of bpf_{} is not terminated", h.name),
+        }
+    }
+}
+
+/// What an argument wants, in words.
+fn wanted(arg: Arg) -> &'static str {
+    match arg {
+        Arg::Anything => "any value",
+        Arg::MapPtr => "a map",
+        Arg::MapKey => "memory with a key",
+        Arg::MapValue | Arg::MapValueOrNull | Arg::UninitMapValue => "memory for a value",
+        Arg::Mem(_) | Arg::Fixed(..) => "memory",
+        Arg::MemOrNull(_) => "memory or null",
+        Arg::Size | Arg::SizeOrZero | Arg::AllocSize => "a number",
+        Arg::Ctx => "the context",
+        Arg::CtxOrNull => "the context or null",
+        Arg::SpinLock => "a spin lock in a map value",
+        Arg::SockCommon | Arg::BtfSock => "a socket",
+        Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => "a pointer to a kernel type",
+        Arg::RingbufRecord => "a reserved ring buffer record",
+        Arg::Func => "a function",
+        Arg::StackOrNull => "stack memory or null",
+        Arg::ConstStr => "a constant string in a map value",
+        Arg::Timer => "a timer in a map value",
+        Arg::KptrDest => "a kptr in a map value",
+        Arg::Dynptr => "a dynptr",
+    }
+}

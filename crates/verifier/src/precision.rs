@@ -1,0 +1,425 @@
+//! Precision: when a check relied on a number, the numbers it was made from must be compared when states are.
+//!
+//! A saved state that is reached again with other numbers may stand for the new one as long as nothing depended on
+//! them. When something does, this module walks the path back, instruction by instruction, and marks in every saved
+//! state on the way the registers and stack slots that the number came from.
+
+use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
+
+use crate::cfg;
+use crate::env::Env;
+use crate::fail::Check;
+use crate::reg::Reg;
+use crate::state::{FP, Frame, Place, State, StateId, Step};
+
+const ARGS: u16 = 0b11_1110;
+
+/// What is still wanted: registers and slots, by frame.
+#[derive(Debug, Default)]
+pub(crate) struct Backtrack {
+    frame: usize,
+    regs: [u16; 8],
+    slots: [u64; 8],
+}
+
+/// The walk met something that it cannot follow.
+struct Lost;
+
+impl Backtrack {
+    fn begin(&mut self, frame: usize) {
+        *self = Backtrack { frame: frame.min(7), ..Backtrack::default() };
+    }
+
+    fn is_empty(&self) -> bool {
+        self.regs == [0; 8] && self.slots == [0; 8]
+    }
+
+    fn has(&self, r: u8) -> bool {
+        self.regs[self.frame] & 1 << r != 0
+    }
+
+    fn set(&mut self, r: u8) {
+        self.regs[self.frame] |= 1 << r;
+    }
+
+    fn clear(&mut self, r: u8) {
+        self.regs[self.frame] &= !(1 << r);
+    }
+
+    fn wants(&self, place: Place) -> bool {
+        match place {
+            Place::Reg { frame, reg } => self.regs[usize::from(frame & 7)] & 1 << reg != 0,
+            Place::Slot { frame, slot } => self.slots[usize::from(frame & 7)] & 1 << (slot & 63) != 0,
+        }
+    }
+
+    fn want(&mut self, place: Place) {
+        match place {
+            Place::Reg { frame, reg } => self.regs[usize::from(frame & 7)] |= 1 << reg,
+            Place::Slot { frame, slot } => self.slots[usize::from(frame & 7)] |= 1 << (slot & 63),
+        }
+    }
+
+    /// Numbers that learnt together are wanted together.
+    fn sync_linked(&mut self, step: Option<&Step>) {
+        let Some(step) = step else { return };
+        if step.linked.iter().any(|p| self.wants(*p)) {
+            for p in &step.linked {
+                self.want(*p);
+            }
+        }
+    }
+
+    /// Leaves a function backwards: at its first instruction, towards the call.
+    fn to_caller(&mut self) -> Result<(), Lost> {
+        if self.frame == 0 {
+            return Err(Lost);
+        }
+        self.frame -= 1;
+        Ok(())
+    }
+
+    /// Enters a function backwards: at its exit, coming from behind the call.
+    fn to_callee(&mut self) -> Result<(), Lost> {
+        if self.frame >= 7 {
+            return Err(Lost);
+        }
+        self.frame += 1;
+        Ok(())
+    }
+}
+
+/// What backtracking needs to know of the program.
+struct Walk<'a> {
+    insns: &'a [Insn],
+    is_global: &'a dyn Fn(usize) -> bool,
+    calls_back: &'a dyn Fn(usize) -> bool,
+}
+
+impl Walk<'_> {
+    /// Undoes one instruction; `later` is the one that ran after it.
+    fn undo(&self, want: &mut Backtrack, at: usize, later: Option<usize>, step: Option<&Step>) -> Result<(), Lost> {
+        let Some(&i) = self.insns.get(at) else { return Err(Lost) };
+        want.sync_linked(step);
+        self.undo_insn(want, at, later, i, step)?;
+        want.sync_linked(step);
+        Ok(())
+    }
+
+    fn undo_insn(
+        &self,
+        want: &mut Backtrack,
+        at: usize,
+        later: Option<usize>,
+        i: Insn,
+        step: Option<&Step>,
+    ) -> Result<(), Lost> {
+        let stack = step.and_then(|s| s.stack);
+        match i.class() {
+            class::ALU | class::ALU64 => {
+                if !want.has(i.dst()) {
+                    return Ok(());
+                }
+                match i.op() {
+                    alu::END | alu::NEG => {}
+                    alu::MOV => {
+                        want.clear(i.dst());
+                        if i.is_x() && usize::from(i.src()) != FP {
+                            want.set(i.src());
+                        }
+                    }
+                    _ => {
+                        if i.is_x() && usize::from(i.src()) != FP {
+                            want.set(i.src());
+                        }
+                    }
+                }
+            }
+            class::LDX => undo_load(want, i.dst(), stack),
+            class::STX if i.mode() == mode::ATOMIC && i.imm == atomic::LOAD_ACQ => undo_load(want, i.dst(), stack),
+            class::STX if i.mode() == mode::ATOMIC && i.imm != atomic::STORE_REL => {
+                let result = if i.imm == atomic::CMPXCHG { 0 } else { i.src() };
+                if i.imm & atomic::FETCH != 0 && want.has(result) {
+                    // What was fetched came from memory; operands may have been in the same register.
+                    if let Some((frame, slot)) = stack {
+                        want.want(Place::Slot { frame, slot });
+                    }
+                }
+                if want.has(i.dst()) {
+                    return Err(Lost);
+                }
+            }
+            class::STX | class::ST => {
+                if want.has(i.dst()) {
+                    return Err(Lost);
+                }
+                let Some((frame, slot)) = stack else { return Ok(()) };
+                if want.wants(Place::Slot { frame, slot }) {
+                    want.slots[usize::from(frame & 7)] &= !(1 << (slot & 63));
+                    if i.class() == class::STX {
+                        want.set(i.src());
+                    }
+                }
+            }
+            class::LD => {
+                if want.has(i.dst()) {
+                    want.clear(i.dst());
+                    if matches!(i.mode(), mode::ABS | mode::IND) {
+                        return Err(Lost);
+                    }
+                }
+            }
+            _ => return self.undo_flow(want, at, later, i),
+        }
+        Ok(())
+    }
+
+    fn undo_flow(&self, want: &mut Backtrack, at: usize, later: Option<usize>, i: Insn) -> Result<(), Lost> {
+        let here = |want: &Backtrack| want.regs[want.frame];
+        match i.op() {
+            jmp::JA | jmp::JCOND => {}
+            jmp::CALL if i.is_subprog_call() => {
+                let target = usize::try_from(cfg::callee(at, i)).map_err(|_| Lost)?;
+                if (self.is_global)(target) {
+                    want.clear(0);
+                    if here(want) & ARGS != 0 {
+                        return Err(Lost);
+                    }
+                    return Ok(());
+                }
+                // Leaving the callee backwards: only its arguments can still be wanted.
+                if here(want) & !ARGS != 0 || want.slots[want.frame] != 0 {
+                    return Err(Lost);
+                }
+                let args = here(want);
+                want.regs[want.frame] = 0;
+                want.to_caller()?;
+                want.regs[want.frame] |= args;
+            }
+            jmp::CALL => {
+                if (self.calls_back)(at) && later != Some(at + 1) {
+                    // Leaving a callback backwards; what it was given came from the helper.
+                    if here(want) & !ARGS != 0 || want.slots[want.frame] != 0 {
+                        return Err(Lost);
+                    }
+                    want.regs[want.frame] = 0;
+                    return want.to_caller();
+                }
+                want.clear(0);
+                if here(want) & ARGS != 0 {
+                    return Err(Lost);
+                }
+            }
+            jmp::EXIT => {
+                if later.is_some_and(|l| (self.calls_back)(l)) {
+                    want.regs[want.frame] &= !ARGS;
+                }
+                if here(want) & ARGS != 0 {
+                    return Err(Lost);
+                }
+                let call = later.and_then(|l| l.checked_sub(1)).and_then(|c| self.insns.get(c));
+                let result = call.is_some_and(|c| c.is_subprog_call()) && want.has(0);
+                want.clear(0);
+                want.to_callee()?;
+                if result {
+                    want.set(0);
+                }
+            }
+            _ if i.is_x() => {
+                if want.has(i.dst()) || want.has(i.src()) {
+                    want.set(i.dst());
+                    want.set(i.src());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn undo_load(want: &mut Backtrack, dst: u8, stack: Option<(u8, u8)>) {
+    if !want.has(dst) {
+        return;
+    }
+    want.clear(dst);
+    if let Some((frame, slot)) = stack {
+        want.want(Place::Slot { frame, slot });
+    }
+}
+
+/// The instruction before `at` on the path of a state, and how many steps of it are left.
+fn previous(state: &State, at: usize, left: &mut usize) -> Option<usize> {
+    let last = left.checked_sub(1).and_then(|n| state.steps.get(n));
+    if at == state.first_insn {
+        match (*left, last) {
+            (0, _) => return None,
+            (1, Some(s)) if s.insn as usize == at => return None,
+            _ => {}
+        }
+    }
+    match last {
+        Some(s) if s.insn as usize == at => {
+            *left -= 1;
+            Some(s.prev as usize)
+        }
+        _ => at.checked_sub(1),
+    }
+}
+
+impl Env<'_> {
+    /// A check relied on this register of the active frame.
+    pub fn mark_precise(&mut self, r: u8) -> Check {
+        let frame = self.state.depth();
+        if !self.state.reg(r).is_scalar() {
+            return Ok(());
+        }
+        self.backtrack.begin(frame);
+        self.backtrack.set(r);
+        self.walk_back();
+        Ok(())
+    }
+
+    /// A check relied on the number in this stack slot.
+    pub fn mark_slot_precise(&mut self, frame: u8, slot: u8) -> Check {
+        self.backtrack.begin(self.state.depth());
+        self.backtrack.want(Place::Slot { frame, slot });
+        self.walk_back();
+        Ok(())
+    }
+
+    /// The current state continues as `old` did: what old depended on, the current path must keep too.
+    pub fn propagate_precision(&mut self, old: StateId) {
+        self.backtrack.begin(self.state.depth());
+        let mut want = std::mem::take(&mut self.backtrack);
+        for (f, frame) in self.saved(old).frames.iter().enumerate() {
+            for (r, reg) in frame.regs.iter().enumerate().take(FP) {
+                if reg.is_scalar() && reg.precise {
+                    want.want(Place::Reg { frame: f as u8, reg: r as u8 });
+                }
+            }
+            for (s, slot) in frame.stack.iter().enumerate() {
+                if slot.is_scalar_spill() && slot.reg.precise {
+                    want.want(Place::Slot { frame: f as u8, slot: s as u8 });
+                }
+            }
+        }
+        // What is no number in the current state needs no marks.
+        for (f, frame) in self.state.frames.iter().enumerate() {
+            for (r, reg) in frame.regs.iter().enumerate().take(FP) {
+                if !reg.is_scalar() {
+                    want.regs[f & 7] &= !(1 << r);
+                }
+            }
+            for s in 0..64 {
+                if !frame.stack.get(s).is_some_and(|slot| slot.is_scalar_spill()) {
+                    want.slots[f & 7] &= !(1 << s);
+                }
+            }
+        }
+        self.backtrack = want;
+        self.walk_back();
+    }
+
+    /// Walks back from the current instruction, itself left out.
+    fn walk_back(&mut self) {
+        if self.backtrack.is_empty() {
+            return;
+        }
+        let mut want = std::mem::take(&mut self.backtrack);
+        let functions = &self.functions;
+        let cfg = &self.cfg;
+        let is_global = |start: usize| cfg.function_at(start).is_some_and(|f| functions[f].global.is_some());
+        let calls_back = |at: usize| cfg.points.get(at).is_some_and(|p| p.calls_back);
+        let walk = Walk { insns: self.insns, is_global: &is_global, calls_back: &calls_back };
+
+        let mut at = self.insn;
+        let mut later: Option<usize> = None;
+        let mut parent: Option<StateId> = self.state.parent;
+        let mut state: &State = &self.state;
+        let mut lost = false;
+        let mut skip_first = true;
+        loop {
+            let mut left = state.steps.len();
+            loop {
+                if skip_first {
+                    skip_first = false;
+                } else {
+                    let step = left.checked_sub(1).and_then(|n| state.steps.get(n)).filter(|s| s.insn as usize == at);
+                    if walk.undo(&mut want, at, later, step).is_err() {
+                        lost = true;
+                        break;
+                    }
+                }
+                if want.is_empty() {
+                    break;
+                }
+                later = Some(at);
+                match previous(state, at, &mut left) {
+                    Some(p) => at = p,
+                    None => break,
+                }
+            }
+            if lost || want.is_empty() {
+                break;
+            }
+            let first = state.first_insn;
+            let Some(id) = parent else { break };
+            mark_wanted(self.explored.state_mut(id), &mut want);
+            if want.is_empty() {
+                break;
+            }
+            later = Some(first);
+            state = self.explored.state(id);
+            at = state.last_insn;
+            parent = state.parent;
+            // A saved state that is itself the entry has nothing before it.
+            if self.explored.is_entry(id) {
+                break;
+            }
+        }
+        // At the entry only arguments are left, of which the caller knows nothing.
+        let entry_only = want.slots == [0; 8] && want.regs[0] & !ARGS == 0 && want.regs[1..] == [0; 7];
+        if lost || !entry_only {
+            mark_all(self);
+        }
+        self.backtrack = want;
+    }
+}
+
+/// Marks what is wanted in a saved state; what is marked already, or is no number, is wanted no longer.
+fn mark_wanted(state: &mut State, want: &mut Backtrack) {
+    for (f, frame) in state.frames.iter_mut().enumerate().take(8) {
+        let Frame { regs, stack, .. } = frame;
+        for (r, reg) in regs.iter_mut().enumerate() {
+            if want.regs[f] & 1 << r != 0 && (!reg.is_scalar() || std::mem::replace(&mut reg.precise, true)) {
+                want.regs[f] &= !(1 << r);
+            }
+        }
+        let mut slots = want.slots[f];
+        while slots != 0 {
+            let s = slots.trailing_zeros() as usize;
+            slots &= slots - 1;
+            let keep = match stack.get_mut(s) {
+                Some(slot) if slot.is_scalar_spill() => !std::mem::replace(&mut slot.reg.precise, true),
+                _ => false,
+            };
+            if !keep {
+                want.slots[f] &= !(1 << s);
+            }
+        }
+    }
+}
+
+/// Marks every number in every saved state on the path: always right, never cheap.
+fn mark_all(env: &mut Env<'_>) {
+    let mut parent = env.state.parent;
+    while let Some(id) = parent {
+        let state = env.explored.state_mut(id);
+        state.each_reg(|r: &mut Reg| {
+            if r.is_scalar() {
+                r.precise = true;
+            }
+        });
+        parent = state.parent;
+    }
+}

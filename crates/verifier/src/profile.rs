@@ -1,0 +1,44 @@
+//! Limits of a kernel, as data.
+
+/// What a kernel version permits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelProfile {
+    /// Name, as `--kernel` takes it.
+    pub name: &'static str,
+    /// Most instructions of a program.
+    pub max_insns: usize,
+    /// Most instructions on all paths together.
+    pub max_processed: u64,
+    /// Most branches open at once.
+    pub max_pending: usize,
+    /// Most frames active at once.
+    pub max_frames: usize,
+    /// CPUs that `bpf_get_smp_processor_id` may name; the verdict of programs that index by it depends on them.
+    pub cpus: u32,
+}
+
+impl KernelProfile {
+    /// Linux 6.18.
+    pub const LINUX_6_18: KernelProfile = KernelProfile {
+        name: "6.18",
+        max_insns: 1_000_000,
+        max_processed: 1_000_000,
+        max_pending: 8192,
+        max_frames: 8,
+        cpus: 8192,
+    };
+
+    /// Every profile.
+    pub const ALL: &'static [KernelProfile] = &[KernelProfile::LINUX_6_18];
+
+    /// The profile with this name.
+    pub fn by_name(name: &str) -> Option<KernelProfile> {
+        KernelProfile::ALL.iter().find(|p| p.name == name).copied()
+    }
+}
+
+impl Default for KernelProfile {
+    fn default() -> KernelProfile {
+        KernelProfile::LINUX_6_18
+    }
+}

@@ -1,0 +1,191 @@
+//! Saved states: recognising that a path was checked before, or that it goes in circles.
+
+use crate::compare::{self, Exact};
+use crate::env::Env;
+use crate::fail::{Check, invalid};
+use crate::state::{State, StateId};
+
+#[derive(Debug)]
+struct Saved {
+    state: State,
+    hits: u32,
+    misses: u32,
+    /// No longer looked at; kept while paths from it are open.
+    retired: bool,
+}
+
+/// All saved states, by the instruction where they stand.
+#[derive(Debug)]
+pub(crate) struct Explored {
+    saved: Vec<Saved>,
+    at: Vec<Vec<StateId>>,
+    free: Vec<StateId>,
+    entry: usize,
+    live: u32,
+    last_jumps: u32,
+    last_insns: u64,
+}
+
+impl Explored {
+    pub fn new(insns: usize) -> Explored {
+        Explored {
+            saved: Vec::new(),
+            at: vec![Vec::new(); insns],
+            free: Vec::new(),
+            entry: 0,
+            live: 0,
+            last_jumps: 0,
+            last_insns: 0,
+        }
+    }
+
+    /// Forgets all states: another function is checked, from this instruction on.
+    pub fn begin(&mut self, entry: usize) {
+        self.saved.clear();
+        self.free.clear();
+        self.at.iter_mut().for_each(Vec::clear);
+        self.entry = entry;
+        self.live = 0;
+    }
+
+    pub fn state(&self, id: StateId) -> &State {
+        &self.saved[id.0 as usize].state
+    }
+
+    pub fn state_mut(&mut self, id: StateId) -> &mut State {
+        &mut self.saved[id.0 as usize].state
+    }
+
+    /// True for a state without anything before it.
+    pub fn is_entry(&self, id: StateId) -> bool {
+        let s = self.state(id);
+        s.parent.is_none() && s.insn == self.entry && s.steps.is_empty()
+    }
+
+    pub fn add_branch(&mut self, id: StateId) {
+        self.saved[id.0 as usize].state.branches += 1;
+    }
+
+    /// A path that came from this state is done.
+    pub fn path_done(&mut self, mut parent: Option<StateId>) {
+        while let Some(id) = parent {
+            let s = &mut self.saved[id.0 as usize];
+            s.state.branches = s.state.branches.saturating_sub(1);
+            if s.state.branches > 0 {
+                return;
+            }
+            // What led here is needed only while precision may still walk back over it.
+            s.state.steps = Vec::new();
+            parent = s.state.parent;
+            if s.retired {
+                self.discard(id);
+            }
+        }
+    }
+
+    fn discard(&mut self, id: StateId) {
+        self.saved[id.0 as usize].state = State::default();
+        self.free.push(id);
+        self.live -= 1;
+    }
+
+    fn insert(&mut self, state: State) -> StateId {
+        let at = state.insn;
+        let saved = Saved { state, hits: 0, misses: 0, retired: false };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.saved[id.0 as usize] = saved;
+                id
+            }
+            None => {
+                self.saved.push(saved);
+                StateId(self.saved.len() as u32 - 1)
+            }
+        };
+        self.at[at].push(id);
+        self.live += 1;
+        id
+    }
+}
+
+impl Env<'_> {
+    /// At a point where paths meet: true if this path need not be followed further.
+    pub fn visit(&mut self) -> Check<bool> {
+        let at = self.insn;
+        let point = self.cfg.points[at];
+        let jumps = self.jumps - self.explored.last_jumps;
+        let insns = self.stats.insns_processed - self.explored.last_insns;
+        // Long unsaved paths make walking back expensive.
+        let force = point.force || self.options.save_often || self.state.steps.len() > 40;
+        let mut save = force || jumps >= 2 && insns >= 8;
+
+        let mut n = self.explored.at[at].len();
+        while n > 0 {
+            n -= 1;
+            let id = self.explored.at[at][n];
+            let open = self.explored.state(id).branches > 0;
+            if open {
+                let old = self.explored.state(id);
+                if maybe_looping(old, &self.state)
+                    && old.may_goto_depth == self.state.may_goto_depth
+                    && old.callback_unroll == self.state.callback_unroll
+                    && compare::states_equal(self, old, &self.state, Exact::Yes)
+                {
+                    return invalid!(
+                        InfiniteLoop,
+                        "the loop through instruction {at} comes back without having changed anything"
+                    );
+                }
+                if !force && jumps < 20 && insns < 100 {
+                    save = false;
+                }
+            } else if compare::states_equal(self, self.explored.state(id), &self.state, Exact::No) {
+                self.explored.saved[id.0 as usize].hits += 1;
+                if point.jump {
+                    self.record_step(None, Vec::new());
+                }
+                self.propagate_precision(id);
+                return Ok(true);
+            }
+            if save {
+                let s = &mut self.explored.saved[id.0 as usize];
+                s.misses += 1;
+                let patience = if point.force && s.state.branches > 0 { 64 } else { 3 };
+                if s.misses > s.hits * patience + patience {
+                    s.retired = true;
+                    let done = s.state.branches == 0;
+                    self.explored.at[at].remove(n);
+                    if done {
+                        self.explored.discard(id);
+                    }
+                }
+            }
+        }
+        if !save {
+            return Ok(false);
+        }
+        self.explored.last_jumps = self.jumps;
+        self.explored.last_insns = self.stats.insns_processed;
+        self.stats.states += 1;
+
+        self.state.each_reg(|r| r.precise = false);
+        let steps = std::mem::take(&mut self.state.steps);
+        let mut copy = self.state.clone();
+        copy.steps = steps;
+        copy.insn = at;
+        copy.branches = 1;
+        let id = self.explored.insert(copy);
+        self.stats.peak_states = self.stats.peak_states.max(self.explored.live);
+        self.state.parent = Some(id);
+        self.state.first_insn = at;
+        Ok(false)
+    }
+}
+
+/// Quick test before the exact comparison: the registers of the active frame are the same.
+fn maybe_looping(old: &State, cur: &State) -> bool {
+    if old.frames.len() != cur.frames.len() {
+        return false;
+    }
+    old.regs().iter().zip(cur.regs()).all(|(a, b)| a.kind == b.kind && a.id == b.id && a.off == b.off && a.num == b.num)
+}

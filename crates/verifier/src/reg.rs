@@ -1,0 +1,214 @@
+//! What a register holds.
+
+use crate::scalar::Scalar;
+
+/// Kinds of values. What the other fields of [`Reg`] mean depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Nothing yet.
+    NotInit,
+    /// A number.
+    Scalar,
+    /// The program's context.
+    Ctx,
+    /// A map itself; `what` is its index.
+    Map,
+    /// A value of the map `what`.
+    MapValue,
+    /// A key of the map `what`.
+    MapKey,
+    /// Stack of frame `frame`; offset 0 is its r10.
+    Stack,
+    /// Packet data.
+    Packet,
+    /// Metadata in front of the packet.
+    PacketMeta,
+    /// The end of the packet.
+    PacketEnd,
+    /// Memory of `size` bytes.
+    Mem,
+    /// A full socket (`struct bpf_sock`).
+    Socket,
+    /// A socket of any family.
+    SockCommon,
+    /// A `struct bpf_tcp_sock`.
+    TcpSock,
+    /// A function of the program, the one that starts at instruction `what`.
+    Func,
+    /// A dynptr handed to a global function or callback.
+    Dynptr,
+}
+
+/// What else is true of a pointer.
+pub(crate) mod flag {
+    /// May be null.
+    pub const NULLABLE: u8 = 1;
+    /// Memory that must not be written.
+    pub const READ_ONLY: u8 = 2;
+    /// A ring buffer record, as reserved.
+    pub const RINGBUF: u8 = 4;
+}
+
+/// One register, or one spilled to the stack.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Reg {
+    pub kind: Kind,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    /// Frame that a stack pointer points into.
+    pub frame: u8,
+    /// A number that must be compared when states are: something depended on it.
+    pub precise: bool,
+    pub linked_delta: bool,
+    /// See `linked_delta`.
+    /// Constant part of a pointer's offset; for linked numbers the delta.
+    pub off: i32,
+    /// What this value shares with others: numbers known equal, pointers from one null check, packet pointers of one
+    /// origin. 0 is none.
+    pub id: u32,
+    /// The acquired reference behind this pointer, 0 if none.
+    pub ref_id: u32,
+    /// Map index or function, by kind.
+    pub what: u32,
+    /// Size of memory; readable bytes of packet pointers (from offset 0 of their id).
+    pub size: u32,
+    /// The number; for pointers the variable part of the offset.
+    pub num: Scalar,
+}
+
+impl Reg {
+    /// Never written.
+    pub const NOT_INIT: Reg = Reg {
+        kind: Kind::NotInit,
+        flags: 0,
+        frame: 0,
+        precise: false,
+        linked_delta: false,
+        off: 0,
+        id: 0,
+        ref_id: 0,
+        what: 0,
+        size: 0,
+        num: Scalar::UNKNOWN,
+    };
+
+    /// A number of which nothing is known.
+    pub const UNKNOWN: Reg = Reg { kind: Kind::Scalar, ..Reg::NOT_INIT };
+
+    /// A known number.
+    pub const fn constant(x: u64) -> Reg {
+        Reg { num: Scalar::constant(x), ..Reg::UNKNOWN }
+    }
+
+    /// A number.
+    pub const fn number(num: Scalar) -> Reg {
+        Reg { num, ..Reg::UNKNOWN }
+    }
+
+    /// A pointer with offset 0.
+    pub const fn pointer(kind: Kind) -> Reg {
+        Reg { kind, num: Scalar::constant(0), ..Reg::NOT_INIT }
+    }
+
+    /// True for a number.
+    pub fn is_scalar(&self) -> bool {
+        self.kind == Kind::Scalar
+    }
+
+    /// True for anything but numbers and uninitialised registers.
+    pub fn is_pointer(&self) -> bool {
+        !matches!(self.kind, Kind::Scalar | Kind::NotInit)
+    }
+
+    /// The number, if only one is possible.
+    pub fn as_const(&self) -> Option<u64> {
+        if self.is_scalar() { self.num.as_const() } else { None }
+    }
+
+    /// True if this is the number zero.
+    pub fn is_null(&self) -> bool {
+        self.as_const() == Some(0)
+    }
+
+    /// True if this pointer may be null.
+    pub fn nullable(&self) -> bool {
+        self.flags & flag::NULLABLE != 0
+    }
+
+    /// True if this memory must not be written.
+    pub fn read_only(&self) -> bool {
+        self.flags & flag::READ_ONLY != 0
+    }
+
+    /// True for `data`, `data_meta` pointers.
+    pub fn is_packet(&self) -> bool {
+        matches!(self.kind, Kind::Packet | Kind::PacketMeta)
+    }
+
+    /// True for the packet pointers, the end included.
+    pub fn is_packet_any(&self) -> bool {
+        self.is_packet() || self.kind == Kind::PacketEnd
+    }
+
+    /// True if the pointer moved by something that is not known.
+    pub fn has_variable_offset(&self) -> bool {
+        !self.num.bits.is_const()
+    }
+
+    /// True for pointers that can never be null as they stand.
+    pub fn never_null(&self) -> bool {
+        !self.nullable()
+            && matches!(
+                self.kind,
+                Kind::Socket
+                    | Kind::TcpSock
+                    | Kind::MapValue
+                    | Kind::MapKey
+                    | Kind::SockCommon
+                    | Kind::Map
+                    | Kind::Mem
+                    | Kind::Ctx
+                    | Kind::Stack
+            )
+    }
+
+    /// Breaks the link with other registers that hold the same number.
+    pub fn unlink(&mut self) {
+        self.id = 0;
+        self.off = 0;
+        self.linked_delta = false;
+    }
+
+    /// What the register holds, for messages.
+    pub fn describe(&self) -> String {
+        let what = match self.kind {
+            Kind::NotInit => return "nothing".into(),
+            Kind::Scalar => return self.num.to_string(),
+            Kind::Ctx => "the context",
+            Kind::Map => "a map",
+            Kind::MapValue => "a map value",
+            Kind::MapKey => "a map key",
+            Kind::Stack => "the stack",
+            Kind::Packet => "packet data",
+            Kind::PacketMeta => "packet metadata",
+            Kind::PacketEnd => "the end of the packet",
+            Kind::Mem if self.flags & flag::RINGBUF != 0 => "a ring buffer record",
+            Kind::Mem => "memory",
+            Kind::Socket => "a socket",
+            Kind::SockCommon => "a socket of any family",
+            Kind::TcpSock => "a TCP socket",
+            Kind::Func => "a function",
+            Kind::Dynptr => "a dynptr",
+        };
+        let null = if self.nullable() { " or null" } else { "" };
+        let fixed = i64::from(self.off).wrapping_add(self.num.as_const().map_or(0, |x| x as i64));
+        let mut text = format!("a pointer to {what}{null}");
+        if fixed != 0 {
+            text += &format!(" at offset {fixed}");
+        }
+        if self.has_variable_offset() {
+            text += &format!(" plus {}", self.num);
+        }
+        text
+    }
+}

@@ -1,0 +1,74 @@
+//! How much stack the deepest chain of calls uses.
+
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::ProgType;
+
+use crate::env::Env;
+use crate::fail::{Check, Failure, denied};
+use crate::reason::Reason;
+use crate::state::STACK_BYTES;
+
+/// Frames at least this deep get a stack of their own where the kernel provides one.
+const PRIVATE_STACK_MIN: u32 = 64;
+/// What the callers of a function that tail-calls may use.
+const TAIL_CALL_LIMIT: u32 = 256;
+
+impl Env<'_> {
+    /// Checks every chain of calls from the main function.
+    pub fn check_stack_depth(&self) -> Check {
+        let tail_calls = self.cfg.functions.iter().any(|f| f.tail_calls);
+        let tracing = matches!(
+            self.prog.prog_type,
+            ProgType::Kprobe | ProgType::Tracepoint | ProgType::PerfEvent | ProgType::RawTracepoint
+        );
+        let private = tracing && !tail_calls;
+        self.chain(0, 0, 1, private, 0)
+    }
+
+    fn rounded(&self, function: usize) -> u32 {
+        self.functions[function].stack_depth.next_multiple_of(16)
+    }
+
+    fn chain(&self, function: usize, above: u32, frames: u32, private: bool, calls: u32) -> Check {
+        if frames as usize > self.options.profile.max_frames {
+            return Err(Failure::new(
+                Errno::E2BIG,
+                Reason::CallDepth,
+                format!("a chain of calls is {frames} frames deep; {} are possible", self.options.profile.max_frames),
+            )
+            .whole());
+        }
+        let f = &self.cfg.functions[function];
+        if function != 0 && f.tail_calls && above >= TAIL_CALL_LIMIT {
+            return denied!(
+                TailCallStack,
+                "the function at {} tail-calls while its callers use {above} bytes of stack; {} are possible",
+                f.start,
+                TAIL_CALL_LIMIT - 1
+            )
+            .map_err(|f: Box<Failure>| f.whole());
+        }
+        let own = self.rounded(function);
+        let mut depth = above;
+        if private && self.functions[function].stack_depth >= PRIVATE_STACK_MIN {
+            if own > STACK_BYTES as u32 {
+                return denied!(StackDepth, "the function at {} uses {own} bytes of stack", f.start)
+                    .map_err(|f: Box<Failure>| f.whole());
+            }
+        } else {
+            depth += own;
+            if depth > STACK_BYTES as u32 {
+                return denied!(
+                    StackDepth,
+                    "a chain of {} calls uses {depth} bytes of stack; {STACK_BYTES} are possible",
+                    calls + 1
+                )
+                .map_err(|f: Box<Failure>| f.whole());
+            }
+        }
+        for &callee in &f.calls {
+            self.chain(callee, depth, frames + 1, private, calls + 1)?;
+        }
+        Ok(())
+    }
+}

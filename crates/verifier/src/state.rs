@@ -1,0 +1,239 @@
+//! The state of the machine at one point of one path: frames with registers and stack, and what is held.
+
+use crate::reg::{Kind, Reg};
+
+/// Bytes of a frame's stack.
+pub(crate) const STACK_BYTES: i32 = 512;
+/// Number of registers.
+pub(crate) const REGS: usize = 11;
+/// The frame pointer.
+pub(crate) const FP: usize = 10;
+
+/// What one byte of stack holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Byte {
+    /// Nothing yet.
+    Invalid,
+    /// Part of the spilled register of its slot.
+    Spill,
+    /// Some data.
+    Misc,
+    /// Zero.
+    Zero,
+    /// Part of a dynptr.
+    Dynptr,
+}
+
+/// Eight bytes of stack. `bytes[0]` is the one at the highest address.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Slot {
+    pub bytes: [Byte; 8],
+    /// The register saved here; meaningful while `bytes[7]` (the lowest byte) is `Spill`.
+    pub reg: Reg,
+}
+
+impl Slot {
+    /// Never written.
+    pub const EMPTY: Slot = Slot { bytes: [Byte::Invalid; 8], reg: Reg::NOT_INIT };
+
+    /// True if a register is saved here (perhaps only its low part).
+    pub fn is_spill(&self) -> bool {
+        self.bytes[7] == Byte::Spill
+    }
+
+    /// True if a whole register is saved here.
+    pub fn is_full_spill(&self) -> bool {
+        self.bytes[0] == Byte::Spill
+    }
+
+    /// True if a number is saved here.
+    pub fn is_scalar_spill(&self) -> bool {
+        self.is_spill() && self.reg.is_scalar()
+    }
+
+    /// Makes what is left of a damaged spill plain data.
+    pub fn scrub_spill(&mut self) {
+        for b in &mut self.bytes {
+            if *b == Byte::Spill {
+                *b = Byte::Misc;
+            }
+        }
+        self.reg = Reg::NOT_INIT;
+    }
+}
+
+/// What a called function is to the one that called it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Callback {
+    /// The helper that calls this frame back, 0 for a plain call.
+    pub helper: u32,
+    /// Its return value must be in this range.
+    pub ret: Option<(i32, i32)>,
+    /// Called later, not by the instruction that named it (timers).
+    pub is_async: bool,
+}
+
+/// One active function.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Frame {
+    pub regs: [Reg; REGS],
+    /// From the top (highest address) down.
+    pub stack: Vec<Slot>,
+    /// The call instruction in the frame below; meaningless for the first.
+    pub callsite: usize,
+    /// Index of the function.
+    pub subprog: usize,
+    /// Set if a helper calls this function.
+    pub callback: Callback,
+    /// How often the loop of callbacks at the call was unrolled.
+    pub callback_depth: u32,
+}
+
+impl Frame {
+    /// A frame with nothing but its frame pointer.
+    pub fn new(depth: u8, subprog: usize, callsite: usize) -> Frame {
+        let mut regs = [Reg::NOT_INIT; REGS];
+        regs[FP] = Reg { frame: depth, ..Reg::pointer(Kind::Stack) };
+        Frame { regs, stack: Vec::new(), callsite, subprog, callback: Callback::default(), callback_depth: 0 }
+    }
+
+    /// Makes the stack at least `bytes` deep.
+    pub fn grow_stack(&mut self, bytes: usize) {
+        let slots = bytes.div_ceil(8);
+        if self.stack.len() < slots {
+            self.stack.resize(slots, Slot::EMPTY);
+        }
+    }
+}
+
+/// A reference that must be released before the program ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub id: u32,
+    /// Where it was acquired.
+    pub insn: usize,
+}
+
+/// One step of a path that [`precision`](crate::precision) may have to walk back over.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Step {
+    pub insn: u32,
+    pub prev: u32,
+    /// A stack slot that the instruction read or wrote although its operands do not say so: frame and slot.
+    pub stack: Option<(u8, u8)>,
+    /// Registers and slots whose bounds were refined together here.
+    pub linked: Vec<Place>,
+}
+
+/// A register or a stack slot of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Reg { frame: u8, reg: u8 },
+    Slot { frame: u8, slot: u8 },
+}
+
+/// Index of a saved state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StateId(pub u32);
+
+/// The whole state.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub frames: Vec<Frame>,
+    pub held: Vec<Held>,
+    /// Spin lock held: the id of the value it is in.
+    pub locked: Option<(u32, u32)>,
+    /// `may_goto` instructions passed.
+    pub may_goto_depth: u32,
+    /// Callback loops passed.
+    pub callback_unroll: u32,
+
+    /// Where the path since the last saved state began.
+    pub first_insn: usize,
+    /// The last instruction before that saved state's one.
+    pub last_insn: usize,
+    /// Where this state stands (for saved ones).
+    pub insn: usize,
+    /// The saved state this path continues.
+    pub parent: Option<StateId>,
+    /// Paths not finished that come from here (for saved states).
+    pub branches: u32,
+    /// Steps since the last saved state.
+    pub steps: Vec<Step>,
+}
+
+impl State {
+    /// A state with these frames, at the beginning of a path.
+    pub fn new(frame: Frame, insn: usize) -> State {
+        State {
+            frames: vec![frame],
+            held: Vec::new(),
+            locked: None,
+            may_goto_depth: 0,
+            callback_unroll: 0,
+            first_insn: insn,
+            last_insn: insn,
+            insn,
+            parent: None,
+            branches: 1,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Number of the active frame.
+    pub fn depth(&self) -> usize {
+        self.frames.len() - 1
+    }
+
+    /// The active frame.
+    pub fn frame(&self) -> &Frame {
+        &self.frames[self.frames.len() - 1]
+    }
+
+    /// The active frame.
+    pub fn frame_mut(&mut self) -> &mut Frame {
+        let last = self.frames.len() - 1;
+        &mut self.frames[last]
+    }
+
+    /// Registers of the active frame.
+    pub fn regs(&self) -> &[Reg; REGS] {
+        &self.frame().regs
+    }
+
+    /// A register of the active frame.
+    pub fn reg(&self, r: u8) -> &Reg {
+        &self.frame().regs[usize::from(r).min(REGS - 1)]
+    }
+
+    /// A register of the active frame.
+    pub fn reg_mut(&mut self, r: u8) -> &mut Reg {
+        &mut self.frame_mut().regs[usize::from(r).min(REGS - 1)]
+    }
+
+    /// Calls `f` on every register of every frame, the spilled ones included.
+    pub fn each_reg(&mut self, mut f: impl FnMut(&mut Reg)) {
+        for frame in &mut self.frames {
+            for r in &mut frame.regs {
+                f(r);
+            }
+            for slot in &mut frame.stack {
+                if slot.is_spill() {
+                    f(&mut slot.reg);
+                }
+            }
+        }
+    }
+
+    /// True if the reference is held.
+    pub fn holds(&self, id: u32) -> bool {
+        self.held.iter().any(|h| h.id == id)
+    }
+}
+
+impl Default for State {
+    /// A state without frames: a placeholder while the real one is moved about.
+    fn default() -> State {
+        State { frames: Vec::new(), ..State::new(Frame::new(0, 0, 0), 0) }
+    }
+}
