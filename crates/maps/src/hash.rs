@@ -8,8 +8,8 @@
 //!
 //! Readers take no lock. Insertion, replacement and deletion are one store to a link each, so a reader sees the element
 //! before or after. But an element that left its chain may be used again while a reader stands on it, and lead him
-//! past others or into another chain. What takes an element out of a chain therefore increments the bucket's version
-//! first, and a reader who has not found his key believes it only if the version is still the same.
+//! past others or into another chain. Between an element's leaving and its next use its bucket's version therefore
+//! changes, and a reader who has not found his key believes it only if the version is still the same.
 //!
 //! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
 //! address of a deleted value reads or writes whatever stands there now.
@@ -39,9 +39,14 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     /// Lets `from`, a link of this chain, skip or replace the element that it leads to.
-    fn take_out(&self, from: &AtomicU32, link: u32) {
-        self.version.store(self.version.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    pub(crate) fn take_out(&self, from: &AtomicU32, link: u32) {
         from.store(link, Ordering::Release);
+        self.changed();
+    }
+
+    /// Tells readers that an element has left. The bucket is locked.
+    pub(crate) fn changed(&self) {
+        self.version.store(self.version.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 }
 
@@ -51,9 +56,9 @@ pub(crate) const BUCKET: u64 = size_of::<Bucket>() as u64;
 
 /// A key with its hash.
 #[derive(Clone, Copy)]
-struct Key {
+pub(crate) struct Key {
     ptr: *const u8,
-    hash: u32,
+    pub(crate) hash: u32,
 }
 
 /// The value or values that a per-CPU update brings.
@@ -88,7 +93,7 @@ impl<'a> View<'a> {
     /// # Safety
     /// `key` is readable for `key_size` bytes.
     #[inline]
-    unsafe fn key(self, ptr: *const u8) -> Key {
+    pub(crate) unsafe fn key(self, ptr: *const u8) -> Key {
         // SAFETY: the caller's promise.
         Key { ptr, hash: unsafe { mem::hash(ptr, self.h.key_size as usize, self.h.seed) } }
     }
@@ -130,7 +135,7 @@ pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
 ///
 /// # Safety
 /// `key` is readable for `key_size` bytes.
-unsafe fn find_locked<'a>(v: View<'a>, bucket: &'a Bucket, key: Key) -> Option<(Elem<'a>, &'a AtomicU32)> {
+pub(crate) unsafe fn find_locked<'a>(v: View<'a>, bucket: &'a Bucket, key: Key) -> Option<(Elem<'a>, &'a AtomicU32)> {
     let mut from = &bucket.head;
     let mut steps = v.max_walk();
     while let Some(e) = v.elem(from.load(Ordering::Acquire)) {
@@ -139,6 +144,20 @@ unsafe fn find_locked<'a>(v: View<'a>, bucket: &'a Bucket, key: Key) -> Option<(
             return Some((e, from));
         }
         from = &e.node.link;
+        steps = steps.checked_sub(1)?;
+    }
+    None
+}
+
+/// The link of a chain that leads to an element; with the bucket locked it stays that way.
+pub(crate) fn link_to<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>) -> Option<&'a AtomicU32> {
+    let mut from = &bucket.head;
+    let mut steps = v.max_walk();
+    while let Some(at) = v.elem(from.load(Ordering::Acquire)) {
+        if at.idx == e.idx {
+            return Some(from);
+        }
+        from = &at.node.link;
         steps = steps.checked_sub(1)?;
     }
     None
@@ -165,13 +184,13 @@ pub(crate) unsafe fn lookup_cpu(v: View<'_>, key: *const u8, cpu: u32) -> *mut u
     }
 }
 
-/// Offset in an element of a slot's value.
+/// Offset in an element of a slot's value; of the value, if the map is not per-CPU.
 fn value_off(v: View<'_>, slot: u32) -> u64 {
     u64::from(v.h.value_off) + u64::from(slot) * u64::from(v.h.cpu_stride)
 }
 
 /// The error of an update by whether the key is there.
-fn check(present: bool, flags: u64) -> i64 {
+pub(crate) fn check(present: bool, flags: u64) -> i64 {
     match (present, flags) {
         (true, NOEXIST) => Errno::EEXIST.neg(),
         (false, EXIST) => Errno::ENOENT.neg(),
@@ -183,7 +202,7 @@ fn check(present: bool, flags: u64) -> i64 {
 ///
 /// # Safety
 /// `key` is readable; the element is the caller's.
-unsafe fn prepare(v: View<'_>, e: Elem<'_>, key: Key, link: u32) {
+pub(crate) unsafe fn prepare(v: View<'_>, e: Elem<'_>, key: Key, link: u32) {
     e.node.hash.store(key.hash, Ordering::Relaxed);
     // SAFETY: `key_size` bytes stand behind the node in each element.
     unsafe { mem::copy(e.key(), key.ptr, v.h.key_size as usize) };
@@ -267,10 +286,7 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
     };
     // SAFETY: the values of all slots stand at `value_off`; the element is this slot's.
     unsafe {
-        if matches!(values, Values::One(_)) {
-            mem::zero(e.at(u64::from(v.h.value_off)), (v.h.nslots as usize) * (v.h.cpu_stride as usize));
-        }
-        write_values(v, e, slot, values);
+        new_values(v, e, slot, values);
         prepare(v, e, key, bucket.head.load(Ordering::Relaxed));
     }
     bucket.head.store(e.idx, Ordering::Release);
@@ -278,9 +294,23 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
     0
 }
 
+/// Writes the values of a new element; a per-CPU one must not show another's old values.
+///
 /// # Safety
-/// `values` has what it says, and `slot` is in range if it is one value.
-unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
+/// As [`write_values`].
+pub(crate) unsafe fn new_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
+    // SAFETY: the values of all slots stand at `value_off`; the rest is the caller's promise.
+    unsafe {
+        if matches!(values, Values::One(_)) {
+            mem::zero(e.at(u64::from(v.h.value_off)), (v.h.nslots as usize) * (v.h.cpu_stride as usize));
+        }
+        write_values(v, e, slot, values);
+    }
+}
+
+/// # Safety
+/// `values` has what it says, and `slot` is in range if the map is per-CPU and it is one value.
+pub(crate) unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
     match values {
         // SAFETY: `value_size` bytes at the slot's offset are its value.
         Values::One(p) => unsafe { mem::copy(e.at(value_off(v, slot)), p, v.h.value_size as usize) },

@@ -4,7 +4,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 
 use crate::perf::{Part, Sample};
-use crate::{array, hash, perf, ringbuf, stack};
+use crate::{array, hash, lru, perf, ringbuf, stack};
 
 /// The pseudo slot of the controller. It has locks and a slot record, but no per-CPU values.
 pub const CONTROL_SLOT: u32 = u32::MAX - 1;
@@ -117,6 +117,7 @@ impl MapRef {
                 Some(MapType::PercpuArray) => array::lookup_cpu(v, array::index(key), slot),
                 Some(MapType::Hash) => hash::lookup(v, key),
                 Some(MapType::PercpuHash) => hash::lookup_cpu(v, key, slot),
+                Some(MapType::LruHash | MapType::LruPercpuHash) => lru::lookup(v, key, slot),
                 _ => core::ptr::null_mut(),
             }
         }
@@ -131,6 +132,7 @@ impl MapRef {
             match MapType::from_u32(v.h.map_type) {
                 Some(MapType::PercpuArray) => array::lookup_cpu(v, array::index(key), cpu),
                 Some(MapType::PercpuHash) => hash::lookup_cpu(v, key, cpu),
+                Some(MapType::LruPercpuHash) => lru::lookup(v, key, cpu),
                 _ => core::ptr::null_mut(),
             }
         }
@@ -146,6 +148,9 @@ impl MapRef {
                 Some(MapType::PercpuArray) => array::update_cpu(v, array::index(key), slot, value, flags),
                 Some(MapType::Hash) => hash::update(v, slot, key, value, flags),
                 Some(MapType::PercpuHash) => hash::update_cpu(v, slot, key, hash::Values::One(value), flags),
+                Some(MapType::LruHash | MapType::LruPercpuHash) => {
+                    lru::update(v, slot, key, hash::Values::One(value), flags)
+                }
                 Some(MapType::StackTrace) => Errno::EINVAL.neg(),
                 _ => Errno::ENOTSUPP.neg(),
             }
@@ -159,7 +164,9 @@ impl MapRef {
             let v = self.view();
             match MapType::from_u32(v.h.map_type) {
                 Some(MapType::Array | MapType::PercpuArray) => Errno::EINVAL.neg(),
-                Some(MapType::Hash | MapType::PercpuHash) => hash::delete(v, slot, key, None),
+                Some(MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash) => {
+                    hash::delete(v, slot, key, None)
+                }
                 Some(MapType::StackTrace) => stack::delete(v, slot, array::index(key)),
                 _ => Errno::ENOTSUPP.neg(),
             }

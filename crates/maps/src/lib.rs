@@ -24,7 +24,7 @@
 //! | array | values, `stride` apart |
 //! | per-CPU array | elements, `stride` apart; in each, one value per slot, `cpu_stride` apart |
 //! | prog array | a `u32` per index: 0, or the program's number + 1 |
-//! | hash, per-CPU hash | slot records, buckets, elements (see `hash.rs`) |
+//! | hash, LRU hash, per-CPU or not | slot records, buckets, elements (see `hash.rs`, `lru.rs`) |
 //! | stack trace | slot records, a `u32` per bucket, elements (see `stack.rs`) |
 //! | ring buffer | consumer page, producer page, 2 × `max_entries` bytes (see `ringbuf.rs`) |
 //! | perf event array | a `u32` per ring, then per ring a control page and its data (see `perf.rs`) |
@@ -36,6 +36,7 @@ pub mod control;
 mod array;
 mod hash;
 mod header;
+mod lru;
 mod mem;
 mod perf;
 mod pool;

@@ -35,6 +35,9 @@ macro_rules! store {
 #[inline]
 pub(crate) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     let align = dst.addr() | src.addr();
+    if len == 8 && align & 7 == 0 {
+        return store!(AtomicU64, dst, load!(AtomicU64, src));
+    }
     let mut at = 0;
     if align & 7 == 0 {
         words!(AtomicU64, at, len, store!(AtomicU64, dst.wrapping_add(at), load!(AtomicU64, src.wrapping_add(at))));
@@ -65,6 +68,12 @@ pub(crate) unsafe fn zero(dst: *mut u8, len: usize) {
 #[inline]
 pub(crate) unsafe fn equal(a: *const u8, b: *const u8, len: usize) -> bool {
     let align = a.addr() | b.addr();
+    if len == 4 && align & 3 == 0 {
+        return load!(AtomicU32, a) == load!(AtomicU32, b);
+    }
+    if len == 8 && align & 7 == 0 {
+        return load!(AtomicU64, a) == load!(AtomicU64, b);
+    }
     let mut at = 0;
     macro_rules! compare {
         ($atomic:ident) => {
@@ -100,6 +109,10 @@ pub(crate) unsafe fn hash(key: *const u8, len: usize, seed: u32) -> u32 {
     let mut h = ((u64::from(seed) << 32) | u64::from(seed)) ^ (len as u64).wrapping_mul(B);
     let mut at = 0;
     let (wide, half) = (key.addr() & 7 == 0, key.addr() & 3 == 0);
+    if len == 4 && half {
+        h = fold(h ^ u64::from(load!(AtomicU32, key)), B);
+        return (h ^ (h >> 32)) as u32;
+    }
     while len - at >= 8 {
         let p = key.wrapping_add(at);
         let w = if wide {
@@ -117,6 +130,9 @@ pub(crate) unsafe fn hash(key: *const u8, len: usize, seed: u32) -> u32 {
         };
         h = fold(h ^ w, A).wrapping_add(B);
         at += 8;
+    }
+    if at == len {
+        return (h ^ (h >> 32)) as u32;
     }
     let mut tail = 0u64;
     let mut shift = 0;

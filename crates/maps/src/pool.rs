@@ -1,7 +1,7 @@
 //! Elements of hash and stack trace maps: a fixed number, a free list, and who owns what.
 //!
 //! ```text
-//! slots_off   head of the free list, 64 bytes
+//! slots_off   head of the free list u64, clock hand of LRU maps u32; 64 bytes
 //!             a record per slot and one of the controller, 64 bytes each
 //! elems_off   elements, `stride` apart: a Node, then key and value
 //! ```
@@ -99,6 +99,12 @@ impl<'a> View<'a> {
     pub(crate) fn free_head(self) -> &'a AtomicU64 {
         // SAFETY: hash and stack trace maps have an aligned head there.
         unsafe { AtomicU64::from_ptr(self.at(self.h.slots_off).cast()) }
+    }
+
+    /// Where an LRU map looks next for an element to evict.
+    pub(crate) fn clock_hand(self) -> &'a AtomicU32 {
+        // SAFETY: the head has 64 bytes, of which the list takes eight.
+        unsafe { AtomicU32::from_ptr(self.at(self.h.slots_off + 8).cast()) }
     }
 
     /// The record of a slot; an unknown slot shares the controller's.

@@ -40,6 +40,13 @@ impl<'a> Guard<'a> {
     }
 }
 
+impl<'a> Guard<'a> {
+    /// Takes the lock if it is free right now.
+    pub(crate) fn try_acquire(word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
+        word.compare_exchange(FREE, owner_of(slot), Ordering::Acquire, Ordering::Relaxed).ok().map(|_| Guard(word))
+    }
+}
+
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         self.0.store(FREE, Ordering::Release);

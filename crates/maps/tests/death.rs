@@ -77,7 +77,7 @@ fn die_everywhere(t: MapType, prepare: impl Fn(MapRef), op: impl Fn(MapRef), che
         MapType::Ringbuf => MapDef::new("m", t, 0, 0, 4096),
         _ => MapDef::new("m", t, 4, 8, 8),
     };
-    if matches!(t, MapType::Hash | MapType::PercpuHash) {
+    if !matches!(t, MapType::Ringbuf | MapType::StackTrace) {
         def.flags = map_flags::ZERO_SEED; // so that the copy's header is the same
     }
     let (map, copy) = (Map::create(&def, SLOTS).unwrap(), Map::create(&def, SLOTS).unwrap());
@@ -163,6 +163,23 @@ fn hash_operations() {
     }
 }
 
+/// Whatever happened, the map can be filled.
+fn check_lru(m: &Map, n: u32) {
+    assert_eq!(keys(m).len(), m.entries().len(), "a key twice, at {n}");
+    (1000..1100).for_each(|k| assert_eq!(update(m.map_ref(), 0, k, 0, ANY), 0, "at {n}"));
+    assert_eq!(keys(m).len(), m.def().max_entries as usize, "elements are missing, at {n}");
+}
+
+#[test]
+fn lru_operations() {
+    for t in [MapType::LruHash, MapType::LruPercpuHash] {
+        let full = |m: MapRef| (0..8).for_each(|k| assert_eq!(update(m, 0, k, 10, ANY), 0));
+        die_everywhere(t, full, |m| done(update(m, DEAD, 9, 11, ANY)), check_lru);
+        die_everywhere(t, full, |m| done(update(m, DEAD, 3, 11, ANY)), check_lru);
+        die_everywhere(t, full, |m| done(delete(m, DEAD, 3)), check_lru);
+    }
+}
+
 #[test]
 fn stack_operations() {
     let check = |m: &Map, n: u32| {
@@ -223,7 +240,7 @@ fn churn(m: MapRef, slot: u32, seed: u64) {
 
 #[test]
 fn killed_at_random_while_others_go_on() {
-    for t in [MapType::Hash, MapType::PercpuHash, MapType::StackTrace] {
+    for t in [MapType::Hash, MapType::PercpuHash, MapType::LruHash, MapType::StackTrace] {
         let map = Map::create(&MapDef::new("m", t, 4, 8, 40), SLOTS).unwrap();
         let start = |slot: u32, n: u64| {
             let m = map.map_ref();
@@ -231,7 +248,7 @@ fn killed_at_random_while_others_go_on() {
         };
         let mut pids: Vec<i32> = (0..SLOTS).map(|slot| start(slot, 0)).collect();
         let (begin, mut n) = (Instant::now(), 0u64);
-        while begin.elapsed() < Duration::from_secs(2) {
+        while begin.elapsed() < Duration::from_secs(1) {
             n += 1;
             let slot = (n * 7 % u64::from(SLOTS)) as usize;
             std::thread::sleep(Duration::from_micros(n * 37 % 3000));
@@ -253,6 +270,8 @@ fn killed_at_random_while_others_go_on() {
             let added = (0..100_000).filter(|&ip| stackid(map.map_ref(), 0, ip, 0) >= 0).take(40).count();
             assert_eq!((added, map.entries().len()), (40, 40));
             assert!((0..100_000).any(|ip| stackid(map.map_ref(), 0, ip, 0) == Errno::ENOMEM.neg()));
+        } else if t == MapType::LruHash {
+            check_lru(&map, 0);
         } else {
             check_hash(&map, 0);
         }

@@ -135,6 +135,8 @@ fn operations_stay_inside_and_come_back() {
     for t in [
         MapType::Hash,
         MapType::PercpuHash,
+        MapType::LruHash,
+        MapType::LruPercpuHash,
         MapType::StackTrace,
         MapType::Ringbuf,
         MapType::PerfEventArray,

@@ -8,7 +8,9 @@ use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, map_flags};
 use skep_maps::control::{MapError, layout, validate};
 
-const TYPES: [MapType; 8] = [
+const TYPES: [MapType; 10] = [
+    MapType::LruHash,
+    MapType::LruPercpuHash,
     MapType::Hash,
     MapType::Array,
     MapType::PercpuHash,

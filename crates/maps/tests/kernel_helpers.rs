@@ -72,10 +72,14 @@ fn update_delete_lookup() {
         (MapType::Hash, map_flags::NO_PREALLOC),
         (MapType::PercpuHash, 0),
         (MapType::PercpuHash, map_flags::NO_PREALLOC),
+        (MapType::LruHash, 0),
+        (MapType::LruPercpuHash, 0),
     ] {
-        let hash = matches!(t, MapType::Hash | MapType::PercpuHash);
-        let percpu = matches!(t, MapType::PercpuHash | MapType::PercpuArray);
-        let mut def = MapDef::new("m", t, if hash { 8 } else { 4 }, 8, 5);
+        let array = matches!(t, MapType::Array | MapType::PercpuArray);
+        let percpu = matches!(t, MapType::PercpuHash | MapType::PercpuArray | MapType::LruPercpuHash);
+        // Which element goes when an LRU map is full is each one's own business.
+        let room = if matches!(t, MapType::LruHash | MapType::LruPercpuHash) { 500 } else { 5 };
+        let mut def = MapDef::new("m", t, if array { 4 } else { 8 }, 8, room);
         def.flags = flags;
         let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
         TestRunner::new(config)

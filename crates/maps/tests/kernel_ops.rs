@@ -41,6 +41,8 @@ fn def() -> impl Strategy<Value = MapDef> {
         Just(MapType::Hash),
         Just(MapType::Array),
         Just(MapType::PercpuHash),
+        Just(MapType::LruHash),
+        Just(MapType::LruPercpuHash),
         Just(MapType::PercpuArray),
         Just(MapType::ProgArray),
         Just(MapType::PerfEventArray),
@@ -51,17 +53,20 @@ fn def() -> impl Strategy<Value = MapDef> {
     let key_size = prop_oneof![4 => Just(4u32), 1 => Just(5u32), 1 => Just(8u32), 1 => Just(20u32)];
     let value_size = prop_oneof![Just(1u32), Just(4u32), Just(8u32), Just(12u32), Just(64u32)];
     (types, key_size, value_size, 1u32..8, access, any::<bool>()).prop_map(|(t, key, value, entries, access, no)| {
-        let hash = matches!(t, MapType::Hash | MapType::PercpuHash);
+        let lru = matches!(t, MapType::LruHash | MapType::LruPercpuHash);
+        let hash = lru || matches!(t, MapType::Hash | MapType::PercpuHash);
         let mut def = match t {
             MapType::Ringbuf => MapDef::new("m", t, 0, 0, 4096),
             MapType::ProgArray | MapType::PerfEventArray => MapDef::new("m", t, 4, 4, entries),
             MapType::StackTrace => MapDef::new("m", t, 4, 64, entries),
+            // Which element goes when a map is full is each one's own business.
+            _ if lru => MapDef::new("m", t, key, value, 500),
             _ => MapDef::new("m", t, if hash { key } else { 4 }, value, entries),
         };
         if t != MapType::Ringbuf {
             def.flags |= access;
         }
-        if hash && no {
+        if hash && no && !lru {
             def.flags |= f::NO_PREALLOC;
         }
         def
@@ -84,10 +89,11 @@ fn run(def: &MapDef, ops: &[Op], cpus: u32) -> Result<(), TestCaseError> {
     let kernel = KernelMap::create(def).unwrap();
     let ours = Map::create(def, cpus).unwrap();
     let size = ours.value_size();
-    let hash = matches!(def.map_type, MapType::Hash | MapType::PercpuHash);
+    let percpu = matches!(def.map_type, MapType::PercpuHash | MapType::PercpuArray | MapType::LruPercpuHash);
+    let hash = matches!(def.map_type, MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash);
     // The padding of per-CPU values is the caller's: cleared, as it is not part of the value.
     let clear = |mut v: Vec<u8>| {
-        if def.map_type == MapType::PercpuHash || def.map_type == MapType::PercpuArray {
+        if percpu {
             let stride = size / cpus as usize;
             v.chunks_mut(stride).for_each(|c| c[def.value_size as usize..].fill(0));
         }

@@ -277,3 +277,34 @@ fn stacks_keep_their_numbers() {
     let count = (0..1_000_000u64).filter(|&ip| unsafe { m.map_ref().stackid(0, &[ip], 0) } >= 0);
     assert_eq!((count.take(64).count(), m.entries().len()), (64, 64));
 }
+
+#[test]
+fn an_lru_map_takes_everything_and_keeps_what_is_used() {
+    for t in [MapType::LruHash, MapType::LruPercpuHash] {
+        let m = Map::create(&MapDef::new("m", t, 4, 8, 200), THREADS).unwrap();
+        for hot in 0..20 {
+            assert_eq!(update(m.map_ref(), 0, hot, 7, 0), 0);
+        }
+        let missed = on_all(&m, |slot, r| {
+            let mut next = rng(u64::from(slot) + 1);
+            let mut missed = 0;
+            for i in 0..50_000 {
+                assert_eq!(update(r, slot, 1000 + next(1 << 20), 1, 0), 0, "insertion {i}");
+                for hot in 0..20 {
+                    missed += i64::from(lookup(r, slot, hot).is_null());
+                }
+                if next(10) == 0 {
+                    delete(r, slot, 1000 + next(1 << 20));
+                }
+            }
+            missed
+        });
+        assert_eq!(missed, 0, "{t}");
+        let n = m.entries().len();
+        assert!((150..=200).contains(&n), "{t}: {n} entries");
+        for i in 0..200 {
+            assert_eq!(update(m.map_ref(), 1, 5000 + i, 1, 0), 0);
+        }
+        assert_eq!(m.entries().len(), 200, "{t}");
+    }
+}

@@ -6,7 +6,7 @@ use skep_ebpf::uapi::MapType;
 
 use super::{MapError, validate};
 use crate::header::{MapHeader, PAGE};
-use crate::{hash, pool, sample_type};
+use crate::{hash, lru, pool, sample_type};
 
 /// A map's header and the size of its data region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,12 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
             place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)?, value)?;
         }
+        MapType::LruHash => place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)? + lru::MARK, value)?,
+        MapType::LruPercpuHash => {
+            h.cpu_stride = value as u32;
+            let values = value.checked_mul(u64::from(nslots))?;
+            place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)? + lru::MARK, values)?;
+        }
         MapType::PercpuHash => {
             h.cpu_stride = value as u32;
             place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)?, value.checked_mul(u64::from(nslots))?)?;
@@ -112,7 +118,7 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
     Some(h)
 }
 
-/// Places slot records, buckets of `bucket` bytes, and elements with these sizes of key and value.
+/// Places slot records, buckets of `bucket` bytes, and elements with this much before and at the value.
 fn place_pool(h: &mut MapHeader, bucket: u64, key: u64, value: u64) -> Option<()> {
     let buckets = u64::from(h.max_entries).next_power_of_two();
     h.mask = u32::try_from(buckets - 1).ok()?;

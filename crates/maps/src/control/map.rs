@@ -11,11 +11,11 @@ use skep_ebpf::uapi::MapType;
 use skep_ebpf::uapi::map_flags as f;
 use skep_ebpf::uapi::update::{ANY, EXIST, LOCK, NOEXIST};
 
-use super::{Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, layout_with};
+use super::{Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, is_hash, layout_with};
 use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
 use crate::pool::Elem;
 use crate::sync::Ordering;
-use crate::{array, hash, mem, perf, pool, stack};
+use crate::{array, hash, lru, mem, perf, pool, stack};
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
@@ -43,7 +43,7 @@ impl Map {
     /// [`Map::create`] with options.
     pub fn create_with(def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
         let Layout { mut header, data_size } = layout_with(def, nslots, options)?;
-        if matches!(def.map_type, MapType::Hash | MapType::PercpuHash) && def.flags & f::ZERO_SEED == 0 {
+        if is_hash(def.map_type) && def.flags & f::ZERO_SEED == 0 {
             header.seed = RandomState::new().build_hasher().finish() as u32;
         }
         let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
@@ -80,7 +80,7 @@ impl Map {
     fn init(&self) {
         let v = self.view();
         match self.def.map_type {
-            MapType::Hash | MapType::PercpuHash => {
+            t if is_hash(t) => {
                 hash::init(v);
                 pool::init(v, self.def.max_entries);
             }
@@ -121,7 +121,11 @@ impl Map {
     /// True if traced processes get a writable mapping of the data region: programs may write it, and it is not what a
     /// verdict or the control flow relies on.
     pub fn target_writable(&self) -> bool {
-        self.def.map_type != MapType::ProgArray && !self.def.frozen && self.def.flags & f::RDONLY_PROG == 0
+        let lookups_write = matches!(self.def.map_type, MapType::LruHash | MapType::LruPercpuHash);
+        let read_only = self.def.map_type == MapType::ProgArray
+            || self.def.frozen
+            || (self.def.flags & f::RDONLY_PROG != 0 && !lookups_write);
+        !read_only
     }
 
     /// True once [`Map::freeze`] has succeeded.
@@ -169,10 +173,8 @@ impl Map {
         let at = match self.def.map_type {
             MapType::Array => array::lookup(v, Self::index(key)),
             MapType::PercpuArray => array::lookup_cpu(v, Self::index(key), 0),
-            // SAFETY: the key has the map's key size.
-            MapType::Hash => unsafe { hash::lookup(v, key.as_ptr()) },
-            // SAFETY: as above.
-            MapType::PercpuHash => unsafe { hash::lookup_cpu(v, key.as_ptr(), 0) },
+            // The first slot's value is where all of them start. SAFETY: the key has the map's key size.
+            t if is_hash(t) => unsafe { hash::lookup(v, key.as_ptr()) },
             MapType::ProgArray => {
                 let id = array::prog(v, Self::index(key)).ok_or(Errno::ENOENT)?;
                 return Ok(id.to_ne_bytes().to_vec());
@@ -235,6 +237,11 @@ impl Map {
                 // SAFETY: key and values have the map's sizes.
                 unsafe { hash::update_cpu(v, CONTROL_SLOT, key.as_ptr(), values, flags) }
             }),
+            MapType::LruPercpuHash => self.control(|| {
+                let values = hash::Values::All(value.as_ptr());
+                // SAFETY: key and values have the map's sizes.
+                unsafe { lru::update(v, CONTROL_SLOT, key.as_ptr(), values, flags) }
+            }),
             MapType::ProgArray => {
                 if flags != ANY {
                     return Err(Errno::EINVAL);
@@ -292,7 +299,7 @@ impl Map {
         }
         let v = self.view();
         match self.def.map_type {
-            MapType::Hash | MapType::PercpuHash => Self::check_len(key, self.def.key_size as usize)?,
+            t if is_hash(t) => Self::check_len(key, self.def.key_size as usize)?,
             MapType::StackTrace => {
                 let value = self.get(key)?;
                 self.control(|| stack::delete(v, CONTROL_SLOT, Self::index(key)))?;
@@ -318,7 +325,7 @@ impl Map {
         }
         let v = self.view();
         let next = match self.def.map_type {
-            MapType::Hash | MapType::PercpuHash => {
+            t if is_hash(t) => {
                 // SAFETY: null, or of the map's key size.
                 let e = unsafe { hash::next(v, key.map_or(null(), <[u8]>::as_ptr)) };
                 return e.map(|e| self.key_of(e)).ok_or(Errno::ENOENT);
@@ -353,7 +360,7 @@ impl Map {
         let v = self.view();
         let mut all = Vec::new();
         match self.def.map_type {
-            MapType::Hash | MapType::PercpuHash => hash::for_each(v, |e| {
+            t if is_hash(t) => hash::for_each(v, |e| {
                 all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
                 true
             }),

@@ -19,6 +19,11 @@ pub use recover::Recovered;
 pub use ringbuf::RingConsumer;
 pub use validate::validate;
 
+/// True for the types that are hash maps.
+fn is_hash(t: MapType) -> bool {
+    matches!(t, MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash)
+}
+
 /// Why a map could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {

@@ -1,13 +1,18 @@
 //! Giving back what a dead slot held.
 
+use std::time::{Duration, Instant};
+
 use skep_ebpf::uapi::MapType;
 
-use super::Map;
+use super::{Map, is_hash};
 use crate::header::{CONTROL_SLOT, View};
 use crate::pool::{Elem, LINKED};
 use crate::ringbuf::{BUSY, DISCARD, Ring, span};
-use crate::stack;
 use crate::sync::{AtomicU32, FREE, Guard, Ordering, owner_of};
+use crate::{hash, stack};
+
+/// How long to look for an element that may be on its way.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What [`Map::recover`] found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +34,7 @@ impl Map {
         let _control = self.lock_control();
         let mut done = Recovered::default();
         match self.def().map_type {
-            MapType::Hash | MapType::PercpuHash => pool(self.view(), slot, Chains, &mut done),
+            t if is_hash(t) => pool(self.view(), slot, Chains, &mut done),
             MapType::StackTrace => pool(self.view(), slot, Words, &mut done),
             MapType::Ringbuf => ring(self.view(), slot, &mut done),
             _ => {}
@@ -63,14 +68,11 @@ impl Buckets for Chains {
                 guard => guard,
             }
         };
-        let (mut link, mut steps) = (bucket.head.load(Ordering::Acquire), v.max_walk());
-        while let Some(at) = v.elem(link)
-            && at.idx != e.idx
-            && steps > 0
-        {
-            (link, steps) = (at.node.link.load(Ordering::Acquire), steps - 1);
+        let reached = hash::link_to(v, bucket, e).is_some();
+        if !reached {
+            bucket.changed(); // it may be used again, and its slot may have died before it could say so
         }
-        f(link == e.idx);
+        f(reached);
     }
 
     fn unlock(&self, v: View<'_>, dead: u32) -> u32 {
@@ -78,7 +80,7 @@ impl Buckets for Chains {
     }
 
     fn spares(&self, v: View<'_>) -> bool {
-        v.h.cpu_stride == 0
+        v.h.map_type == MapType::Hash as u32
     }
 }
 
@@ -143,44 +145,58 @@ fn pool(v: View<'_>, slot: u32, buckets: impl Buckets, done: &mut Recovered) {
     done.locks += buckets.unlock(v, dead);
 }
 
-/// True if the element that the dead slot's journal names is nowhere: it left the free list or its bucket, and the
-/// owner word does not say so yet.
+/// True if the element that the dead slot's record names is nowhere: it left the free list or its bucket, and the owner
+/// word does not say so yet.
+///
+/// It may as well be with another slot, on its way. That is told apart by looking while the free list does not change:
+/// an element that another slot holds is then named by that one's record or by the owner word, or it comes to rest in
+/// its bucket. If no such moment comes in time the element is lost.
 fn in_limbo(v: View<'_>, slot: u32, e: Elem<'_>, buckets: &impl Buckets, dead: u32) -> bool {
-    // Whoever else names it in its journal may be the one who has it, and will say so in a moment.
-    for _ in 0..1000 {
+    let deadline = Instant::now() + PATIENCE;
+    let named = || {
         let mut others = (0..=v.h.nslots).filter(|&r| r != slot).map(|r| v.record(r));
-        if !others.any(|r| [&r.journal, &r.linking].iter().any(|w| w.load(Ordering::Acquire) == e.idx + 1)) {
-            break;
-        }
-        std::thread::yield_now();
-    }
-    if !matches!(e.node.owner.load(Ordering::Acquire), FREE | LINKED) {
-        return false;
-    }
-    let mut reached = true;
-    buckets.settle(v, e, dead, |r| reached = r);
-    !reached && !is_free(v, e)
-}
-
-/// True if the element is in the free list, or if that cannot be told because the list keeps changing (then one
-/// element is lost, at worst).
-fn is_free(v: View<'_>, e: Elem<'_>) -> bool {
-    for _ in 0..1000 {
-        let head = v.free_head().load(Ordering::Acquire);
-        let mut at = v.elem(head as u32);
-        for _ in 0..v.h.elems {
-            match at {
-                Some(x) if x.idx == e.idx => return true,
-                Some(x) => at = v.elem(x.node.free.load(Ordering::Acquire)),
-                None => break,
+        others.any(|r| [&r.journal, &r.linking].iter().any(|w| w.load(Ordering::SeqCst) == e.idx + 1))
+    };
+    let reached = || {
+        let mut reached = true;
+        buckets.settle(v, e, dead, |r| reached = r);
+        reached
+    };
+    loop {
+        let head = v.free_head().load(Ordering::SeqCst);
+        if reached() || is_free(v, e, head) {
+            if v.free_head().load(Ordering::SeqCst) == head {
+                return false;
+            }
+        } else {
+            // Twice, with a look at the bucket between: whoever passes it on has to be seen on one side.
+            let owned = || !matches!(e.node.owner.load(Ordering::SeqCst), FREE | LINKED);
+            let held = || named() || owned() || named();
+            if owned() {
+                return false;
+            }
+            if !held() && !reached() && !held() && v.free_head().load(Ordering::SeqCst) == head {
+                return true;
             }
         }
-        if v.free_head().load(Ordering::Acquire) == head {
+        if Instant::now() > deadline {
             return false;
         }
         std::thread::yield_now();
     }
-    true
+}
+
+/// True if the free list that starts at `head` has the element.
+fn is_free(v: View<'_>, e: Elem<'_>, head: u64) -> bool {
+    let mut at = v.elem(head as u32);
+    for _ in 0..v.h.elems {
+        match at {
+            Some(x) if x.idx == e.idx => return true,
+            Some(x) => at = v.elem(x.node.free.load(Ordering::Acquire)),
+            None => break,
+        }
+    }
+    false
 }
 
 /// Frees a lock if the dead owner holds it.

@@ -5,7 +5,7 @@ use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 use skep_ebpf::uapi::map_flags as f;
 
-use super::MapError;
+use super::{MapError, is_hash};
 use crate::header::MAX_SLOTS;
 
 /// Flags that say how file descriptors and programs may access the map.
@@ -34,7 +34,7 @@ pub fn validate(def: &MapDef, nslots: u32) -> Result<(), MapError> {
     match def.map_type {
         MapType::Array | MapType::PercpuArray => array(def),
         MapType::ProgArray | MapType::PerfEventArray => fd_array(def),
-        MapType::Hash | MapType::PercpuHash => hash(def),
+        t if is_hash(t) => hash(def),
         MapType::Ringbuf => ringbuf(def),
         MapType::StackTrace => stack(def),
         MapType::Unspec => Err((Errno::EINVAL, "not a map type")),
@@ -105,11 +105,18 @@ fn fd_array(def: &MapDef) -> Check {
 }
 
 fn hash(def: &MapDef) -> Check {
-    let percpu = def.map_type == MapType::PercpuHash;
+    let percpu = matches!(def.map_type, MapType::PercpuHash | MapType::LruPercpuHash);
+    let lru = matches!(def.map_type, MapType::LruHash | MapType::LruPercpuHash);
     need(def.flags & !HASH == 0, "flags that hash maps do not have")?;
     access(def)?;
-    need(def.flags & f::NO_COMMON_LRU == 0, "BPF_F_NO_COMMON_LRU is for LRU maps")?;
-    need(!percpu || def.flags & f::NUMA_NODE == 0, "a per-CPU map has no NUMA node")?;
+    need(lru || def.flags & f::NO_COMMON_LRU == 0, "BPF_F_NO_COMMON_LRU is for LRU maps")?;
+    if lru && def.flags & f::NO_PREALLOC != 0 {
+        return Err((Errno::ENOTSUPP, "LRU maps are always preallocated"));
+    }
+    need(
+        !(percpu || def.flags & f::NO_COMMON_LRU != 0) || def.flags & f::NUMA_NODE == 0,
+        "a per-CPU map has no NUMA node",
+    )?;
     need(def.max_entries != 0, "max_entries must not be 0")?;
     need(def.key_size != 0, "key_size must not be 0")?;
     need(def.value_size != 0, "value_size must not be 0")?;
