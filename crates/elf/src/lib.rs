@@ -23,6 +23,10 @@ mod object;
 mod options;
 mod sections;
 mod struct_ops;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use error::ElfError;
 pub use kconfig::{Kconfig, kernel_version};
