@@ -1,1 +1,163 @@
-//! Under construction.
+//! From a verified program to one that runs.
+//!
+//! [`compile`] is the only way to a [`Compiled`], and takes a [`Verified`]: what was not verified cannot be run. Today a
+//! [`Compiled`] holds decoded bytecode for the interpreter.
+
+mod calls;
+mod error;
+mod fuse;
+mod lower;
+
+use skep_ebpf::uapi::ProgType;
+use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image};
+use skep_runtime::op::Code;
+use skep_verifier::Verified;
+
+pub use error::CompileError;
+
+/// What runs a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Engine {
+    /// The interpreter.
+    #[default]
+    Interpreter,
+    /// Machine code.
+    Jit,
+}
+
+impl Engine {
+    /// The name that the command line uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Interpreter => "interp",
+            Engine::Jit => "jit",
+        }
+    }
+}
+
+/// How to compile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// What is to run the program.
+    pub engine: Engine,
+    /// Index of the program's first map in the session's table of maps.
+    pub map_base: u32,
+}
+
+/// A program that can be run: an image, and what its owner needs to know of it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    words: Vec<u64>,
+    name: String,
+    prog_type: ProgType,
+    engine: Engine,
+    helpers: Vec<u32>,
+    maps: Vec<u32>,
+}
+
+impl Compiled {
+    /// The image: position independent, to be placed at a multiple of
+    /// [`IMAGE_ALIGN`](skep_runtime::image::IMAGE_ALIGN) in a control arena.
+    pub fn image(&self) -> &[u8] {
+        let len = self.words.len() * 8;
+        // SAFETY: the bytes of the words; any byte is a valid `u8`.
+        unsafe { core::slice::from_raw_parts(self.words.as_ptr().cast(), len) }
+    }
+
+    /// The image in private memory, as [`Machine::run_image`](skep_runtime::Machine::run_image) takes it. Valid for as
+    /// long as this value is.
+    pub fn image_ptr(&self) -> *const Image {
+        self.words.as_ptr().cast()
+    }
+
+    /// C function name of the program.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Program type.
+    pub fn prog_type(&self) -> ProgType {
+        self.prog_type
+    }
+
+    /// What runs it.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Numbers of the helpers that it calls, sorted.
+    pub fn helpers(&self) -> &[u32] {
+        &self.helpers
+    }
+
+    /// Indices of the maps that it names, in the program's own list, sorted.
+    pub fn maps(&self) -> &[u32] {
+        &self.maps
+    }
+}
+
+/// Makes a verified program ready to run.
+pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
+    let program = verified.program();
+    let subprogs: Vec<calls::Subprog> =
+        verified.subprogs().iter().map(|s| calls::Subprog { start: s.start, stack: s.stack_depth }).collect();
+    let source = Source {
+        name: &program.name,
+        prog_type: program.prog_type,
+        insns: verified.insns(),
+        subprogs: &subprogs,
+        nmaps: program.maps.len(),
+    };
+    translate(&source, options)
+}
+
+/// What is compiled.
+struct Source<'a> {
+    name: &'a str,
+    prog_type: ProgType,
+    insns: &'a [skep_ebpf::Insn],
+    subprogs: &'a [calls::Subprog],
+    nmaps: usize,
+}
+
+fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, CompileError> {
+    if options.engine == Engine::Jit {
+        return Err(CompileError::NoMachineCode { program: source.name.into() });
+    }
+    let chain = calls::longest_chain(source)?;
+    let mut lowered = lower::lower(source, options)?;
+    fuse::fuse(&mut lowered.code);
+    Ok(Compiled {
+        words: words(source, &lowered.code, chain),
+        name: source.name.into(),
+        prog_type: source.prog_type,
+        engine: options.engine,
+        helpers: lowered.helpers.into_iter().collect(),
+        maps: lowered.maps.into_iter().collect(),
+    })
+}
+
+/// Head and code of an image.
+fn words(source: &Source<'_>, code: &[Code], chain: calls::Chain) -> Vec<u64> {
+    let mut name = [0u8; 16];
+    for (to, from) in name.iter_mut().take(15).zip(source.name.bytes()) {
+        *to = from;
+    }
+    let size = CODE_OFFSET + code.len() * 8;
+    let mut bytes = Vec::with_capacity(size);
+    let head = [IMAGE_MAGIC, size as u32, code.len() as u32, source.prog_type as u32, chain.stack, chain.frames];
+    for field in head {
+        bytes.extend(field.to_ne_bytes());
+    }
+    bytes.extend(name);
+    bytes.resize(CODE_OFFSET, 0);
+    for c in code {
+        bytes.extend([c.op as u8, c.dst]);
+        bytes.extend(c.a.to_ne_bytes());
+        bytes.extend(c.imm.to_ne_bytes());
+    }
+    bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b))).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! The functions of a program, and how deep they call each other.
+
+use skep_ebpf::insn::{MAX_CALL_FRAMES, STACK_SIZE};
+use skep_runtime::env::STACK_BYTES;
+
+use crate::{CompileError, Source};
+
+/// A function of the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subprog {
+    /// Its first instruction.
+    pub(crate) start: u32,
+    /// Bytes of stack that it uses, as the verifier saw.
+    pub(crate) stack: u32,
+}
+
+impl Subprog {
+    /// Bytes that its frame takes; what is above stays aligned for any access.
+    pub(crate) fn frame(self) -> u32 {
+        self.stack.next_multiple_of(16)
+    }
+}
+
+/// What the longest call chain takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) stack: u32,
+    pub(crate) frames: u32,
+}
+
+/// Index of the function that an instruction belongs to.
+pub(crate) fn subprog_of(subprogs: &[Subprog], insn: usize) -> usize {
+    subprogs.partition_point(|s| s.start as usize <= insn).saturating_sub(1)
+}
+
+/// The longest chain of calls from the main function, in stack and in frames.
+pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> {
+    let subprogs = source.subprogs;
+    let mut calls = vec![Vec::new(); subprogs.len()];
+    for (i, insn) in source.insns.iter().enumerate() {
+        if insn.is_subprog_call() {
+            let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
+            if let Some(callees) = calls.get_mut(subprog_of(subprogs, i)) {
+                callees.push(subprog_of(subprogs, target));
+            }
+        }
+    }
+    // The verifier has refused recursion, so as many rounds as there may be frames settle all chains.
+    let mut chains = vec![Chain::default(); subprogs.len()];
+    for _ in 0..=MAX_CALL_FRAMES {
+        for (i, subprog) in subprogs.iter().enumerate() {
+            let below = calls[i].iter().fold(Chain::default(), |a, &c| Chain {
+                stack: a.stack.max(chains[c].stack),
+                frames: a.frames.max(chains[c].frames),
+            });
+            chains[i] = Chain { stack: subprog.frame() + below.stack, frames: 1 + below.frames };
+        }
+    }
+    let main = chains.first().copied().unwrap_or_default();
+    let fits = main.frames as usize <= MAX_CALL_FRAMES
+        && main.stack as usize <= STACK_BYTES
+        && subprogs.iter().all(|s| s.stack as usize <= STACK_SIZE);
+    if !fits {
+        return Err(CompileError::Calls {
+            program: source.name.into(),
+            frames: main.frames,
+            stack: main.stack,
+            max_frames: MAX_CALL_FRAMES as u32,
+            max_stack: STACK_BYTES as u32,
+        });
+    }
+    Ok(main)
+}

@@ -1,0 +1,263 @@
+//! Instruction by instruction from bytecode to operations of the interpreter.
+
+use std::collections::BTreeSet;
+
+use skep_ebpf::Insn;
+use skep_ebpf::insn::{CALL, EXIT, JA, JA32, LD_IMM64, alu, atomic, call, class, jmp, mode, pseudo, size};
+use skep_runtime::helpers;
+use skep_runtime::op::{Code, Op};
+
+use crate::calls::subprog_of;
+use crate::error::unsupported;
+use crate::{CompileError, Options, Source};
+
+/// Code and what it refers to.
+pub(crate) struct Lowered {
+    pub(crate) code: Vec<Code>,
+    pub(crate) helpers: BTreeSet<u32>,
+    pub(crate) maps: BTreeSet<u32>,
+}
+
+/// What is wrong with an instruction.
+type What = &'static str;
+
+/// Translates all instructions.
+pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, CompileError> {
+    let mut out =
+        Lowered { code: Vec::with_capacity(source.insns.len()), helpers: BTreeSet::new(), maps: BTreeSet::new() };
+    let mut insns = source.insns.iter().enumerate();
+    while let Some((i, &insn)) = insns.next() {
+        let refused =
+            |what| CompileError::Instruction { program: source.name.into(), insn: i as u32, code: insn.code, what };
+        match insn.code {
+            LD_IMM64 => {
+                let (_, &high) = insns.next().ok_or_else(|| refused("half a 64-bit immediate"))?;
+                out.wide(insn, high, source, options).map_err(refused)?;
+            }
+            CALL => out.call(insn, i, source)?,
+            _ => out.code.push(single(insn).map_err(refused)?),
+        }
+    }
+    Ok(out)
+}
+
+impl Lowered {
+    /// A 64-bit immediate: a number or a map.
+    fn wide(&mut self, insn: Insn, high: Insn, source: &Source<'_>, options: &Options) -> Result<(), What> {
+        let (op, imm) = match insn.src() {
+            0 => (Op::LdImm64, insn.imm),
+            src @ (pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE) => {
+                let index = insn.imm as u32;
+                let known = (index as usize) < source.nmaps;
+                let at = options.map_base.checked_add(index).and_then(|i| i32::try_from(i).ok()).filter(|_| known);
+                self.maps.insert(index);
+                let op = if src == pseudo::MAP_IDX { Op::LdMap } else { Op::LdMapValue };
+                (op, at.ok_or("a map that the program does not have")?)
+            }
+            pseudo::MAP_FD | pseudo::MAP_VALUE => return Err("a map by its file descriptor"),
+            pseudo::BTF_ID => return Err("the address of a kernel variable"),
+            pseudo::FUNC => return Err("the address of a function"),
+            _ => return Err("a 64-bit immediate of unknown kind"),
+        };
+        self.code.push(Code { op, dst: insn.dst(), a: 0, imm });
+        self.code.push(Code { op: Op::Trap, dst: 0, a: 0, imm: high.imm });
+        Ok(())
+    }
+
+    fn call(&mut self, insn: Insn, i: usize, source: &Source<'_>) -> Result<(), CompileError> {
+        let at = i as u32;
+        let code = match insn.src() {
+            call::SUBPROG => {
+                let caller = source.subprogs.get(subprog_of(source.subprogs, i));
+                let frame = caller.map_or(0, |s| s.frame()) as u16;
+                Code { op: Op::CallSub, dst: 0, a: frame, imm: insn.imm }
+            }
+            call::HELPER => {
+                let id = insn.imm as u32;
+                if !helpers::supported(id) {
+                    let (name, reason) = unsupported(id);
+                    return Err(CompileError::Helper { program: source.name.into(), name, id, insn: at, reason });
+                }
+                self.helpers.insert(id);
+                let op = match id {
+                    1 => Op::CallLookup,
+                    helpers::TAIL_CALL => Op::TailCall,
+                    _ => Op::CallHelper,
+                };
+                Code { op, dst: 0, a: 0, imm: insn.imm }
+            }
+            _ => return Err(CompileError::Kfunc { program: source.name.into(), insn: at, btf_id: insn.imm }),
+        };
+        self.code.push(code);
+        Ok(())
+    }
+}
+
+/// An instruction of one slot that is not a call.
+fn single(insn: Insn) -> Result<Code, What> {
+    match insn.class() {
+        class::ALU | class::ALU64 => arithmetic(insn),
+        class::JMP | class::JMP32 => jump(insn),
+        class::LD => packet(insn),
+        _ => memory(insn),
+    }
+}
+
+/// One of four operations: 64 or 32 bits, register or immediate.
+fn pick(insn: Insn, wide: bool, [x64, k64, x32, k32]: [Op; 4]) -> Op {
+    match (wide, insn.is_x()) {
+        (true, true) => x64,
+        (true, false) => k64,
+        (false, true) => x32,
+        (false, false) => k32,
+    }
+}
+
+fn arithmetic(insn: Insn) -> Result<Code, What> {
+    use Op::*;
+    let wide = insn.class() == class::ALU64;
+    let signed = insn.off == 1;
+    let family = match (insn.op(), insn.off) {
+        (alu::ADD, 0) => [Add64X, Add64K, Add32X, Add32K],
+        (alu::SUB, 0) => [Sub64X, Sub64K, Sub32X, Sub32K],
+        (alu::MUL, 0) => [Mul64X, Mul64K, Mul32X, Mul32K],
+        (alu::DIV, 0 | 1) if signed => [SDiv64X, SDiv64K, SDiv32X, SDiv32K],
+        (alu::DIV, 0) => [Div64X, Div64K, Div32X, Div32K],
+        (alu::MOD, 0 | 1) if signed => [SMod64X, SMod64K, SMod32X, SMod32K],
+        (alu::MOD, 0) => [Mod64X, Mod64K, Mod32X, Mod32K],
+        (alu::OR, 0) => [Or64X, Or64K, Or32X, Or32K],
+        (alu::AND, 0) => [And64X, And64K, And32X, And32K],
+        (alu::XOR, 0) => [Xor64X, Xor64K, Xor32X, Xor32K],
+        (alu::LSH, 0) => [Lsh64X, Lsh64K, Lsh32X, Lsh32K],
+        (alu::RSH, 0) => [Rsh64X, Rsh64K, Rsh32X, Rsh32K],
+        (alu::ARSH, 0) => [Arsh64X, Arsh64K, Arsh32X, Arsh32K],
+        (alu::MOV, 0) => [Mov64X, Mov64K, Mov32X, Mov32K],
+        (alu::MOV, 8) if insn.is_x() => [MovSx8To64, MovSx8To64, MovSx8To32, MovSx8To32],
+        (alu::MOV, 16) if insn.is_x() => [MovSx16To64, MovSx16To64, MovSx16To32, MovSx16To32],
+        (alu::MOV, 32) if insn.is_x() && wide => [MovSx32To64; 4],
+        (alu::MOV, 1) if insn.is_x() && wide => return Err("a cast between address spaces"),
+        (alu::NEG, 0) if !insn.is_x() => [Neg64, Neg64, Neg32, Neg32],
+        (alu::END, 0) => return byte_order(insn, wide),
+        _ => return Err("an unknown arithmetic operation"),
+    };
+    Ok(Code { op: pick(insn, wide, family), dst: insn.dst(), a: u16::from(insn.src()), imm: insn.imm })
+}
+
+/// Conversions of byte order. The host is little-endian: "to little" only cuts.
+fn byte_order(insn: Insn, swap: bool) -> Result<Code, What> {
+    if swap && insn.is_x() {
+        return Err("an unknown conversion of byte order");
+    }
+    let swap = swap || insn.is_x();
+    let (op, src) = match (insn.imm, swap) {
+        (16, true) => (Op::Swap16, 0),
+        (32, true) => (Op::Swap32, 0),
+        (64, true) => (Op::Swap64, 0),
+        (16, false) => (Op::Zext16, 0),
+        (32, false) => (Op::Mov32X, insn.dst()),
+        (64, false) => (Op::Mov64X, insn.dst()),
+        _ => return Err("a conversion of byte order of unknown width"),
+    };
+    Ok(Code { op, dst: insn.dst(), a: u16::from(src), imm: 0 })
+}
+
+fn jump(insn: Insn) -> Result<Code, What> {
+    use Op::*;
+    let code = |op, imm| Ok(Code { op, dst: 0, a: 0, imm });
+    match insn.code {
+        JA => return code(Ja, i32::from(insn.off)),
+        JA32 => return code(Ja, insn.imm),
+        EXIT => return code(Exit, 0),
+        _ => {}
+    }
+    let family = match insn.op() {
+        jmp::JEQ => [Jeq64X, Jeq64K, Jeq32X, Jeq32K],
+        jmp::JNE => [Jne64X, Jne64K, Jne32X, Jne32K],
+        jmp::JSET => [Jset64X, Jset64K, Jset32X, Jset32K],
+        jmp::JGT => [Jgt64X, Jgt64K, Jgt32X, Jgt32K],
+        jmp::JGE => [Jge64X, Jge64K, Jge32X, Jge32K],
+        jmp::JLT => [Jlt64X, Jlt64K, Jlt32X, Jlt32K],
+        jmp::JLE => [Jle64X, Jle64K, Jle32X, Jle32K],
+        jmp::JSGT => [Jsgt64X, Jsgt64K, Jsgt32X, Jsgt32K],
+        jmp::JSGE => [Jsge64X, Jsge64K, Jsge32X, Jsge32K],
+        jmp::JSLT => [Jslt64X, Jslt64K, Jslt32X, Jslt32K],
+        jmp::JSLE => [Jsle64X, Jsle64K, Jsle32X, Jsle32K],
+        jmp::JCOND => return Err("`may_goto`"),
+        _ => return Err("an unknown jump"),
+    };
+    let op = pick(insn, insn.class() == class::JMP, family);
+    Ok(if insn.is_x() {
+        Code { op, dst: insn.dst(), a: u16::from(insn.src()), imm: i32::from(insn.off) }
+    } else {
+        Code { op, dst: insn.dst(), a: insn.off as u16, imm: insn.imm }
+    })
+}
+
+/// Absolute and indirect loads from the packet.
+fn packet(insn: Insn) -> Result<Code, What> {
+    let op = match (insn.mode(), insn.size()) {
+        (mode::ABS, size::B) => Op::LdAbsB,
+        (mode::ABS, size::H) => Op::LdAbsH,
+        (mode::ABS, size::W) => Op::LdAbsW,
+        (mode::IND, size::B) => Op::LdIndB,
+        (mode::IND, size::H) => Op::LdIndH,
+        (mode::IND, size::W) => Op::LdIndW,
+        _ => return Err("an unknown load"),
+    };
+    Ok(Code { op, dst: 0, a: u16::from(insn.src()), imm: insn.imm })
+}
+
+/// One of four operations by access size.
+fn sized(insn: Insn, [b, h, w, dw]: [Op; 4]) -> Op {
+    match insn.size() {
+        size::B => b,
+        size::H => h,
+        size::W => w,
+        _ => dw,
+    }
+}
+
+fn memory(insn: Insn) -> Result<Code, What> {
+    use Op::*;
+    let base = Code { op: Trap, dst: insn.dst(), a: u16::from(insn.src()), imm: i32::from(insn.off) };
+    Ok(match (insn.class(), insn.mode()) {
+        (class::LDX, mode::MEM) => Code { op: sized(insn, [LdxB, LdxH, LdxW, LdxDw]), ..base },
+        (class::LDX, mode::MEMSX) if insn.size() != size::DW => {
+            Code { op: sized(insn, [LdxSB, LdxSH, LdxSW, LdxSW]), ..base }
+        }
+        (class::STX, mode::MEM) => Code { op: sized(insn, [StxB, StxH, StxW, StxDw]), ..base },
+        (class::ST, mode::MEM) => {
+            Code { op: sized(insn, [StB, StH, StW, StDw]), a: insn.off as u16, imm: insn.imm, ..base }
+        }
+        (class::STX, mode::ATOMIC) => Code { op: atomic_op(insn)?, ..base },
+        _ => return Err("an unknown access to memory"),
+    })
+}
+
+fn atomic_op(insn: Insn) -> Result<Op, What> {
+    use Op::*;
+    const FETCH: i32 = atomic::FETCH;
+    match insn.imm {
+        atomic::LOAD_ACQ => return Ok(sized(insn, [LoadAcqB, LoadAcqH, LoadAcqW, LoadAcqDw])),
+        atomic::STORE_REL => return Ok(sized(insn, [StoreRelB, StoreRelH, StoreRelW, StoreRelDw])),
+        _ => {}
+    }
+    let [narrow, wide] = match insn.imm & !FETCH {
+        atomic::ADD if insn.imm & FETCH != 0 => [FetchAdd32, FetchAdd64],
+        atomic::OR if insn.imm & FETCH != 0 => [FetchOr32, FetchOr64],
+        atomic::AND if insn.imm & FETCH != 0 => [FetchAnd32, FetchAnd64],
+        atomic::XOR if insn.imm & FETCH != 0 => [FetchXor32, FetchXor64],
+        atomic::ADD => [AtomicAdd32, AtomicAdd64],
+        atomic::OR => [AtomicOr32, AtomicOr64],
+        atomic::AND => [AtomicAnd32, AtomicAnd64],
+        atomic::XOR => [AtomicXor32, AtomicXor64],
+        _ if insn.imm == atomic::XCHG => [Xchg32, Xchg64],
+        _ if insn.imm == atomic::CMPXCHG => [CmpXchg32, CmpXchg64],
+        _ => return Err("an unknown atomic operation"),
+    };
+    match insn.size() {
+        size::W => Ok(narrow),
+        size::DW => Ok(wide),
+        _ => Err("an atomic operation of a width that there is not"),
+    }
+}
