@@ -1,0 +1,235 @@
+//! The kernel's selftest programs: our verdict against the one that Linux 6.18 gave.
+//!
+//! `SKEP_CORPUS` names the corpus (default `../shared/corpus` beside the workspace); without it the test is skipped.
+//! `SKEP_CORPUS_SHOW=1` lists every disagreement.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skep_ebpf::btf::Btf;
+use skep_ebpf::program::{MapDef, Program};
+use skep_ebpf::uapi::{AttachType, ProgType};
+use skep_elf::{Kconfig, Ksyms, LoadOptions, Object, kernel_version};
+use skep_verifier::{Options, Outcome, verify};
+
+/// The program types that are judged.
+const JUDGED: [&str; 7] = ["kprobe", "tracepoint", "perf_event", "raw_tracepoint", "socket_filter", "sched_cls", "xdp"];
+
+struct Corpus {
+    dir: PathBuf,
+    objects: PathBuf,
+}
+
+impl Corpus {
+    fn open() -> Option<Corpus> {
+        let dir = std::env::var_os("SKEP_CORPUS")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus"));
+        if !dir.join("truth.jsonl").exists() {
+            eprintln!("skipped: no corpus at {} (set SKEP_CORPUS)", dir.display());
+            return None;
+        }
+        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("corpus");
+        if !out.join("objects").exists() {
+            std::fs::create_dir_all(&out).expect("directory for the corpus");
+            let done = Command::new("tar").arg("xJf").arg(dir.join("objects.tar.xz")).arg("-C").arg(&out).status();
+            assert!(done.is_ok_and(|s| s.success()), "tar cannot unpack the corpus");
+        }
+        Some(Corpus { objects: out.join("objects"), dir })
+    }
+
+    fn load_options(&self) -> LoadOptions {
+        let btf = Command::new("xz").arg("-dc").arg(self.dir.join("vmlinux.btf.xz")).output().expect("xz");
+        let config = "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_JIT=y\nCONFIG_HZ=1000\nCONFIG_CGROUP_BPF=y\n";
+        LoadOptions {
+            btf: Some(Arc::new(Btf::parse(&btf.stdout).expect("the kernel's BTF"))),
+            kconfig: Some(Kconfig::parse(config)),
+            kernel_version: kernel_version(6, 18, 44),
+            ksyms: Ksyms::host(),
+            prog_type: None,
+        }
+    }
+}
+
+/// What the corpus changed in the maps before it asked the kernel.
+fn fix_maps(program: &mut Program, fixups: u64) {
+    let fixed = program.maps.iter().map(|m| {
+        let mut m: MapDef = m.clone();
+        if fixups & 1 != 0 && m.max_entries == 0 {
+            m.max_entries = 1;
+        }
+        if fixups & 2 != 0 {
+            m.key_size = if m.key_size == 0 { 8 } else { m.key_size };
+            m.value_size = if m.value_size == 0 { 8 } else { m.value_size };
+        }
+        m
+    });
+    program.maps = fixed.collect();
+}
+
+#[derive(Default)]
+struct Tally {
+    kernel_accepts: u32,
+    accepted: u32,
+    kernel_rejects: u32,
+    rejected: u32,
+    same_insn: u32,
+    with_insn: u32,
+    same_errno: u32,
+    unsupported: u32,
+    wrong_accepts: u32,
+    wrong_rejects: u32,
+}
+
+#[test]
+fn agrees_with_the_kernel() {
+    let Some(corpus) = Corpus::open() else { return };
+    let show = std::env::var_os("SKEP_CORPUS_SHOW").is_some();
+    let only = std::env::var("SKEP_CORPUS_ONLY").ok();
+    let load = corpus.load_options();
+    let rows = std::fs::read_to_string(corpus.dir.join("truth.jsonl")).expect("truth.jsonl");
+    let mut objects: BTreeMap<String, Object> = BTreeMap::new();
+    let mut types: BTreeMap<String, Tally> = BTreeMap::new();
+    let mut reasons: BTreeMap<(&str, String), u32> = BTreeMap::new();
+    let (mut wrong_accepts, mut wrong_rejects, mut slow) = (Vec::new(), Vec::new(), Vec::new());
+    let mut total = Duration::ZERO;
+
+    for row in rows.lines() {
+        let row: serde_json::Value = serde_json::from_str(row).expect("a row of truth.jsonl");
+        let field = |name: &str| row[name].as_str().expect("a text field");
+        let (name, program) = (field("object"), field("program"));
+        if only.as_ref().is_some_and(|o| !format!("{name}/{program}").contains(o.as_str())) {
+            continue;
+        }
+        let tally = types.entry(field("type").to_owned()).or_default();
+        let kernel_accepts = field("verdict") == "accepted";
+        *(if kernel_accepts { &mut tally.kernel_accepts } else { &mut tally.kernel_rejects }) += 1;
+
+        let object = objects.entry(name.to_owned()).or_insert_with(|| {
+            let bytes = std::fs::read(corpus.objects.join(format!("{name}.o"))).expect("object");
+            Object::parse(name, &bytes).unwrap_or_else(|e| panic!("{name}: {e}"))
+        });
+        let given = match ProgType::from_name(field("type")) {
+            Some(t) if row["guessed_type"].as_bool() == Some(true) => {
+                LoadOptions { prog_type: Some((t, AttachType::from_name(field("attach_type")))), ..load.clone() }
+            }
+            _ => load.clone(),
+        };
+        let mut linked = match object.program(program, &given) {
+            Ok(p) => p,
+            Err(e) => {
+                tally.unsupported += 1;
+                *reasons.entry(("link", e.to_string().chars().take(60).collect())).or_default() += 1;
+                continue;
+            }
+        };
+        linked.flags |= row["prog_flags"].as_u64().unwrap_or(0) as u32;
+        fix_maps(&mut linked, row["fixups"].as_u64().unwrap_or(0));
+
+        let started = Instant::now();
+        let verdict = verify(linked, &Options::default());
+        let took = started.elapsed();
+        total += took;
+        if took > Duration::from_secs(10) {
+            slow.push(format!("{name}/{program}: {took:?}"));
+        }
+        match verdict {
+            Ok(v) if kernel_accepts => {
+                tally.accepted += 1;
+                if show {
+                    println!(
+                        "same {name}/{program}: {} insns, kernel {}",
+                        v.stats().insns_processed,
+                        row["insns_processed"]
+                    );
+                }
+            }
+            Ok(_) => {
+                tally.wrong_accepts += 1;
+                wrong_accepts.push(format!(
+                    "{name}/{program} ({}): {} at {}",
+                    field("type"),
+                    row["errno"],
+                    row["insn"]
+                ));
+            }
+            Err(r) if r.outcome == Outcome::Unsupported => {
+                tally.unsupported += 1;
+                if kernel_accepts {
+                    *reasons.entry((r.reason, r.message.clone())).or_default() += 1;
+                }
+            }
+            Err(r) if kernel_accepts => {
+                tally.wrong_rejects += 1;
+                wrong_rejects.push(format!("{name}/{program} ({}): {} {r}", field("type"), r.reason));
+            }
+            Err(r) => {
+                tally.rejected += 1;
+                tally.same_errno += u32::from(row["errno"].as_str() == Some(r.errno.name()));
+                if let Some(insn) = row["insn"].as_u64() {
+                    tally.with_insn += 1;
+                    let same = r.insn.map(u64::from) == Some(insn);
+                    tally.same_insn += u32::from(same);
+                    if show && !same {
+                        println!(
+                            "insn {name}/{program}: kernel {insn} {}, here {:?} {} {r}",
+                            row["errno"], r.insn, r.reason
+                        );
+                    }
+                }
+                if show && row["errno"].as_str() != Some(r.errno.name()) {
+                    println!(
+                        "errno {name}/{program}: kernel {} at {}, here {:?} {} {r}",
+                        row["errno"], row["insn"], r.errno, r.reason
+                    );
+                }
+            }
+        }
+    }
+
+    println!(
+        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "type", "accepts", "same", "rejects", "same", "unsupp", "w.acc", "w.rej", "insn%"
+    );
+    let (mut accepts, mut same) = (0, 0);
+    for (ty, t) in &types {
+        println!(
+            "{ty:<24}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>5}/{:<4}",
+            t.kernel_accepts,
+            t.accepted,
+            t.kernel_rejects,
+            t.rejected,
+            t.unsupported,
+            t.wrong_accepts,
+            t.wrong_rejects,
+            t.same_insn,
+            t.with_insn
+        );
+        if JUDGED.contains(&ty.as_str()) {
+            accepts += t.kernel_accepts;
+            same += t.accepted;
+        }
+    }
+    println!("accepted of the judged types: {same} of {accepts}; {total:?} in all");
+    if show {
+        let mut sorted: Vec<_> = reasons.into_iter().collect();
+        sorted.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        for ((reason, message), n) in sorted {
+            println!("{n:>5} {reason}: {message}");
+        }
+    }
+    println!("wrong rejects ({}):\n{}", wrong_rejects.len(), wrong_rejects.join("\n"));
+    assert!(
+        wrong_accepts.is_empty(),
+        "accepted, but the kernel rejects ({}):\n{}",
+        wrong_accepts.len(),
+        wrong_accepts.join("\n")
+    );
+    assert!(slow.is_empty(), "too slow: {slow:?}");
+    if only.is_none() {
+        assert!(same * 100 >= accepts * 60, "{same} of {accepts} accepted");
+    }
+}
