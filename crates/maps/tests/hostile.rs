@@ -175,7 +175,7 @@ fn operations_stay_inside_and_come_back() {
                 timed(&mut || control(&m, &mut next));
             });
             let (mut next, begin) = (rng(99), Instant::now());
-            while begin.elapsed() < Duration::from_millis(700) {
+            while begin.elapsed() < Duration::from_millis(400) {
                 // In bursts, so that the operations get somewhere in between.
                 (0..next(200)).for_each(|_| scribble(r.data, len, &mut next));
                 (0..next(2000)).for_each(|_| operate(r, t, 3, &mut next));

@@ -53,7 +53,7 @@ pub fn bpf(cmd: i32, attr: &mut Attr) -> Result<i32, Errno> {
 pub fn have_kernel() -> bool {
     let can = KernelMap::create(&MapDef::new("probe", skep_ebpf::uapi::MapType::Array, 4, 4, 1));
     if let Err(e) = can {
-        eprintln!("skipped: bpf(2) answers {e}");
+        eprintln!("skipped: bpf(2) answers {}", e.name());
         return false;
     }
     true
