@@ -18,7 +18,7 @@ use rustix::event::EventfdFlags;
 use rustix::thread::futex;
 use skep_runtime::session::{Control, SharedHead};
 
-use crate::memory::Memory;
+use skep_maps::control::Arena;
 
 /// After a ring the doorbell stays silent for this long, so that a storm of events costs its producers few wake-ups.
 const QUIET: Duration = Duration::from_millis(1);
@@ -33,8 +33,8 @@ struct RobustListHead {
 
 /// The memory that the keeper works on; [`Control`] and [`SharedHead`] stand at offset 0.
 struct Ward {
-    control: Arc<Memory>,
-    shared: Arc<Memory>,
+    control: Arc<Arena>,
+    shared: Arc<Arena>,
     event: OwnedFd,
     stop: AtomicBool,
 }
@@ -42,12 +42,12 @@ struct Ward {
 impl Ward {
     fn enable(&self) -> &AtomicU32 {
         // SAFETY: `Control` stands at offset 0, the field is an atomic, and the memory lives as long as `self`.
-        unsafe { &(*self.control.at::<Control>(0)).enable }
+        unsafe { &(*self.control.ptr().cast::<Control>()).enable }
     }
 
     fn doorbell(&self) -> &AtomicU32 {
         // SAFETY: as above, for the shared arena.
-        unsafe { &(*self.shared.at::<SharedHead>(0)).doorbell }
+        unsafe { &(*self.shared.ptr().cast::<SharedHead>()).doorbell }
     }
 }
 
@@ -59,7 +59,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts the thread; hits are delivered from here on.
-    pub fn start(control: Arc<Memory>, shared: Arc<Memory>) -> io::Result<Keeper> {
+    pub fn start(control: Arc<Arena>, shared: Arc<Arena>) -> io::Result<Keeper> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let ward = Arc::new(Ward { control, shared, event, stop: AtomicBool::new(false) });
         let (ready, started) = std::sync::mpsc::channel();
@@ -111,7 +111,7 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn take(ward: &'a Ward) -> io::Result<Held<'a>> {
-        let control = ward.control.at::<Control>(0);
+        let control = ward.control.ptr().cast::<Control>();
         // SAFETY: fields of the control arena, whose addresses only are taken.
         let (node, enable) = unsafe { (&raw mut (*control).robust_node, &raw const (*control).enable) };
         let head = Box::new(RobustListHead {
@@ -163,12 +163,11 @@ fn listen(ward: &Ward) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Writers;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    fn arenas() -> (Arc<Memory>, Arc<Memory>) {
-        let new = |w| Arc::new(Memory::new(c"skep-test", 4096, w).unwrap());
-        (new(Writers::Us), new(Writers::Everybody))
+    fn arenas() -> (Arc<Arena>, Arc<Arena>) {
+        let new = || Arc::new(Arena::new("skep-test", 4096).unwrap());
+        (new(), new())
     }
 
     fn readable(k: &Keeper, ms: i64) -> bool {
@@ -206,7 +205,7 @@ mod tests {
             unsafe { libc::_exit(0) };
         }
         // SAFETY: `Control` stands at offset 0.
-        let enable = unsafe { &(*control.at::<Control>(0)).enable };
+        let enable = unsafe { &(*control.ptr().cast::<Control>()).enable };
         while enable.load(Ordering::Acquire) == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

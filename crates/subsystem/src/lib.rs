@@ -1,8 +1,15 @@
 //! Plays the kernel: what stands between verified programs and the processes that they observe.
+//!
+//! A [`Session`](session::Session) holds compiled programs, their maps and links in shared memory;
+//! [`Events`](events::Events) reads what they tell; [`Session::test_run`](session::Session::test_run) runs them here.
 #![warn(missing_docs)]
 
+pub mod clock;
+pub mod events;
 pub mod keeper;
-pub mod memory;
+pub mod loaded;
 pub mod place;
+pub mod session;
 pub mod signals;
 pub mod spawn;
+pub mod testrun;

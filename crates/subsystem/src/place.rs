@@ -62,7 +62,9 @@ pub enum Unplaceable {
         prog_type: ProgType,
     },
     /// Its section names a system call.
-    #[error("section \"{section}\": the entry of a system call is an event inside the kernel; use a probe on libc's function")]
+    #[error(
+        "section \"{section}\": the entry of a system call is an event inside the kernel; use a probe on libc's function"
+    )]
     Syscall {
         /// Section of the program.
         section: String,
