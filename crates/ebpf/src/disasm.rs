@@ -5,15 +5,15 @@
 
 use core::fmt::{self, Display, Formatter};
 
+use crate::helper::Helper;
 use crate::insn::Insn;
 use crate::op::{Alu, Atomic, Cond, DecodeError, Op, Ref, Src, Swap, Width, decode};
 
 /// Names for what instructions refer to by number. Each may be unknown.
 pub trait Names {
-    /// Name of a helper, such as `bpf_map_lookup_elem`.
+    /// Name of a helper, without `bpf_` in front; by default that of the [table](Helper).
     fn helper(&self, id: i32) -> Option<&str> {
-        let _ = id;
-        None
+        Helper::by_id(u32::try_from(id).ok()?).map(|h| h.name)
     }
 
     /// Name of a kernel function, by its BTF id and the index of the module's BTF.
@@ -29,7 +29,7 @@ pub trait Names {
     }
 }
 
-/// Nothing has a name.
+/// Helpers have names, nothing else has.
 impl Names for () {}
 
 /// An instruction as text.
@@ -209,7 +209,10 @@ impl Display for Text<'_> {
             Op::Branch { wide, cond, dst, src: Src::Imm(n), off } => {
                 write!(f, "if {} {} {n:#x} goto pc{off:+}", Reg(wide, dst), cond.sign())
             }
-            Op::CallHelper { id } => write!(f, "call {}#{id}", self.names.helper(id).unwrap_or("unknown")),
+            Op::CallHelper { id } => match self.names.helper(id) {
+                Some(name) => write!(f, "call bpf_{name}#{id}"),
+                None => write!(f, "call unknown#{id}"),
+            },
             Op::CallFunc { off } => write!(f, "call pc{off:+}"),
             Op::CallKfunc { id, btf } => {
                 write!(f, "call {}#{id}", self.names.kfunc(id, btf).unwrap_or("kernel-function"))?;
@@ -262,10 +265,6 @@ mod tests {
     struct Known;
 
     impl Names for Known {
-        fn helper(&self, id: i32) -> Option<&str> {
-            (id == 1).then_some("bpf_map_lookup_elem")
-        }
-
         fn map(&self, index: i32) -> Option<&str> {
             (index == 2).then_some("counts")
         }

@@ -44,10 +44,7 @@ impl Corpus {
     /// Paths of all objects, sorted.
     #[allow(dead_code)]
     pub fn objects(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.dir.join("objects")).expect("objects");
-        let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("entry").path()).collect();
-        paths.sort();
-        paths
+        objects_in(&self.dir.join("objects"))
     }
 
     /// Path of one object by its name without extension.
@@ -55,4 +52,19 @@ impl Corpus {
     pub fn object(&self, name: &str) -> PathBuf {
         self.dir.join("objects").join(format!("{name}.o"))
     }
+}
+
+/// Paths of the objects in a directory, sorted.
+fn objects_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let mut paths: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "o")).collect();
+    paths.sort();
+    paths
+}
+
+/// The repository's own objects.
+#[allow(dead_code)]
+pub fn own_objects() -> Vec<PathBuf> {
+    let bpf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf");
+    [objects_in(&bpf), objects_in(&bpf.join("test"))].concat()
 }
