@@ -1,11 +1,11 @@
 //! The corpus of kernel selftest objects, where there is one.
+#![allow(dead_code)] // each test uses a part
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The unpacked corpus; its directory is removed with it.
 pub struct Corpus {
-    #[allow(dead_code)]
     source: PathBuf,
     dir: PathBuf,
 }
@@ -36,19 +36,16 @@ impl Corpus {
     }
 
     /// A file of the corpus itself.
-    #[allow(dead_code)] // not every test needs more than the objects
     pub fn file(&self, name: &str) -> PathBuf {
         self.source.join(name)
     }
 
     /// Paths of all objects, sorted.
-    #[allow(dead_code)]
     pub fn objects(&self) -> Vec<PathBuf> {
         objects_in(&self.dir.join("objects"))
     }
 
     /// Path of one object by its name without extension.
-    #[allow(dead_code)]
     pub fn object(&self, name: &str) -> PathBuf {
         self.dir.join("objects").join(format!("{name}.o"))
     }
@@ -63,7 +60,6 @@ fn objects_in(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The repository's own objects.
-#[allow(dead_code)]
 pub fn own_objects() -> Vec<PathBuf> {
     let bpf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf");
     [objects_in(&bpf), objects_in(&bpf.join("test"))].concat()
