@@ -4,6 +4,7 @@
 //! [`Events`](events::Events) reads what they tell; [`Session::test_run`](session::Session::test_run) runs them here.
 #![warn(missing_docs)]
 
+pub mod attach;
 pub mod clock;
 pub mod events;
 pub mod keeper;

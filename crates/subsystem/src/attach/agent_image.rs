@@ -1,0 +1,141 @@
+//! The agent's ELF file, laid out as a loader would.
+
+use object::elf;
+use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader};
+use object::{LittleEndian, Object, ObjectSymbol};
+
+use super::AttachError;
+
+const PAGE: u64 = 4096;
+
+/// A position-independent image.
+pub struct AgentImage {
+    segments: Vec<Segment>,
+    /// Relocations: place and addend, both relative to the base.
+    relative: Vec<(u64, u64)>,
+    span: u64,
+    /// `skep_hit`, relative to the base.
+    pub hit: u64,
+    /// `skep_return`, relative to the base.
+    pub ret: u64,
+}
+
+struct Segment {
+    /// Page-aligned start.
+    start: u64,
+    bytes: Vec<u8>,
+    prot: i32,
+}
+
+fn bad(reason: impl Into<String>) -> AttachError {
+    AttachError::Agent { reason: reason.into() }
+}
+
+impl AgentImage {
+    /// Reads a static position-independent ELF file that exports `skep_hit` and `skep_return`.
+    pub fn parse(bytes: &[u8]) -> Result<AgentImage, AttachError> {
+        let endian = LittleEndian;
+        let malformed = |e: object::Error| bad(e.to_string());
+        let header = elf::FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed)?;
+        let mut segments = Vec::new();
+        for segment in header.program_headers(endian, bytes).map_err(malformed)? {
+            if segment.p_type(endian) != elf::PT_LOAD || segment.p_memsz(endian) == 0 {
+                continue;
+            }
+            let data = segment.data(endian, bytes).map_err(|()| bad("a segment lies outside the file"))?;
+            segments.push(Segment::new(
+                segment.p_vaddr(endian),
+                segment.p_memsz(endian),
+                segment.p_flags(endian),
+                data,
+            )?);
+        }
+        let span = segments.iter().map(|s| s.start + s.bytes.len() as u64).max().ok_or_else(|| bad("no segments"))?;
+        let mut relative = Vec::new();
+        let sections = header.sections(endian, bytes).map_err(malformed)?;
+        for section in sections.iter() {
+            let Some((relas, _)) = section.rela(endian, bytes).map_err(malformed)? else { continue };
+            if !section.sh_flags(endian).contains(elf::SHF_ALLOC) {
+                continue;
+            }
+            for rela in relas {
+                match rela.r_type(endian, false) {
+                    elf::R_X86_64_NONE => {}
+                    elf::R_X86_64_RELATIVE => relative.push((rela.r_offset(endian), rela.r_addend(endian) as u64)),
+                    kind => return Err(bad(format!("it needs relocation type {kind}"))),
+                }
+            }
+        }
+        let file = object::File::parse(bytes).map_err(malformed)?;
+        let symbol = |name: &str| {
+            file.symbols()
+                .chain(file.dynamic_symbols())
+                .find(|s| s.is_definition() && s.name() == Ok(name))
+                .map(|s| s.address())
+                .ok_or_else(|| bad(format!("it does not define `{name}`")))
+        };
+        Ok(AgentImage { relative, span, hit: symbol("skep_hit")?, ret: symbol("skep_return")?, segments })
+    }
+
+    /// The agent that skep is built with.
+    pub fn built_in() -> Result<AgentImage, AttachError> {
+        AgentImage::parse(skep_agent::BLOB)
+    }
+
+    /// Bytes of address space that it takes.
+    pub fn span(&self) -> u64 {
+        self.span
+    }
+
+    /// Its segments for loading at `base`: address, protection, relocated bytes.
+    pub fn at(&self, base: u64) -> Result<Vec<(u64, i32, Vec<u8>)>, AttachError> {
+        let mut out: Vec<_> = self.segments.iter().map(|s| (s.start, s.prot, s.bytes.clone())).collect();
+        for &(place, addend) in &self.relative {
+            let word = out.iter_mut().find_map(|(start, _, bytes)| {
+                let offset = usize::try_from(place.checked_sub(*start)?).ok()?;
+                bytes.get_mut(offset..offset.checked_add(8)?)
+            });
+            let word = word.ok_or_else(|| bad("a relocation lies outside its segments"))?;
+            word.copy_from_slice(&base.wrapping_add(addend).to_le_bytes());
+        }
+        for (start, _, _) in &mut out {
+            *start += base;
+        }
+        Ok(out)
+    }
+}
+
+impl Segment {
+    fn new(address: u64, memory: u64, flags: elf::ProgramFlags, data: &[u8]) -> Result<Segment, AttachError> {
+        if address >= 1 << 30 || memory >= 1 << 30 || data.len() as u64 > memory {
+            return Err(bad("a segment is larger than it can be"));
+        }
+        let start = address & !(PAGE - 1);
+        let lead = (address - start) as usize;
+        let mut bytes = vec![0; lead + memory as usize];
+        bytes[lead..lead + data.len()].copy_from_slice(data);
+        bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
+        let mut prot = 0;
+        for (flag, bit) in [(elf::PF_R, libc::PROT_READ), (elf::PF_W, libc::PROT_WRITE), (elf::PF_X, libc::PROT_EXEC)] {
+            prot |= if flags.contains(flag) { bit } else { 0 };
+        }
+        if prot & libc::PROT_WRITE != 0 && prot & libc::PROT_EXEC != 0 {
+            return Err(bad("a segment is both writable and executable"));
+        }
+        Ok(Segment { start, bytes, prot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_agent() {
+        assert!(AgentImage::parse(b"").is_err());
+        assert!(AgentImage::parse(&[0x7f; 400]).is_err());
+        let own = std::fs::read("/proc/self/exe").unwrap();
+        assert!(matches!(AgentImage::parse(&own), Err(AttachError::Agent { .. })));
+        assert!(AgentImage::parse(&own[..5000]).is_err());
+    }
+}

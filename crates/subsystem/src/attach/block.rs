@@ -1,0 +1,180 @@
+//! The process block: a memfd that we write and the target reads.
+//!
+//! Invariant: `base` is a shared mapping of `size` bytes that lives as long as the [`Block`]; only this process writes it, the
+//! target's mapping is read-only and the memfd is sealed against new writable ones.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use skep_maps::MapRef;
+use skep_runtime::session::{MAGIC, PROC_NAME, Proc, SITE_LINKS, Site};
+
+use super::AttachError;
+use super::plan::PlannedSite;
+use super::request::ProbeKind;
+
+/// Bytes of the arrays that a site keeps of its text.
+const TEXT: usize = 16;
+
+/// See the module.
+pub struct Block {
+    fd: OwnedFd,
+    base: NonNull<u8>,
+    size: usize,
+    maps: usize,
+    sites: usize,
+}
+
+/// Addresses in the target, and numbers, that go into [`Proc`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    /// See [`Proc`].
+    pub index: u32,
+    /// See [`Proc`].
+    pub pid: u32,
+    /// See [`Proc`].
+    pub control: u64,
+    /// See [`Proc`].
+    pub shared: u64,
+    /// See [`Proc`].
+    pub alive: u64,
+    /// See [`Proc`].
+    pub threads: u64,
+    /// See [`Proc`].
+    pub nthreads: u32,
+    /// See [`Proc`].
+    pub stacks: u64,
+    /// See [`Proc`].
+    pub rets: u64,
+    /// See [`Proc`].
+    pub nret: u32,
+    /// See [`Proc`].
+    pub ret_head: u64,
+    /// See [`Proc`].
+    pub stubs: u64,
+    /// See [`Proc`].
+    pub fsgsbase: bool,
+}
+
+fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
+    move |errno| AttachError::os(format!("{what} for the process block"), &errno.into())
+}
+
+impl Block {
+    /// Makes an empty block with room for so many maps and sites.
+    pub fn new(maps: usize, sites: usize) -> Result<Block, AttachError> {
+        let maps_at = size_of::<Proc>().next_multiple_of(64);
+        let sites_at = (maps_at + maps * size_of::<MapRef>()).next_multiple_of(64);
+        let size = (sites_at + sites * size_of::<Site>()).next_multiple_of(4096);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create(PROC_NAME, flags).map_err(os("memfd_create"))?;
+        // Allocated now, so that no later write can fault for want of memory.
+        rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, size as u64).map_err(os("fallocate"))?;
+        // SAFETY: a new mapping of a memfd that is `size` bytes long; nothing else refers to it.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+        };
+        let base = NonNull::new(base.map_err(os("mmap"))?.cast()).ok_or_else(|| AttachError::last_os("mmap"))?;
+        let block = Block { fd, base, size, maps: maps_at, sites: sites_at };
+        let seals = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&block.fd, seals).map_err(os("sealing"))?;
+        Ok(block)
+    }
+
+    /// The memfd.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its size.
+    pub fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Address of site `n` in the target, if the block is at `at` there.
+    pub fn site_address(&self, at: u64, n: usize) -> u64 {
+        at + (self.sites + n * size_of::<Site>()) as u64
+    }
+
+    /// Writes everything. `at` is the block's address in the target; `maps` are header and data addresses there.
+    pub fn fill(&self, at: u64, addresses: &Addresses, maps: &[(u64, u64)], sites: &[PlannedSite], jumps: &[[u8; 5]]) {
+        let a = addresses;
+        let proc = Proc {
+            magic: MAGIC,
+            index: a.index,
+            pid: a.pid,
+            control: a.control,
+            shared: a.shared,
+            maps: at + self.maps as u64,
+            alive: a.alive,
+            threads: a.threads,
+            stacks: a.stacks,
+            rets: a.rets,
+            stubs: a.stubs,
+            nthreads: a.nthreads,
+            nret: a.nret,
+            ret_head: a.ret_head,
+            fsgsbase: u32::from(a.fsgsbase),
+            nsites: sites.len() as u32,
+            sites: self.sites as u64,
+        };
+        self.put(0, proc);
+        for (n, &(header, data)) in maps.iter().enumerate() {
+            let map = MapRef { hdr: header as *const _, data: data as *mut u8 };
+            self.put(self.maps + n * size_of::<MapRef>(), map);
+        }
+        for (n, (site, jump)) in sites.iter().zip(jumps).enumerate() {
+            self.put(self.sites + n * size_of::<Site>(), make_site(at, site, jump));
+        }
+    }
+
+    /// Marks a site as patched or not.
+    pub fn set_active(&self, n: usize, active: bool) {
+        let offset = self.sites + n * size_of::<Site>() + std::mem::offset_of!(Site, active);
+        assert!(offset + 4 <= self.size, "site {n} is outside of the block");
+        // SAFETY: in bounds and aligned, since sites are; the target reads it concurrently at most.
+        let word = unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() };
+        word.store(u32::from(active), Ordering::Release);
+    }
+
+    fn put<T>(&self, offset: usize, value: T) {
+        assert!(offset + size_of::<T>() <= self.size && offset.is_multiple_of(align_of::<T>()), "outside of the block");
+        // SAFETY: in bounds and aligned by the check; the target does not look at it before it is patched.
+        unsafe { self.base.as_ptr().add(offset).cast::<T>().write(value) }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and ends with us.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.size) };
+    }
+}
+
+fn make_site(proc: u64, planned: &PlannedSite, jump: &[u8; 5]) -> Site {
+    // The kept text begins at `ip`, an `endbr64` before the jump included.
+    let lead = (planned.window.address - planned.ip) as usize;
+    let mut original = [0; TEXT];
+    let mut patched = [0; TEXT];
+    let len = lead + jump.len();
+    original[..len].copy_from_slice(&planned.text[..len]);
+    patched[..lead].copy_from_slice(&planned.text[..lead]);
+    patched[lead..len].copy_from_slice(jump);
+    let links: [AtomicU32; SITE_LINKS] =
+        std::array::from_fn(|n| AtomicU32::new(planned.links.get(n).map_or(0, |(link, _)| *link)));
+    Site {
+        proc,
+        ip: planned.ip,
+        body: planned.body_address(),
+        active: 0,
+        len: len as u32,
+        original,
+        patched,
+        nlinks: AtomicU32::new(planned.links.len() as u32),
+        has_return: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Return))),
+        links,
+    }
+}

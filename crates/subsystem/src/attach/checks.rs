@@ -1,0 +1,176 @@
+//! What cannot be traced, and what to do about it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::time::{Duration, Instant};
+
+use super::AttachError;
+use super::error::errno_text;
+use super::injector::NAME as INJECTOR;
+use super::procfs::{self, Status};
+
+/// Refuses a process that cannot be traced, before anything is done to it.
+pub fn check(pid: u32) -> Result<(), AttachError> {
+    let mut status = process_status(pid)?;
+    // The injector of a session that was just killed is still cleaning up.
+    let patience = Instant::now() + Duration::from_secs(2);
+    while status.tracer != 0
+        && Instant::now() < patience
+        && procfs::status(status.tracer).is_ok_and(|tracer| tracer.name == INJECTOR)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+        status = process_status(pid)?;
+    }
+    let unsuitable =
+        |reason: &str| AttachError::Unsuitable { pid, command: status.name.clone(), reason: reason.to_owned() };
+    if pid == std::process::id() || pid == parent_id() {
+        return Err(unsuitable("it is skep itself"));
+    }
+    if pid == 1 {
+        return Err(unsuitable("it is init, and the system ends if it does"));
+    }
+    if status.state == 'Z' || status.state == 'X' {
+        return Err(unsuitable("it has ended already (zombie)"));
+    }
+    if status.kernel_thread {
+        return Err(unsuitable("it is a kernel thread; skep cannot see inside the kernel"));
+    }
+    check_tracer(pid, &status)?;
+    check_owner(pid, &status)?;
+    check_image(pid, &status)
+}
+
+/// Refuses an image that cannot be attached to, whoever runs it.
+pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
+    if status.seccomp != 0 {
+        return Err(AttachError::Unsuitable {
+            pid,
+            command: status.name.clone(),
+            reason: "it runs under a seccomp filter, which may kill it for the system calls that attaching makes there"
+                .into(),
+        });
+    }
+    check_executable(pid, status)
+}
+
+fn process_status(pid: u32) -> Result<Status, AttachError> {
+    let status = procfs::status(pid)?;
+    match status.tgid == pid {
+        true => Ok(status),
+        // /proc/TID answers too, though it is not listed.
+        false => Err(AttachError::Unsuitable {
+            pid,
+            command: status.name,
+            reason: format!("it is a thread of process {}", status.tgid),
+        }),
+    }
+}
+
+fn check_tracer(pid: u32, status: &Status) -> Result<(), AttachError> {
+    if status.tracer == 0 {
+        return Ok(());
+    }
+    let name = procfs::status(status.tracer).map_or_else(|_| "a process".into(), |tracer| tracer.name);
+    Err(AttachError::AlreadyTraced { pid, tracer: status.tracer, name })
+}
+
+fn check_owner(pid: u32, status: &Status) -> Result<(), AttachError> {
+    let ours = effective_uid();
+    if ours == 0 {
+        return Ok(());
+    }
+    if let Some(&uid) = status.uids.iter().find(|&&uid| uid != ours) {
+        return Err(AttachError::OtherUser { pid, command: status.name.clone(), uid, ours });
+    }
+    // /proc/PID of a process that is not dumpable belongs to root.
+    let owner = fs::metadata(format!("/proc/{pid}")).map_err(|_| AttachError::NoSuchProcess { pid })?.uid();
+    match owner == ours {
+        true => Ok(()),
+        false => Err(AttachError::NotDumpable { pid, command: status.name.clone() }),
+    }
+}
+
+/// Looks at the program that the process runs.
+fn check_executable(pid: u32, status: &Status) -> Result<(), AttachError> {
+    let unsuitable = |reason: String| AttachError::Unsuitable { pid, command: status.name.clone(), reason };
+    let path = format!("/proc/{pid}/exe");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        // A program that may be run but not read.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(AttachError::NotDumpable { pid, command: status.name.clone() });
+        }
+        Err(error) => return Err(AttachError::os(format!("opening {path}"), &error)),
+    };
+    let mut head = [0u8; 20];
+    file.read_exact_at(&mut head, 0).map_err(|e| AttachError::os(format!("reading {path}"), &e))?;
+    match (head[4], u16::from_le_bytes([head[18], head[19]])) {
+        (2, 62) => {}
+        (1, 62) => return Err(unsuitable("it is an x32 program".into())),
+        (1, 3) => return Err(unsuitable("it is a 32-bit program".into())),
+        (_, machine) => return Err(unsuitable(format!("it is a program for another machine (ELF machine {machine})"))),
+    }
+    let mode = file.metadata().map(|m| (m.permissions().mode(), m.uid()));
+    if let Ok((mode, uid)) = mode
+        && mode & 0o4000 != 0
+        && effective_uid() != 0
+        && uid != effective_uid()
+    {
+        return Err(unsuitable("it is a setuid program".into()));
+    }
+    match is_go(file) {
+        true => Err(unsuitable("it is a Go program, whose stacks move; that is not supported yet".into())),
+        false => Ok(()),
+    }
+}
+
+/// Go's linker marks its programs by a note or section of this name.
+fn is_go(mut file: File) -> bool {
+    use object::{Object, ObjectSection};
+    let cache = object::ReadCache::new(&mut file);
+    let Ok(elf) = object::File::parse(&cache) else { return false };
+    elf.sections().any(|section| matches!(section.name(), Ok(".go.buildinfo" | ".note.go.buildid")))
+}
+
+/// Turns the refusal of `PTRACE_SEIZE` into its reason.
+pub fn explain(pid: u32, error: &io::Error) -> AttachError {
+    let Ok(status) = procfs::status(pid) else { return AttachError::NoSuchProcess { pid } };
+    if error.raw_os_error() == Some(libc::ESRCH) {
+        return AttachError::Exited { pid };
+    }
+    if let Err(reason) = check_tracer(pid, &status).and_then(|()| check_owner(pid, &status)) {
+        return reason;
+    }
+    match yama_scope() {
+        1 => AttachError::Yama {
+            pid,
+            scope: 1,
+            advice: "only a program started by skep may be traced: use `skep trace … -- COMMAND`, let the program \
+                     call prctl(PR_SET_PTRACER), or set the sysctl to 0"
+                .into(),
+        },
+        2 => AttachError::Yama { pid, scope: 2, advice: "only root may trace: run skep as root".into() },
+        3 => AttachError::Yama { pid, scope: 3, advice: "nobody may trace until the system is restarted".into() },
+        _ => AttachError::PtraceDenied {
+            pid,
+            command: status.name,
+            errno: errno_text(error.raw_os_error().unwrap_or(libc::EPERM)),
+        },
+    }
+}
+
+fn yama_scope() -> u32 {
+    let mut text = String::new();
+    File::open("/proc/sys/kernel/yama/ptrace_scope")
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_or(0, |_| text.trim().parse().unwrap_or(0))
+}
+
+fn effective_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn parent_id() -> u32 {
+    rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32)
+}

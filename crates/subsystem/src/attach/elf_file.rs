@@ -1,0 +1,257 @@
+//! Functions in the symbol tables of one ELF file.
+
+use std::fs::File;
+
+use object::elf;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
+use object::{LittleEndian, ReadCache, ReadRef};
+
+const LE: LittleEndian = LittleEndian;
+
+/// A function (or label in code) of a file. Addresses are the file's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// Name without version.
+    pub name: String,
+    /// Version, if it has one.
+    pub version: Option<String>,
+    /// Is it what the plain name means? False for old versions kept for old programs.
+    pub default: bool,
+    /// Address.
+    pub address: u64,
+    /// Bytes, 0 if unknown.
+    pub size: u64,
+    /// Visible to other files?
+    pub global: bool,
+    /// Has a function type; labels have not.
+    pub function: bool,
+    /// Chosen at load time: the address is that of the chooser.
+    pub ifunc: bool,
+}
+
+/// A loadable segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Offset in the file.
+    pub offset: u64,
+    /// Address.
+    pub address: u64,
+    /// Bytes in the file.
+    pub size: u64,
+}
+
+/// What is of interest in an ELF file.
+#[derive(Clone, Debug, Default)]
+pub struct ElfFile {
+    /// Its loadable segments.
+    pub segments: Vec<Segment>,
+    /// Its functions, by address.
+    pub symbols: Vec<Symbol>,
+    /// Has it C++-style exception tables?
+    pub exceptions: bool,
+    /// Address of the table that finds call frame information.
+    pub eh_frame_hdr: Option<u64>,
+    /// Address and size of call frame information; static programs have no table for it.
+    pub eh_frame: Option<(u64, u64)>,
+    /// Data symbols of the dynamic symbol table that are of interest: name and address.
+    data: Vec<(String, u64)>,
+}
+
+/// The dynamic linker's account of what is loaded.
+const R_DEBUG: &str = "_r_debug";
+
+impl ElfFile {
+    /// Reads it.
+    pub fn read(file: &File) -> Result<ElfFile, object::Error> {
+        let cache = ReadCache::new(file);
+        Self::parse(&cache)
+    }
+
+    fn parse<'d>(data: impl ReadRef<'d>) -> Result<ElfFile, object::Error> {
+        let header = elf::FileHeader64::<LittleEndian>::parse(data)?;
+        let segments = header
+            .program_headers(LE, data)?
+            .iter()
+            .filter(|p| p.p_type(LE) == elf::PT_LOAD)
+            .map(|p| Segment { offset: p.p_offset(LE), address: p.p_vaddr(LE), size: p.p_filesz(LE) })
+            .collect();
+        let eh_frame_hdr = header
+            .program_headers(LE, data)?
+            .iter()
+            .find(|p| p.p_type(LE) == elf::PT_GNU_EH_FRAME)
+            .map(|p| p.p_vaddr(LE));
+        let sections = header.sections(LE, data)?;
+        let exceptions = sections.section_by_name(LE, b".gcc_except_table").is_some();
+        let eh_frame = sections.section_by_name(LE, b".eh_frame").map(|(_, s)| (s.sh_addr(LE), s.sh_size(LE)));
+        let versions = sections.versions(LE, data)?;
+        let mut symbols = Vec::new();
+        let mut variables = Vec::new();
+        for kind in [elf::SHT_SYMTAB, elf::SHT_DYNSYM] {
+            let table = sections.symbols(LE, data, kind)?;
+            for (index, sym) in table.enumerate() {
+                if sym.st_type() == elf::STT_OBJECT && sym.name(LE, table.strings()) == Ok(R_DEBUG.as_bytes()) {
+                    variables.push((R_DEBUG.to_owned(), sym.st_value(LE)));
+                }
+                let function = matches!(sym.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC);
+                if sym.is_undefined(LE) || !(function || sym.st_type() == elf::STT_NOTYPE) {
+                    continue;
+                }
+                let section = table.symbol_section(LE, sym, index).ok().flatten();
+                let code = section
+                    .and_then(|section| sections.section(section).ok())
+                    .is_some_and(|section| section.sh_flags(LE).contains(elf::SHF_EXECINSTR));
+                if !code {
+                    continue;
+                }
+                let Ok(name) = sym.name(LE, table.strings()) else { continue };
+                let name = String::from_utf8_lossy(name);
+                if name.is_empty() {
+                    continue;
+                }
+                // .symtab spells versions out, .dynsym has them in a table.
+                let (base, mut version, mut default) = match name.split_once('@') {
+                    Some((base, version)) => {
+                        (base, Some(version.trim_start_matches('@').to_owned()), version.starts_with('@'))
+                    }
+                    None => (&*name, None, true),
+                };
+                if kind == elf::SHT_DYNSYM
+                    && let Some(versions) = &versions
+                {
+                    let at = versions.version_index(LE, index);
+                    if let Ok(Some(found)) = versions.version(at.index()) {
+                        version = Some(String::from_utf8_lossy(found.name()).into_owned());
+                        default = !at.is_hidden();
+                    }
+                }
+                symbols.push(Symbol {
+                    name: base.to_owned(),
+                    version,
+                    default,
+                    address: sym.st_value(LE),
+                    size: sym.st_size(LE),
+                    global: sym.st_bind() != elf::STB_LOCAL,
+                    function,
+                    ifunc: sym.st_type() == elf::STT_GNU_IFUNC,
+                });
+            }
+        }
+        symbols.sort_by(|a, b| (a.address, !a.function, &a.name).cmp(&(b.address, !b.function, &b.name)));
+        Ok(ElfFile { segments, symbols, exceptions, eh_frame_hdr, eh_frame, data: variables })
+    }
+
+    /// The symbols that a name means: `NAME`, or `NAME@VERSION`. Each address once; a global one hides local ones.
+    pub fn find(&self, wanted: &str) -> Vec<&Symbol> {
+        let (name, version) = match wanted.split_once('@') {
+            Some((name, version)) => (name, Some(version.trim_start_matches('@'))),
+            None => (wanted, None),
+        };
+        let mut found: Vec<&Symbol> = self.symbols.iter().filter(|s| s.name == name).collect();
+        found.retain(|s| version.is_none_or(|v| s.version.as_deref() == Some(v)));
+        let keep_if_any = |found: &mut Vec<&Symbol>, good: fn(&Symbol) -> bool| {
+            if found.iter().any(|s| good(s)) {
+                found.retain(|s| good(s));
+            }
+        };
+        keep_if_any(&mut found, |s| s.function);
+        keep_if_any(&mut found, |s| s.global);
+        if version.is_none() {
+            keep_if_any(&mut found, |s| s.default);
+        }
+        found.dedup_by_key(|s| s.address);
+        found
+    }
+
+    /// Address of the linker's `_r_debug`.
+    pub fn data_symbol(&self, name: &str) -> Option<u64> {
+        self.data.iter().find(|(n, _)| n == name).map(|(_, address)| *address)
+    }
+
+    /// The function that an address belongs to.
+    pub fn function_at(&self, address: u64) -> Option<&Symbol> {
+        let end = self.symbols.partition_point(|s| s.address <= address);
+        let before = self.symbols.get(..end)?;
+        let within = |s: &&Symbol| s.function && s.address + s.size.max(1) > address;
+        // Aliases share an address; a label in between hides nothing.
+        before.iter().rev().take(64).find(within)
+    }
+
+    /// The first symbol address above `address`.
+    pub fn next_after(&self, address: u64) -> Option<u64> {
+        let at = self.symbols.partition_point(|s| s.address <= address);
+        self.symbols.get(at).map(|s| s.address)
+    }
+
+    /// Addresses of symbols in `(start, end)`.
+    pub fn inside(&self, start: u64, end: u64) -> Vec<u64> {
+        let from = self.symbols.partition_point(|s| s.address <= start);
+        self.symbols.iter().skip(from).map(|s| s.address).take_while(|&a| a < end).collect()
+    }
+
+    /// Address of an offset in the file.
+    pub fn address_of_offset(&self, offset: u64) -> Option<u64> {
+        let segment = self.segments.iter().find(|s| offset >= s.offset && offset - s.offset < s.size)?;
+        Some(segment.address + (offset - segment.offset))
+    }
+}
+
+/// The names nearest to one that was not found: one slip in three letters at most.
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let wanted = wanted.split('@').next().unwrap_or(wanted);
+    let limit = (wanted.len() / 3).clamp(1, 5);
+    let mut best: Vec<(usize, &str)> = Vec::new();
+    for name in names {
+        if name.len().abs_diff(wanted.len()) > limit || best.iter().any(|(_, have)| *have == name) {
+            continue;
+        }
+        let distance = distance(wanted.as_bytes(), name.as_bytes());
+        if distance <= limit {
+            best.push((distance, name));
+            best.sort();
+            best.truncate(3);
+        }
+    }
+    best.into_iter().map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Levenshtein's distance, case changes at no cost but one in total.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        if let Some(first) = row.first_mut() {
+            *first = left;
+        }
+        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let replaced = diagonal + usize::from(!x.eq_ignore_ascii_case(y));
+            diagonal = *cell;
+            left = replaced.min(left + 1).min(diagonal + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        assert_eq!(distance(b"kitten", b"sitting"), 3);
+        assert_eq!(distance(b"", b"abc"), 3);
+        assert_eq!(distance(b"abc", b""), 3);
+        assert_eq!(nearest("maloc", ["malloc", "calloc", "free", "malloc"].into_iter()), ["malloc"]);
+        assert!(nearest("x", ["malloc"].into_iter()).is_empty());
+    }
+
+    #[test]
+    fn own_symbols() {
+        let elf = ElfFile::read(&File::open("/proc/self/exe").unwrap()).unwrap();
+        let main = elf.find("main");
+        assert_eq!(main.len(), 1);
+        assert_eq!(elf.function_at(main[0].address + 1).unwrap().name, "main");
+        assert!(elf.find("no such function").is_empty());
+    }
+}

@@ -1,0 +1,50 @@
+//! Getting into a process: probes in a running program that was never prepared for them.
+//!
+//! A controller does none of this itself. It starts an **injector** ([`Injector`]), a process of its own that outlives the
+//! controller just long enough to undo everything: whatever kills the controller, the injector finds its socket closed,
+//! restores the text of all targets byte for byte, and ends.
+//!
+//! The road of one attach, all of it while every thread of the target stands still ([`world`]):
+//!
+//! 1. [`checks`] refuses what cannot be traced, and says why; [`leftover`] undoes what a killed session left.
+//! 2. [`symbols`] finds the functions, [`site`] proves which instructions may give way to a jump.
+//! 3. [`install`] maps the session's memory and the agent into the target by system calls made there ([`remote`]); no
+//!    descriptor and no thread stays behind.
+//! 4. [`code`] makes the trampolines and return stubs; [`unwind`] tells the target's unwinder about the stubs.
+//! 5. [`patch`] moves instruction pointers out of the way and writes the text, through `/proc/PID/mem`.
+//!
+//! `unsafe` in this module is for system calls that no safe wrapper offers (ptrace, waitpid, process-wide mappings).
+
+mod agent_image;
+mod block;
+mod checks;
+mod code;
+mod elf_file;
+mod error;
+mod follow;
+mod frames;
+mod injector;
+mod install;
+mod leftover;
+mod patch;
+mod place_code;
+mod plan;
+mod procfs;
+mod ptrace;
+mod remote;
+mod request;
+mod server;
+
+mod site;
+mod symbols;
+mod target;
+mod unwind;
+mod wire;
+mod world;
+
+pub use error::AttachError;
+pub use injector::{Injector, main_if_requested};
+pub use request::{
+    AttachRequest, Attached, InjectorEvent, MapMemory, Memory, Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec,
+    ProbeTarget,
+};

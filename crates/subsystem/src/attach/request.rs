@@ -1,0 +1,170 @@
+//! What a controller asks for, and what it is told.
+
+use std::os::fd::BorrowedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::AttachError;
+
+/// A memfd and its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory<'a> {
+    /// The memfd.
+    pub fd: BorrowedFd<'a>,
+    /// Bytes to map.
+    pub size: u64,
+}
+
+/// A map's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct MapMemory<'a> {
+    /// The memfd.
+    pub fd: BorrowedFd<'a>,
+    /// Bytes to map.
+    pub size: u64,
+    /// Mapped writable in the target?
+    pub writable: bool,
+    /// Offset of its header in the control arena.
+    pub header_offset: u64,
+}
+
+/// When a probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeKind {
+    /// Before the instruction at the place.
+    Entry,
+    /// When the function that begins at the place returns.
+    Return,
+}
+
+/// Where a probe goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeTarget {
+    /// A function, or an instruction in it.
+    Symbol {
+        /// Its name, `NAME` or `NAME@VERSION`.
+        name: String,
+        /// Bytes from its start.
+        offset: u64,
+        /// The file to look in: a path, a file name, or the start of one (`libc.so`, `libc`). `None`: the executable first, then all.
+        module: Option<String>,
+    },
+    /// An offset in a file.
+    FileOffset {
+        /// The file, as above.
+        module: String,
+        /// Offset in the file.
+        offset: u64,
+    },
+}
+
+/// A probe to place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// Index of the link in the control arena.
+    pub link: u32,
+    /// When it fires.
+    pub kind: ProbeKind,
+    /// Where it goes.
+    pub target: ProbeTarget,
+}
+
+/// A process to attach to, the memory to share with it, and the probes to place.
+#[derive(Clone, Debug)]
+pub struct AttachRequest<'a> {
+    /// The process.
+    pub pid: u32,
+    /// Its index in the session.
+    pub proc_index: u32,
+    /// The control arena; it must be sealed against writing through new mappings.
+    pub control: Memory<'a>,
+    /// The shared arena.
+    pub shared: Memory<'a>,
+    /// The maps, in the order of their headers.
+    pub maps: Vec<MapMemory<'a>>,
+    /// Number of slots.
+    pub nslots: u32,
+    /// The probes.
+    pub probes: Vec<ProbeSpec>,
+    /// An agent to use instead of the built-in one: an ELF file, position independent and without needs.
+    pub agent: Option<&'a [u8]>,
+}
+
+/// How a place was patched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// A jump.
+    Jump,
+    /// A breakpoint.
+    Int3,
+}
+
+impl Method {
+    /// As the command line prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Jump => "jump",
+            Method::Int3 => "int3",
+        }
+    }
+}
+
+/// A place that a probe was put at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// The symbol as found, `+0x…` included.
+    pub symbol: String,
+    /// Path of the module.
+    pub module: String,
+    /// Address in the target.
+    pub address: u64,
+    /// How.
+    pub method: Method,
+}
+
+/// What became of one probe. A symbol found in several libraries yields one outcome for each, all with the same link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeOutcome {
+    /// Index of the link.
+    pub link: u32,
+    /// The place, or the reason why not.
+    pub result: Result<Placed, AttachError>,
+}
+
+/// Reply to [`super::Injector::attach`]: the target stands still until [`super::Injector::go`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The process.
+    pub pid: u32,
+    /// Its probes.
+    pub probes: Vec<ProbeOutcome>,
+    /// What the user should know (a symbol found in several modules, a left-over undone).
+    pub notes: Vec<String>,
+}
+
+/// What the injector reports on its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InjectorEvent {
+    /// A followed process has run `exec` and its new image has been attached to; it stands still until `go`. Probes whose
+    /// symbol is absent in this image have an error of which [`AttachError::is_absence`] is true; a later image may have it.
+    Attached(Attached),
+    /// A process has replaced its image; its probes are gone with the old one.
+    Exec {
+        /// The process.
+        pid: u32,
+    },
+    /// A process has ended.
+    Exited {
+        /// The process.
+        pid: u32,
+    },
+    /// A followed process could not be attached to; it runs on without probes.
+    Failed {
+        /// The process.
+        pid: u32,
+        /// Why.
+        error: AttachError,
+    },
+    /// The injector process itself has died.
+    InjectorGone,
+}

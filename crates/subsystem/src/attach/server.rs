@@ -1,0 +1,284 @@
+//! The injector process: a loop over the controller's requests and the targets' news.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::AttachError;
+use super::agent_image::AgentImage;
+use super::checks;
+use super::follow::{Follow, Happened};
+use super::install::{MapFd, Session, SharedFd};
+use super::procfs;
+use super::request::{Attached, InjectorEvent, ProbeSpec};
+use super::target::{Point, Target};
+use super::wire::{self, Answer, Job, Request};
+use super::world::World;
+
+/// How often processes that are not traced are looked at for an `exec`.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A process that the controller has named.
+enum Tracee {
+    /// A process that was running: traced only while it is changed.
+    Running {
+        target: Target,
+        /// Held until the controller says go.
+        world: Option<World>,
+        pidfd: OwnedFd,
+    },
+    /// A command, traced as long as the session lasts.
+    Followed(Box<Follow>),
+}
+
+struct Server {
+    socket: OwnedFd,
+    children: OwnedFd,
+    tracees: BTreeMap<u32, Tracee>,
+}
+
+/// Serves until the controller closes the socket, then undoes everything. Returns the exit status.
+pub fn run(socket: OwnedFd) -> i32 {
+    let _ = rustix::thread::set_name(c"skep-injector");
+    let children = match prepare_signals() {
+        Ok(fd) => fd,
+        Err(error) => {
+            eprintln!("skep-injector: {error}");
+            return 1;
+        }
+    };
+    let mut server = Server { socket, children, tracees: BTreeMap::new() };
+    let result = server.serve();
+    let pids: Vec<u32> = server.tracees.keys().copied().collect();
+    for pid in pids {
+        if let Err(error) = server.detach(pid)
+            && !matches!(error, AttachError::Exited { .. } | AttachError::NoSuchProcess { .. })
+        {
+            eprintln!("skep-injector: {error}");
+        }
+    }
+    i32::from(result.is_err())
+}
+
+/// Ignores the signals that end the controller; returns a descriptor that tells of SIGCHLD, which stops of traced threads raise.
+fn prepare_signals() -> io::Result<OwnedFd> {
+    // SAFETY: plain system calls on a signal set of our own; this process has one thread.
+    unsafe {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+impl Server {
+    fn serve(&mut self) -> io::Result<()> {
+        let mut looked = Instant::now();
+        loop {
+            let (requests, children, ended) = self.wait()?;
+            if children {
+                self.drain_children();
+            }
+            self.follow_all()?;
+            for pid in ended {
+                self.tracees.remove(&pid);
+                self.tell(InjectorEvent::Exited { pid })?;
+            }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                self.look_for_execs()?;
+            }
+            if requests {
+                match wire::receive::<Request>(self.socket.as_fd())? {
+                    Some((request, fds)) => {
+                        let answer = self.answer(request, fds);
+                        wire::send(self.socket.as_fd(), &answer, &[])?;
+                        // What a process did while it was let go or taken over.
+                        self.follow_all()?;
+                    }
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Waits for news: is there a request, has a child stopped, which processes have ended?
+    fn wait(&self) -> io::Result<(bool, bool, Vec<u32>)> {
+        let running = || {
+            self.tracees.iter().filter_map(|(pid, tracee)| match tracee {
+                Tracee::Running { pidfd, .. } => Some((*pid, pidfd)),
+                Tracee::Followed(_) => None,
+            })
+        };
+        let fds = [&self.socket, &self.children].into_iter().chain(running().map(|(_, fd)| fd));
+        let mut polls: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
+        let timeout = running().next().map(|_| &timeout);
+        match rustix::event::poll(&mut polls, timeout) {
+            Err(rustix::io::Errno::INTR) => return Ok((false, false, Vec::new())),
+            other => other?,
+        };
+        let ready: Vec<bool> = polls.iter().map(|poll| !poll.revents().is_empty()).collect();
+        let ended = running().zip(ready.iter().skip(2)).filter(|(_, ready)| **ready).map(|((pid, _), _)| pid).collect();
+        let is_ready = |n: usize| ready.get(n).copied().unwrap_or(false);
+        Ok((is_ready(0), is_ready(1), ended))
+    }
+
+    fn drain_children(&self) {
+        if let Ok(fd) = self.children.try_clone() {
+            let mut file = File::from(fd);
+            let mut record = [0; 128];
+            while matches!(file.read(&mut record), Ok(n) if n > 0) {}
+        }
+    }
+
+    /// Handles what followed processes have done.
+    fn follow_all(&mut self) -> io::Result<()> {
+        let mut events = Vec::new();
+        self.tracees.retain(|&pid, tracee| {
+            let Tracee::Followed(follow) = tracee else { return true };
+            loop {
+                match follow.step() {
+                    Happened::Nothing => return true,
+                    Happened::Handled => {}
+                    Happened::Event(event) => events.push(event),
+                    Happened::Ended => {
+                        events.push(InjectorEvent::Exited { pid });
+                        return false;
+                    }
+                }
+            }
+        });
+        events.into_iter().try_for_each(|event| self.tell(event))
+    }
+
+    fn look_for_execs(&mut self) -> io::Result<()> {
+        let mut gone = Vec::new();
+        for (pid, tracee) in &self.tracees {
+            if let Tracee::Running { target, world: None, .. } = tracee {
+                let now = procfs::image_identity(*pid);
+                if now.is_some() && now != target.identity {
+                    gone.push(*pid);
+                }
+            }
+        }
+        for pid in gone {
+            self.tracees.remove(&pid);
+            self.tell(InjectorEvent::Exec { pid })?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, event: InjectorEvent) -> io::Result<()> {
+        wire::send(self.socket.as_fd(), &Answer::Event(event), &[])
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
+        match request {
+            Request::Attach(job) => Answer::Attached(self.attach(job, fds)),
+            Request::Follow(job) => Answer::Done(self.follow(job, fds)),
+            Request::Go(pid) => Answer::Done(self.go(pid)),
+            Request::Detach(pid) => Answer::Done(self.detach(pid)),
+        }
+    }
+
+    fn attach(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<Attached, AttachError> {
+        let pid = job.pid;
+        self.check_new(pid)?;
+        let (session, probes) = unpack(job, fds)?;
+        checks::check(pid)?;
+        let pidfd = Pid::from_raw(pid as i32)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .ok_or(AttachError::NoSuchProcess { pid })?;
+        let mut world = World::stop(pid)?;
+        let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running)?;
+        self.tracees.insert(pid, Tracee::Running { target, world: Some(world), pidfd });
+        Ok(attached)
+    }
+
+    fn follow(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<(), AttachError> {
+        let pid = job.pid;
+        self.check_new(pid)?;
+        let (session, probes) = unpack(job, fds)?;
+        checks::check(pid)?;
+        let follow = Follow::begin(pid, session, probes)?;
+        self.tracees.insert(pid, Tracee::Followed(Box::new(follow)));
+        Ok(())
+    }
+
+    fn check_new(&self, pid: u32) -> Result<(), AttachError> {
+        match self.tracees.contains_key(&pid) {
+            true => Err(AttachError::AlreadyProbed { pid }),
+            false => Ok(()),
+        }
+    }
+
+    fn go(&mut self, pid: u32) -> Result<(), AttachError> {
+        match self.tracees.get_mut(&pid) {
+            None => Err(AttachError::NotAttached { pid }),
+            Some(Tracee::Running { world, .. }) => {
+                *world = None;
+                Ok(())
+            }
+            Some(Tracee::Followed(follow)) => follow.go(),
+        }
+    }
+
+    fn detach(&mut self, pid: u32) -> Result<(), AttachError> {
+        match self.tracees.remove(&pid) {
+            None => Err(AttachError::NotAttached { pid }),
+            Some(Tracee::Followed(follow)) => follow.detach(),
+            Some(Tracee::Running { mut target, world, .. }) => {
+                if procfs::image_identity(pid) != target.identity {
+                    // Another image, or no process: what was patched is gone.
+                    return Ok(());
+                }
+                let mut world = match world {
+                    Some(world) => world,
+                    None => World::stop(pid)?,
+                };
+                target.detach(&mut world).map(drop)
+            }
+        }
+    }
+}
+
+/// Takes a job's descriptors apart.
+fn unpack(job: Job, fds: Vec<OwnedFd>) -> Result<(Session, Vec<ProbeSpec>), AttachError> {
+    let mut fds = fds.into_iter();
+    let mut take = |size: u64| match fds.next() {
+        Some(fd) => Ok(SharedFd { fd, size }),
+        None => Err(AttachError::Injector { reason: "a descriptor is missing".into() }),
+    };
+    let control = take(job.control)?;
+    let shared = take(job.shared)?;
+    let mut maps = Vec::new();
+    for (size, writable, header_offset) in job.maps {
+        maps.push(MapFd { memory: take(size)?, writable, header_offset });
+    }
+    let agent = match job.agent {
+        Some(size) => {
+            let memory = take(size)?;
+            let mut bytes = vec![0; size as usize];
+            let read = File::from(memory.fd).read_exact_at(&mut bytes, 0);
+            read.map_err(|e| AttachError::os("reading the agent", &e))?;
+            AgentImage::parse(&bytes)?
+        }
+        None => AgentImage::built_in()?,
+    };
+    let session = Session { proc_index: job.proc_index, nslots: job.nslots, control, shared, maps, agent };
+    Ok((session, job.probes))
+}

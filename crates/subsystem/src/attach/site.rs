@@ -1,0 +1,344 @@
+//! Which instructions may give way to a jump, and their copy elsewhere.
+//!
+//! A jump of five bytes replaces one or several whole instructions, the *window*. That is right only if nobody can ever run
+//! the bytes behind the first: no thread (they are moved, see [`super::patch`]), no branch, no symbol, no return address.
+
+use std::ops::Range;
+
+use iced_x86::{
+    BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock, Mnemonic,
+    OpKind,
+};
+
+/// Bytes of a `jmp rel32`.
+pub const JUMP: usize = 5;
+
+/// What is known of a function.
+pub struct Function<'a> {
+    /// Its addresses in the target; the end is that of the symbol, or the next symbol's start if it has no size.
+    pub range: Range<u64>,
+    /// Its text from `range.start` on, with some bytes past its end.
+    pub text: &'a [u8],
+    /// True if the symbol has a size, so that what follows the end is known not to be part of it.
+    pub sized: bool,
+    /// Address of the next symbol after the end.
+    pub next: u64,
+    /// Does its module have exception tables, whose landing pads are places where control may arrive?
+    pub exceptions: bool,
+    /// Addresses of symbols inside it.
+    pub inner_symbols: &'a [u64],
+}
+
+/// The instructions that a jump displaces.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Where the jump is written. After an `endbr64` if the function begins with one.
+    pub address: u64,
+    /// Bytes of whole instructions, at least [`JUMP`] unless padding follows.
+    pub len: u64,
+    /// Does the probed instruction begin the function?
+    pub entry: bool,
+    insns: Vec<Instruction>,
+}
+
+/// A copy of a window's instructions.
+#[derive(Clone, Debug)]
+pub struct BodyCopy {
+    /// The code, which ends in a jump back (or never gets to its end).
+    pub code: Vec<u8>,
+    /// Where threads in the window go: addresses of its inner instructions and of their copies.
+    pub moves: Vec<(u64, u64)>,
+}
+
+/// Why a probe cannot be where it was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not the start of an instruction; the boundaries around it, as offsets.
+    MidInstruction {
+        /// The one before.
+        before: u64,
+        /// The one after.
+        after: u64,
+    },
+    /// A jump cannot go there.
+    NoJump(String),
+}
+
+fn no_jump<T>(reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::NoJump(reason.into()))
+}
+
+/// Finds the window for a probe at `offset` into a function.
+pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
+    let start = function.range.start;
+    let insns = decode(function);
+    let Some(position) = insns.iter().position(|i| i.ip() >= start + offset) else {
+        return no_jump("it is past the end of the function");
+    };
+    if insns[position].ip() != start + offset {
+        let before = position.checked_sub(1).and_then(|p| insns.get(p)).map_or(0, |i| i.ip() - start);
+        return Err(Refusal::MidInstruction { before, after: insns[position].ip() - start });
+    }
+    let entry = offset == 0;
+    let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
+    let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
+    let (taken, len) = take(function, &insns[first..], address)?;
+    let window = Window { address, len, entry, insns: taken };
+    check_arrivals(function, &insns, &window, address != start + offset)?;
+    Ok(window)
+}
+
+/// The instructions of a function, in order.
+fn decode(function: &Function) -> Vec<Instruction> {
+    let len = (function.range.end - function.range.start) as usize;
+    let text = function.text.get(..len).unwrap_or(function.text);
+    Decoder::with_ip(64, text, function.range.start, DecoderOptions::NONE).into_iter().collect()
+}
+
+/// Takes instructions until a jump fits over them.
+fn take(function: &Function, insns: &[Instruction], address: u64) -> Result<(Vec<Instruction>, u64), Refusal> {
+    let mut taken = Vec::new();
+    let mut len = 0u64;
+    for insn in insns {
+        if len >= JUMP as u64 {
+            break;
+        }
+        let last = len + insn.len() as u64 >= JUMP as u64;
+        match insn.flow_control() {
+            FlowControl::Next | FlowControl::ConditionalBranch if insn.is_loop() || insn.is_jcx_short() => {
+                return no_jump(format!("`{:?}` would have to move", insn.mnemonic()));
+            }
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return => {
+                taken.push(*insn);
+                len += insn.len() as u64;
+                if !last && !padded(function, address, len) {
+                    return no_jump(format!("it is only {len} bytes long and no padding follows"));
+                }
+                return Ok((taken, len));
+            }
+            FlowControl::Call | FlowControl::IndirectCall => {
+                return no_jump(format!("a {:?} is among its first instructions", insn.mnemonic()));
+            }
+            FlowControl::Interrupt => return no_jump("there is a breakpoint or an interrupt instruction"),
+            FlowControl::XbeginXabortXend | FlowControl::Exception => {
+                return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
+            }
+        }
+        if insn.is_invalid() {
+            return no_jump("its instructions cannot be decoded");
+        }
+        taken.push(*insn);
+        len += insn.len() as u64;
+    }
+    match len >= JUMP as u64 {
+        true => Ok((taken, len)),
+        false => no_jump(format!("only {len} bytes of the function follow")),
+    }
+}
+
+/// Is the room that a jump needs behind a function's last instruction only padding?
+fn padded(function: &Function, address: u64, len: u64) -> bool {
+    let (end, jump_end) = (address + len, address + JUMP as u64);
+    if !function.sized || end < function.range.end || function.next < jump_end {
+        return false;
+    }
+    let offset = (end - function.range.start) as usize;
+    let Some(mut rest) = function.text.get(offset..) else { return false };
+    let mut at = end;
+    while at < jump_end {
+        let step = match rest.first() {
+            Some(0xcc | 0x00) => 1,
+            Some(_) => {
+                let insn = Decoder::with_ip(64, rest, at, DecoderOptions::NONE).decode();
+                match insn.mnemonic() {
+                    Mnemonic::Nop => insn.len(),
+                    _ => return false,
+                }
+            }
+            None => return false,
+        };
+        at += step as u64;
+        rest = rest.get(step..).unwrap_or_default();
+    }
+    true
+}
+
+/// Proves that control cannot arrive behind the window's first byte.
+fn check_arrivals(function: &Function, insns: &[Instruction], window: &Window, moved: bool) -> Result<(), Refusal> {
+    let taken = window.len.max(JUMP as u64);
+    let inner = window.address + 1..window.address + taken;
+    let mut indirect = false;
+    for insn in insns {
+        indirect |= insn.flow_control() == FlowControl::IndirectBranch;
+        if let Some(target) = branch_target(insn) {
+            if inner.contains(&target) {
+                return no_jump(format!("the branch at +{:#x} leads into it", insn.ip() - function.range.start));
+            }
+            if moved && target == window.address {
+                return no_jump("a loop leads to behind its endbr64, which is not a call of it");
+            }
+        }
+    }
+    if let Some(symbol) = function.inner_symbols.iter().find(|s| inner.contains(s)) {
+        return no_jump(format!("another symbol lies at +{:#x}", symbol - function.range.start));
+    }
+    for insn in &window.insns {
+        let address = match insn.is_ip_rel_memory_operand() {
+            true => Some(insn.ip_rel_memory_address()),
+            false => branch_target(insn),
+        };
+        if address.is_some_and(|a| (window.address..window.address + taken).contains(&a)) {
+            return no_jump("one of its first instructions refers to them");
+        }
+    }
+    let boundaries = window.insns.len() > 1 && window.insns[0].len() < JUMP;
+    if !window.entry && boundaries && (indirect || function.exceptions) {
+        return no_jump("a jump table or an exception handler of the function might lead there");
+    }
+    Ok(())
+}
+
+fn branch_target(insn: &Instruction) -> Option<u64> {
+    matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+        .then(|| insn.near_branch_target())
+}
+
+impl Window {
+    /// Addresses behind the first byte that threads may stand at.
+    pub fn inner(&self) -> Range<u64> {
+        self.address + 1..self.address + self.len
+    }
+
+    /// Makes the copy that runs at `at`.
+    pub fn copy_to(&self, at: u64) -> Result<BodyCopy, String> {
+        let block = InstructionBlock::new(&self.insns, at);
+        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
+            .map_err(|e| e.to_string())?;
+        let mut code = encoded.code_buffer;
+        let mut moves = Vec::new();
+        for (insn, &offset) in self.insns.iter().zip(&encoded.new_instruction_offsets).skip(1) {
+            // u32::MAX marks an instruction that was rewritten so that it has no single new place.
+            if offset == u32::MAX {
+                return Err(format!("`{:?}` cannot move", insn.mnemonic()));
+            }
+            moves.push((insn.ip(), at + u64::from(offset)));
+        }
+        if self.insns.last().is_none_or(|last| {
+            !matches!(
+                last.flow_control(),
+                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
+            )
+        }) {
+            let back = jump(at + code.len() as u64, self.address + self.len).ok_or("the copy is too far away")?;
+            code.extend(back);
+        }
+        Ok(BodyCopy { code, moves })
+    }
+
+    /// Addresses that the displaced instructions refer to, which must be near their copy.
+    pub fn references(&self) -> impl Iterator<Item = u64> + '_ {
+        self.insns.iter().filter_map(|insn| match insn.is_ip_rel_memory_operand() {
+            true => Some(insn.ip_rel_memory_address()),
+            false => branch_target(insn),
+        })
+    }
+}
+
+/// A `jmp rel32` at `from` to `to`; `None` if that is too far.
+pub fn jump(from: u64, to: u64) -> Option<[u8; JUMP]> {
+    let distance = to.wrapping_sub(from).wrapping_sub(JUMP as u64).cast_signed();
+    let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
+    Some([0xe9, a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(text: &[u8], len: u64) -> Function<'_> {
+        let range = 0x7000_0000..0x7000_0000 + len;
+        Function { text, sized: true, next: range.end + 16, exceptions: false, inner_symbols: &[], range }
+    }
+
+    fn reason(text: &[u8], len: u64, offset: u64) -> String {
+        match window(&function(text, len), offset) {
+            Err(Refusal::NoJump(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn prologue() {
+        // push rbp; mov rbp,rsp; lea rax,[rdi+1]; pop rbp; ret
+        let text = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x8d, 0x47, 0x01, 0x5d, 0xc3];
+        let w = window(&function(&text, 10), 0).unwrap();
+        assert_eq!((w.address, w.len, w.entry), (0x7000_0000, 8, true));
+        assert_eq!(w.insns.len(), 3);
+        let copy = w.copy_to(0x6000_0000).unwrap();
+        assert_eq!(&copy.code[..8], &text[..8]);
+        assert_eq!(copy.moves, [(0x7000_0001, 0x6000_0001), (0x7000_0004, 0x6000_0004)]);
+        let back = Decoder::with_ip(64, &copy.code[8..], 0x6000_0008, 0).decode();
+        assert_eq!(back.near_branch_target(), 0x7000_0008);
+        assert!(w.copy_to(0x7000_0000_0000).is_err());
+    }
+
+    #[test]
+    fn endbr_is_left_alone() {
+        let text = [0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x83, 0xec, 0x08, 0x31, 0xc0, 0x48, 0x83, 0xc4, 0x08, 0xc3];
+        let w = window(&function(&text, 15), 0).unwrap();
+        assert_eq!((w.address, w.len, w.entry), (0x7000_0004, 6, true));
+    }
+
+    #[test]
+    fn rip_relative_operands_move() {
+        // mov rax,[rip+0x100]; ret
+        let text = [0x48, 0x8b, 0x05, 0x00, 0x01, 0x00, 0x00, 0xc3];
+        let w = window(&function(&text, 8), 0).unwrap();
+        let copy = w.copy_to(0x7100_0000).unwrap();
+        let moved = Decoder::with_ip(64, &copy.code, 0x7100_0000, 0).decode();
+        assert_eq!(moved.ip_rel_memory_address(), 0x7000_0107);
+        assert_eq!(w.references().collect::<Vec<_>>(), [0x7000_0107]);
+    }
+
+    #[test]
+    fn short_functions_need_padding() {
+        // xor eax,eax; ret; nops
+        let padded = [0x31, 0xc0, 0xc3, 0x66, 0x90, 0x90, 0x90, 0x90];
+        let w = window(&function(&padded, 3), 0).unwrap();
+        assert_eq!(w.len, 3);
+        assert_eq!(w.copy_to(0x7000_1000).unwrap().code, [0x31, 0xc0, 0xc3]);
+        let mut near = function(&padded, 3);
+        near.next = near.range.start + 4;
+        assert!(window(&near, 0).is_err());
+        near.next = near.range.start + 16;
+        near.sized = false;
+        assert!(window(&near, 0).is_err());
+        assert!(reason(&[0x31, 0xc0, 0xc3, 0x55, 0x90, 0x90], 3, 0).contains("only 3 bytes"));
+    }
+
+    #[test]
+    fn branches_into_the_window() {
+        // nop; nop; dec edi; jne -4 (to +1); nops; ret
+        assert!(reason(&[0x90, 0x90, 0xff, 0xcf, 0x75, 0xfb, 0x90, 0xc3], 8, 0).contains("+0x4"));
+        // a loop back to the first byte is a call of the probed instruction: xor edi,edi … jne to start, from outside
+        let text = [0x48, 0x81, 0xef, 0x01, 0x00, 0x00, 0x00, 0x75, 0xf7, 0xc3];
+        assert_eq!(window(&function(&text, 10), 0).unwrap().len, 7);
+        // lea rax,[rip-7]: its own start
+        assert!(reason(&[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xc3], 8, 0).contains("refers to them"));
+        // call as a first instruction
+        assert!(reason(&[0xe8, 0, 0, 0, 0, 0xc3], 6, 0).contains("Call"));
+        assert!(reason(&[0xcc, 0x48, 0x89, 0xe5, 0x90, 0xc3], 6, 0).contains("breakpoint"));
+    }
+
+    #[test]
+    fn offsets_are_instructions() {
+        let text = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x8d, 0x47, 0x01, 0x5d, 0xc3, 0x90, 0x90, 0x90, 0x90];
+        let f = function(&text, 10);
+        assert_eq!(window(&f, 2).unwrap_err(), Refusal::MidInstruction { before: 1, after: 4 });
+        let w = window(&f, 1).unwrap();
+        assert_eq!((w.address, w.len, w.entry), (0x7000_0001, 7, false));
+        assert!(window(&Function { exceptions: true, ..f }, 1).is_err());
+        assert!(matches!(window(&function(&text, 10), 10), Err(Refusal::NoJump(_))));
+    }
+}

@@ -1,0 +1,314 @@
+//! From names to addresses: the modules that a process has mapped, and the functions in them.
+
+use std::cell::OnceCell;
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use super::AttachError;
+use super::elf_file::{ElfFile, Segment, Symbol, nearest};
+use super::procfs::{Auxv, Mapping, at};
+use super::request::ProbeTarget;
+use super::world::Memory;
+
+/// A file that a process runs code of.
+pub struct Module {
+    /// Its path, as the target knows it.
+    pub path: String,
+    /// All its addresses.
+    pub range: Range<u64>,
+    mappings: Vec<Mapping>,
+    pid: u32,
+    loaded: OnceCell<Option<Loaded>>,
+}
+
+/// A module's file, and where it is.
+pub struct Loaded {
+    /// Symbols and segments.
+    pub elf: ElfFile,
+    /// What to add to the file's addresses.
+    pub bias: u64,
+}
+
+/// A function found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Index of the module.
+    pub module: usize,
+    /// `NAME`, or the name of the function that an offset lies in.
+    pub name: String,
+    /// Address of the function (of the chooser, for [`Found::ifunc`]).
+    pub address: u64,
+    /// Bytes from there to the probe.
+    pub offset: u64,
+    /// Is the address that of a function that returns the address?
+    pub ifunc: bool,
+}
+
+impl Found {
+    /// `NAME` or `NAME+0x…`.
+    pub fn display(&self) -> String {
+        match self.offset {
+            0 => self.name.clone(),
+            offset => format!("{}+{offset:#x}", self.name),
+        }
+    }
+}
+
+/// The modules of a process, the executable first.
+pub struct Modules {
+    pid: u32,
+    list: Vec<Module>,
+}
+
+impl Modules {
+    /// Lists them.
+    pub fn of(pid: u32, maps: &[Mapping], auxv: &Auxv) -> Modules {
+        let entry = auxv.get(at::ENTRY).unwrap_or(0);
+        let mut list: Vec<Module> = Vec::new();
+        for mapping in maps.iter().filter(|m| m.is_file()) {
+            let same = |m: &&mut Module| m.path == mapping.name && m.mappings.iter().any(|o| o.inode == mapping.inode);
+            match list.iter_mut().find(same) {
+                Some(module) => {
+                    module.range.end = module.range.end.max(mapping.range.end);
+                    module.mappings.push(mapping.clone());
+                }
+                None => list.push(Module {
+                    path: mapping.name.clone(),
+                    range: mapping.range.clone(),
+                    mappings: vec![mapping.clone()],
+                    pid,
+                    loaded: OnceCell::new(),
+                }),
+            }
+        }
+        list.retain(|module| module.mappings.iter().any(Mapping::executable));
+        let is_exe = |m: &Module| m.mappings.iter().any(|m| m.range.contains(&entry));
+        list.sort_by_key(|module| !is_exe(module));
+        Modules { pid, list }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A module.
+    pub fn get(&self, index: usize) -> Option<&Module> {
+        self.list.get(index)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Module> {
+        self.list.iter()
+    }
+
+    /// Addresses of a symbol in every module that defines it visibly or not, the module beside it.
+    pub fn all_definitions(&self, name: &str) -> Vec<(&Module, u64)> {
+        let mut out = Vec::new();
+        for module in &self.list {
+            let Some(loaded) = module.loaded() else { continue };
+            out.extend(loaded.elf.find(name).iter().map(|s| (module, s.address.wrapping_add(loaded.bias))));
+        }
+        out
+    }
+
+    /// Finds what a probe asks for; several places if several libraries (or static functions) have the name.
+    pub fn find(&self, target: &ProbeTarget) -> Result<Vec<Found>, AttachError> {
+        match target {
+            ProbeTarget::Symbol { name, offset, module: Some(module) } => {
+                let index = self.by_name(module)?;
+                let found = self.find_in(index, name, *offset);
+                match found.is_empty() {
+                    true => Err(self.no_symbol(name, &[index])),
+                    false => Ok(found),
+                }
+            }
+            ProbeTarget::Symbol { name, offset, module: None } => {
+                let mut found = self.find_in(0, name, *offset);
+                if found.is_empty() {
+                    found = (1..self.list.len()).flat_map(|index| self.find_in(index, name, *offset)).collect();
+                }
+                match found.is_empty() {
+                    true => Err(self.no_symbol(name, &(0..self.list.len()).collect::<Vec<_>>())),
+                    false => Ok(found),
+                }
+            }
+            ProbeTarget::FileOffset { module, offset } => {
+                let index = self.by_name(module)?;
+                self.at_offset(index, *offset).map(|found| vec![found])
+            }
+        }
+    }
+
+    fn find_in(&self, index: usize, name: &str, offset: u64) -> Vec<Found> {
+        let Some(loaded) = self.list.get(index).and_then(Module::loaded) else { return Vec::new() };
+        let found = |symbol: &&Symbol| Found {
+            module: index,
+            name: name.to_owned(),
+            address: symbol.address.wrapping_add(loaded.bias),
+            offset,
+            ifunc: symbol.ifunc,
+        };
+        loaded.elf.find(name).iter().map(found).collect()
+    }
+
+    fn at_offset(&self, index: usize, offset: u64) -> Result<Found, AttachError> {
+        let module = &self.list[index];
+        let unprobeable = |reason: &str| AttachError::Unprobeable {
+            symbol: format!("{offset:#x}"),
+            module: module.path.clone(),
+            reason: reason.to_owned(),
+        };
+        let loaded = module.loaded().ok_or_else(|| unprobeable("the file cannot be read"))?;
+        let address = loaded.elf.address_of_offset(offset).ok_or_else(|| unprobeable("the file has no such offset"))?;
+        let symbol = loaded.elf.function_at(address).ok_or_else(|| {
+            unprobeable("no symbol covers that offset, so that it cannot be told where instructions begin")
+        })?;
+        Ok(Found {
+            module: index,
+            name: symbol.name.clone(),
+            address: symbol.address.wrapping_add(loaded.bias),
+            offset: address - symbol.address,
+            ifunc: symbol.ifunc,
+        })
+    }
+
+    fn no_symbol(&self, name: &str, searched: &[usize]) -> AttachError {
+        let modules = searched.iter().filter_map(|&index| self.list.get(index));
+        let loaded: Vec<&Loaded> = modules.filter_map(Module::loaded).collect();
+        let names = loaded.iter().flat_map(|l| &l.elf.symbols).filter(|s| s.function).map(|s| s.name.as_str());
+        let place = match searched {
+            [one] => self.list.get(*one).map_or_else(String::new, |m| m.path.clone()),
+            _ => {
+                let exe = self.list.first().map_or("the program", |m| &m.path);
+                format!("{exe} or its {} libraries", self.list.len().saturating_sub(1))
+            }
+        };
+        AttachError::NoSymbol { symbol: name.to_owned(), place, near: nearest(name, names) }
+    }
+
+    /// The module that a path, file name or start of a file name means.
+    fn by_name(&self, wanted: &str) -> Result<usize, AttachError> {
+        let found = match wanted.contains('/') {
+            true => self.by_path(wanted),
+            false => {
+                let exact = self.list.iter().position(|m| m.file_name() == wanted);
+                exact.or_else(|| self.list.iter().position(|m| begins_with(m.file_name(), wanted)))
+            }
+        };
+        found.ok_or_else(|| AttachError::NoModule {
+            pid: self.pid,
+            module: wanted.to_owned(),
+            near: nearest(wanted, self.list.iter().map(Module::file_name)),
+        })
+    }
+
+    fn by_path(&self, wanted: &str) -> Option<usize> {
+        if let Some(exact) = self.list.iter().position(|m| m.path == wanted) {
+            return Some(exact);
+        }
+        // By another name: a symbolic link, or a path that begins here.
+        let inside = format!("/proc/{}/root{wanted}", self.pid);
+        let inode = fs::metadata(if wanted.starts_with('/') { &inside } else { wanted }).ok()?.ino();
+        self.list.iter().position(|m| m.mappings.iter().any(|mapping| mapping.inode == inode))
+    }
+}
+
+/// `libc` and `libc.so` mean `libc.so.6`, `libc-2.31.so` too.
+fn begins_with(file: &str, wanted: &str) -> bool {
+    match file.strip_prefix(wanted).map(str::as_bytes) {
+        Some([b'.', ..]) => true,
+        Some([b'-', digit, ..]) => digit.is_ascii_digit(),
+        _ => false,
+    }
+}
+
+impl Module {
+    /// Its symbols and bias; `None` if its file cannot be read.
+    pub fn loaded(&self) -> Option<&Loaded> {
+        self.loaded
+            .get_or_init(|| {
+                let elf = ElfFile::read(&self.open()?).ok()?;
+                let bias = self.mappings.iter().find_map(|m| bias(m, &elf.segments))?;
+                Some(Loaded { elf, bias })
+            })
+            .as_ref()
+    }
+
+    /// The file name.
+    pub fn file_name(&self) -> &str {
+        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path)
+    }
+
+    /// Does code of it lie at that address?
+    pub fn has_code_at(&self, address: u64) -> bool {
+        self.mappings.iter().any(|m| m.executable() && m.range.contains(&address))
+    }
+
+    /// Opens the file that is mapped, which need not be the one that has its path now.
+    fn open(&self) -> Option<File> {
+        let first = self.mappings.first()?;
+        let candidates = [
+            format!("/proc/{}/root{}", self.pid, self.path),
+            format!("/proc/{}/map_files/{:x}-{:x}", self.pid, first.range.start, first.range.end),
+            format!("/proc/{}/exe", self.pid),
+        ];
+        let memory = Memory::open(self.pid).ok()?;
+        candidates.iter().filter_map(|path| File::open(path).ok()).find(|file| self.is_mapped(file, &memory))
+    }
+
+    /// Compares the file's beginning, headers and build id, with what is in memory.
+    fn is_mapped(&self, file: &File, memory: &Memory) -> bool {
+        let inode = file.metadata().is_ok_and(|m| self.mappings.iter().any(|o| o.inode == m.ino()));
+        let Some(head) = self.mappings.iter().find(|m| m.offset == 0) else { return inode };
+        let mut bytes = [0; 1024];
+        let got = file.read_at(&mut bytes, 0).unwrap_or(0);
+        got >= 64 && memory.read_up_to(head.range.start, got).get(..got) == bytes.get(..got)
+    }
+}
+
+/// The load bias by one mapping: a segment's page in the file is at this address.
+fn bias(mapping: &Mapping, segments: &[Segment]) -> Option<u64> {
+    let page = |n: u64| n & !4095;
+    let segment = segments.iter().find(|s| page(s.offset) == mapping.offset)?;
+    Some(mapping.range.start.wrapping_sub(page(segment.address)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::procfs;
+
+    #[test]
+    fn names_of_modules() {
+        for (file, wanted) in [("libc.so.6", "libc"), ("libc.so.6", "libc.so"), ("libc-2.31.so", "libc")] {
+            assert!(begins_with(file, wanted));
+        }
+        assert!(!begins_with("libcrypto.so.3", "libc"));
+        assert!(!begins_with("libc-client.so", "libc"));
+    }
+
+    #[test]
+    fn own_modules() {
+        let pid = std::process::id();
+        let maps = procfs::maps(pid).unwrap();
+        let modules = Modules::of(pid, &maps, &Auxv::read(pid).unwrap());
+        let symbol = |name: &str, module: Option<&str>| ProbeTarget::Symbol {
+            name: name.into(),
+            offset: 0,
+            module: module.map(str::to_owned),
+        };
+        let getpid = modules.find(&symbol("getpid", Some("libc"))).unwrap();
+        assert_eq!(getpid[0].address, libc::getpid as *const () as u64);
+        assert_eq!(modules.find(&symbol("getpid", None)).unwrap()[0].address, getpid[0].address);
+        assert!(modules.find(&symbol("strlen", None)).unwrap()[0].ifunc);
+        match modules.find(&symbol("getpidd", None)) {
+            Err(AttachError::NoSymbol { near, .. }) => assert!(near.contains(&"getpid".to_owned()), "{near:?}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(modules.find(&symbol("x", Some("libnothing"))), Err(AttachError::NoModule { .. })));
+    }
+}

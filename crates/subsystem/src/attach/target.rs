@@ -1,0 +1,253 @@
+//! One attached process: from a stopped world to patched text, and back.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use skep_runtime::session::{RetEntry, RetHead, STUB_SIZE};
+
+use super::AttachError;
+use super::install::{self, Installed, Session, install};
+use super::leftover;
+use super::patch::{self, Change};
+use super::plan::{self, Plan};
+use super::procfs::{self, Auxv, Mapping};
+use super::remote::Remote;
+use super::request::{Attached, ProbeKind, ProbeSpec};
+use super::symbols::Modules;
+use super::unwind::{self, Unwinders};
+use super::world::World;
+
+/// Where a process stands when it is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Anywhere.
+    Running,
+    /// In the dynamic linker, all libraries in place, before any code of theirs has run.
+    Linked,
+    /// At the program's entry: nothing holds a lock.
+    Entry,
+}
+
+/// How long threads are waited for, step by step, before their code is left behind for good.
+const LEAVE_US: [u64; 6] = [200, 500, 1000, 3000, 10_000, 20_000];
+
+/// A process with probes in it.
+pub struct Target {
+    /// The process.
+    pub pid: u32,
+    /// Tells its image from a later one.
+    pub identity: Option<(u64, u64)>,
+    installed: Option<Installed>,
+    changes: Vec<Change>,
+    unwinders: Vec<(u64, Option<u64>)>,
+    /// Return probes wait for the unwinder that the program may load later.
+    pub needs_unwinder: bool,
+}
+
+impl Target {
+    /// Attaches. The world stays stopped.
+    pub fn attach(
+        world: &mut World,
+        session: &Session,
+        probes: &[ProbeSpec],
+        point: Point,
+    ) -> Result<(Target, Attached), AttachError> {
+        let pid = world.pid;
+        let maps = procfs::maps(pid)?;
+        let restored = leftover::undo(world, &maps)?;
+        let modules = Modules::of(pid, &maps, &Auxv::read(pid)?);
+        let mut plan = plan::plan(world, &maps, &modules, probes)?;
+        if restored != 0 {
+            plan.notes
+                .push(format!("process {pid}: restored {restored} places that a killed session had left patched"));
+        }
+        let mut target = Target {
+            pid,
+            identity: procfs::image_identity(pid),
+            installed: None,
+            changes: Vec::new(),
+            unwinders: Vec::new(),
+            needs_unwinder: false,
+        };
+        if !plan.sites.is_empty() {
+            target.install(world, &maps, &modules, session, &plan, point)?;
+        }
+        Ok((target, Attached { pid, probes: plan.outcomes, notes: plan.notes }))
+    }
+
+    fn install(
+        &mut self,
+        world: &mut World,
+        maps: &[Mapping],
+        modules: &Modules,
+        session: &Session,
+        plan: &Plan,
+        point: Point,
+    ) -> Result<(), AttachError> {
+        let returns = plan.sites.iter().flat_map(|site| &site.links).any(|(_, kind)| *kind == ProbeKind::Return);
+        self.installed = Some(install(world, maps, session, plan)?);
+        let unwinder = match returns {
+            true => self.tell_unwinders(world, maps, modules, point),
+            false => Ok(()),
+        };
+        if let Err(error) = unwinder.and_then(|()| self.patch(world, plan)) {
+            self.remove(world)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes the target's unwinders know the return stubs.
+    fn tell_unwinders(
+        &mut self,
+        world: &mut World,
+        maps: &[Mapping],
+        modules: &Modules,
+        point: Point,
+    ) -> Result<(), AttachError> {
+        let Some(installed) = &self.installed else { return Ok(()) };
+        match unwind::unwinders(modules) {
+            Unwinders::None => Ok(()),
+            Unwinders::Known(unwinders) => {
+                let tid = match point {
+                    Point::Running => Some(unwind::safe_thread(world, modules, maps)?),
+                    Point::Linked | Point::Entry => None,
+                };
+                let mut remote = Remote::begin(world, tid, maps)?;
+                unwind::register(&mut remote, &unwinders, installed.section, installed.objects)?;
+                remote.finish()?;
+                self.unwinders = unwinders;
+                Ok(())
+            }
+            Unwinders::Loadable(_) if point == Point::Linked => {
+                self.needs_unwinder = true;
+                Ok(())
+            }
+            Unwinders::Loadable(dlopen) => {
+                let tid = match point {
+                    Point::Running => Some(unwind::safe_thread(world, modules, maps)?),
+                    Point::Linked | Point::Entry => None,
+                };
+                let mut remote = Remote::begin(world, tid, maps)?;
+                unwind::load_unwinder(&mut remote, dlopen, installed.scratch)?;
+                remote.finish()?;
+                let maps = procfs::maps(self.pid)?;
+                let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
+                match unwind::unwinders(&modules) {
+                    Unwinders::Known(_) => self.tell_unwinders(world, &maps, &modules, point),
+                    // The system has none: then the program cannot load one either.
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// At the program's entry: loads the unwinder that return probes have been waiting for.
+    pub fn finish_unwinder(&mut self, world: &mut World) -> Result<(), AttachError> {
+        if std::mem::take(&mut self.needs_unwinder) {
+            let maps = procfs::maps(self.pid)?;
+            let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
+            self.tell_unwinders(world, &maps, &modules, Point::Entry)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the jumps.
+    fn patch(&mut self, world: &World, plan: &Plan) -> Result<(), AttachError> {
+        let Some(installed) = &self.installed else { return Ok(()) };
+        let changes: Vec<Change> = plan
+            .sites
+            .iter()
+            .zip(&installed.jumps)
+            .map(|(site, jump)| {
+                let lead = (site.window.address - site.ip) as usize;
+                Change {
+                    address: site.window.address,
+                    old: site.text[lead..lead + jump.len()].to_vec(),
+                    new: jump.to_vec(),
+                }
+            })
+            .collect();
+        let moves: HashMap<u64, u64> = plan.sites.iter().flat_map(|site| site.body.moves.iter().copied()).collect();
+        patch::evict(world, &procfs::maps(self.pid)?, &moves)?;
+        // Marked before it is true: a session that is killed in between leaves nothing that is not found.
+        for n in 0..changes.len() {
+            installed.block.set_active(n, true);
+        }
+        patch::write(world, &changes)?;
+        self.changes = changes;
+        Ok(())
+    }
+
+    /// Restores the text, and unmaps everything if no thread can still need it. Returns true if it could.
+    pub fn detach(&mut self, world: &mut World) -> Result<bool, AttachError> {
+        let back: Vec<Change> = std::mem::take(&mut self.changes)
+            .into_iter()
+            .map(|change| Change { address: change.address, old: change.new, new: change.old })
+            .collect();
+        let mut failure = None;
+        for change in &back {
+            // Text that is no longer ours (the module was unmapped, another tool wrote there) is left alone.
+            if let Err(error) = patch::write(world, std::slice::from_ref(change))
+                && world.memory.read_up_to(change.address, change.old.len()) == change.old
+            {
+                failure = Some(error);
+            }
+        }
+        if let Some(installed) = &self.installed {
+            for n in 0..back.len() {
+                installed.block.set_active(n, false);
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        // Threads leave what they are in within microseconds, if they do not sleep there.
+        for moment in LEAVE_US {
+            if self.is_idle(world)? {
+                return self.remove(world);
+            }
+            world.breathe(Duration::from_micros(moment))?;
+        }
+        Ok(false)
+    }
+
+    /// Is no thread in our code, and none to return through a stub?
+    fn is_idle(&self, world: &World) -> Result<bool, AttachError> {
+        let Some(installed) = &self.installed else { return Ok(true) };
+        let a = &installed.addresses;
+        let fresh = world.memory.word(a.ret_head + std::mem::offset_of!(RetHead, fresh) as u64)? as u32;
+        for k in 0..u64::from(fresh.min(a.nret)) {
+            let entry = a.rets + k * size_of::<RetEntry>() as u64;
+            let used = world.memory.word(entry + std::mem::offset_of!(RetEntry, used) as u64)? as u32;
+            let sp = world.memory.word(entry + std::mem::offset_of!(RetEntry, sp) as u64)?;
+            let there = world.memory.word(sp).unwrap_or(0);
+            if used != 0 && there.wrapping_sub(a.stubs + k * STUB_SIZE) < STUB_SIZE {
+                return Ok(false);
+            }
+        }
+        patch::is_clear(world, &procfs::maps(self.pid)?, &installed.code)
+    }
+
+    /// Unmaps everything, the unwinders told first. Returns false if they cannot be told.
+    fn remove(&mut self, world: &mut World) -> Result<bool, AttachError> {
+        let Some(installed) = self.installed.take() else { return Ok(true) };
+        let mut maps = procfs::maps(self.pid)?;
+        let unwinders = std::mem::take(&mut self.unwinders);
+        if !unwinders.is_empty() {
+            let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
+            let Ok(tid) = unwind::safe_thread(world, &modules, &maps) else { return Ok(false) };
+            let mut remote = Remote::begin(world, Some(tid), &maps)?;
+            let told = unwind::deregister(&mut remote, &unwinders, installed.section)?;
+            remote.finish()?;
+            if !told {
+                return Ok(false);
+            }
+            maps = procfs::maps(self.pid)?;
+        }
+        let mut remote = Remote::begin(world, None, &maps)?;
+        install::undo(&mut remote, &installed.regions);
+        remote.finish()?;
+        Ok(true)
+    }
+}

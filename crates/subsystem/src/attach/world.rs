@@ -1,0 +1,297 @@
+//! Stopping every thread of a process, and letting them go.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::AttachError;
+use super::checks;
+use super::procfs;
+use super::ptrace::{self, Stop, Tid};
+
+/// How long a thread may take to stop. One that waits for a vfork child or a dead file server does not stop at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Missing in the libc crate.
+const SYS_IO_PGETEVENTS: i64 = 333;
+
+/// System calls that give EINTR, rather than start again, when a tracer stops the thread.
+const NO_RESTART: &[i64] = &[
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_io_getevents,
+    SYS_IO_PGETEVENTS,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_pause,
+    libc::SYS_io_uring_enter,
+];
+
+/// The memory of a process, through `/proc/PID/mem`: reads and writes that heed no page protection.
+pub struct Memory {
+    pid: u32,
+    file: File,
+}
+
+impl Memory {
+    /// Opens it.
+    pub fn open(pid: u32) -> Result<Memory, AttachError> {
+        let path = format!("/proc/{pid}/mem");
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        Ok(Memory { pid, file: file.map_err(|e| AttachError::os(format!("opening {path}"), &e))? })
+    }
+
+    /// Reads exactly `buffer`.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), AttachError> {
+        let result = self.file.read_exact_at(buffer, address);
+        result.map_err(|e| AttachError::os(format!("reading {address:#x} of process {}", self.pid), &e))
+    }
+
+    /// Reads `len` bytes, or as many as there are.
+    pub fn read_up_to(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut have = 0;
+        while let Some(rest) = bytes.get_mut(have..).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, address.wrapping_add(have as u64)) {
+                Ok(n) if n > 0 => have += n,
+                _ => break,
+            }
+        }
+        bytes.truncate(have);
+        bytes
+    }
+
+    /// Reads a word.
+    pub fn word(&self, address: u64) -> Result<u64, AttachError> {
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), AttachError> {
+        let result = self.file.write_all_at(bytes, address);
+        result.map_err(|e| AttachError::os(format!("writing {address:#x} of process {}", self.pid), &e))
+    }
+}
+
+/// A process all of whose threads are traced and stand still, each in an interrupt or group stop.
+///
+/// Dropping it lets the process go.
+pub struct World {
+    /// The process.
+    pub pid: u32,
+    /// Its memory.
+    pub memory: Memory,
+    threads: BTreeMap<Tid, Stop>,
+    /// A thread that stays traced when the world is let go (a followed process's leader).
+    keep: Option<Tid>,
+}
+
+impl World {
+    /// Stops all threads of a process that is not traced.
+    pub fn stop(pid: u32) -> Result<World, AttachError> {
+        let memory = Memory::open(pid)?;
+        let mut world = World { pid, memory, threads: BTreeMap::new(), keep: None };
+        world.gather()?;
+        Ok(world)
+    }
+
+    /// Stops all threads of a process whose leader is traced and runs (`stopped` false) or stands still.
+    pub fn stop_followed(pid: u32, stopped: bool) -> Result<World, AttachError> {
+        let memory = Memory::open(pid)?;
+        let leader = pid as Tid;
+        let mut world = World { pid, memory, threads: BTreeMap::new(), keep: Some(leader) };
+        let _ = ptrace::interrupt(leader);
+        if stopped {
+            let _ = ptrace::cont(leader, 0);
+        }
+        world.settle(leader)?;
+        world.gather()?;
+        Ok(world)
+    }
+
+    /// Seizes and stops threads until a look at the list finds no new one.
+    fn gather(&mut self) -> Result<(), AttachError> {
+        loop {
+            let mut fresh = Vec::new();
+            for tid in procfs::tasks(self.pid)? {
+                if self.threads.contains_key(&tid) {
+                    continue;
+                }
+                if let Err(error) = ptrace::seize(tid, false) {
+                    // A thread that is ending, or a leader that has ended before the others.
+                    if matches!(procfs::thread_state(self.pid, tid), 'X' | 'Z') {
+                        continue;
+                    }
+                    return Err(checks::explain(self.pid, &error));
+                }
+                if ptrace::interrupt(tid).is_ok() {
+                    fresh.push(tid);
+                }
+            }
+            if fresh.is_empty() {
+                break;
+            }
+            for tid in fresh {
+                self.settle(tid)?;
+            }
+        }
+        match self.threads.is_empty() {
+            true => Err(AttachError::Exited { pid: self.pid }),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for an interrupted thread to stand still, passing on the signals that come first.
+    fn settle(&mut self, tid: Tid) -> Result<(), AttachError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let stop = ptrace::wait(tid, deadline).map_err(|e| AttachError::os("waitpid", &e))?;
+            let signal = match stop {
+                None => {
+                    let state = procfs::thread_state(self.pid, tid);
+                    // It is seized: let it be detached when it does stop.
+                    self.threads.insert(tid, Stop::Syscall);
+                    return Err(AttachError::ThreadStuck { pid: self.pid, tid: tid as u32, state });
+                }
+                Some(Stop::Gone) => {
+                    self.threads.remove(&tid);
+                    return Ok(());
+                }
+                Some(stop @ (Stop::Interrupted | Stop::Group(_))) => {
+                    if self.threads.insert(tid, stop).is_none() {
+                        self.hide_interruption(tid);
+                    }
+                    return Ok(());
+                }
+                Some(Stop::Signal(signal)) => signal,
+                Some(Stop::Syscall | Stop::Exec | Stop::Event(_)) => 0,
+            };
+            let _ = ptrace::cont(tid, signal);
+        }
+    }
+
+    /// Sends a thread back into a system call that our stop made fail with EINTR.
+    fn hide_interruption(&self, tid: Tid) {
+        let Ok(mut regs) = ptrace::regs(tid) else { return };
+        let call = regs.orig_rax.cast_signed();
+        if regs.rax.cast_signed() != -i64::from(libc::EINTR) || !NO_RESTART.contains(&call) {
+            return;
+        }
+        // A signal that is about to be delivered is a reason for EINTR that the thread must see.
+        let Ok(status) = procfs::status(tid as u32) else { return };
+        let [own, shared, blocked, ignored] = status.signals;
+        if (own | shared) & !blocked & !ignored != 0 {
+            return;
+        }
+        regs.rip = regs.rip.wrapping_sub(2);
+        regs.rax = regs.orig_rax;
+        regs.orig_rax = u64::MAX;
+        let _ = ptrace::set_regs(tid, &regs);
+    }
+
+    /// The threads.
+    pub fn threads(&self) -> impl Iterator<Item = Tid> + '_ {
+        self.threads.keys().copied()
+    }
+
+    /// Registers of a thread; `None` if it was killed meanwhile.
+    pub fn regs(&self, tid: Tid) -> Option<ptrace::Regs> {
+        ptrace::regs(tid).ok()
+    }
+
+    /// Brings a thread that was made to run something, and has its registers back, to a proper stop again.
+    pub fn resettle(&mut self, tid: Tid) -> Result<(), AttachError> {
+        let _ = ptrace::interrupt(tid);
+        let _ = ptrace::cont(tid, 0);
+        self.settle(tid)
+    }
+
+    /// Lets all threads but `one` run.
+    pub fn run_others(&mut self, one: Tid) {
+        for (&tid, stop) in &self.threads {
+            if tid != one {
+                let _ = match stop {
+                    Stop::Group(_) => ptrace::listen(tid),
+                    _ => ptrace::cont(tid, 0),
+                };
+            }
+        }
+    }
+
+    /// Passes on the signals of running threads other than `one`; they must not wait while `one` works.
+    pub fn serve_others(&mut self, one: Tid) {
+        let tids: Vec<Tid> = self.threads().filter(|&tid| tid != one).collect();
+        for tid in tids {
+            match ptrace::poll(tid) {
+                Ok(Some(Stop::Gone)) => drop(self.threads.remove(&tid)),
+                Ok(Some(Stop::Signal(signal))) => drop(ptrace::cont(tid, signal)),
+                Ok(Some(Stop::Group(_))) => drop(ptrace::listen(tid)),
+                Ok(Some(_)) => drop(ptrace::cont(tid, 0)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Stops all threads but `one` again, the ones made since included.
+    pub fn stop_others(&mut self, one: Tid) -> Result<(), AttachError> {
+        let tids: Vec<Tid> = self.threads().filter(|&tid| tid != one).collect();
+        for &tid in &tids {
+            let _ = ptrace::interrupt(tid);
+        }
+        for tid in tids {
+            self.threads.remove(&tid);
+            self.settle(tid)?;
+        }
+        self.gather()
+    }
+
+    /// Lets all threads run for a moment and stops them again.
+    pub fn breathe(&mut self, moment: Duration) -> Result<(), AttachError> {
+        self.run_others(0);
+        let end = Instant::now() + moment;
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200).min(moment));
+            self.serve_others(0);
+        }
+        self.stop_others(0)
+    }
+
+    /// Lets the leader go, too, when the world is let go.
+    pub fn forget_leader(&mut self) {
+        self.keep = None;
+    }
+
+    fn release(&mut self) {
+        for (tid, stop) in std::mem::take(&mut self.threads) {
+            if Some(tid) == self.keep {
+                let _ = match stop {
+                    Stop::Group(_) => ptrace::listen(tid),
+                    _ => ptrace::cont(tid, 0),
+                };
+            } else if ptrace::detach(tid).is_err() {
+                // It was running (it did not stop in time): stop it once more, and let it go then.
+                let _ = ptrace::interrupt(tid);
+                if let Ok(Some(stop)) = ptrace::wait(tid, Instant::now() + Duration::from_secs(1)) {
+                    if let Stop::Signal(signal) = stop {
+                        let _ = ptrace::cont(tid, signal);
+                        let _ = ptrace::wait(tid, Instant::now() + Duration::from_secs(1));
+                    }
+                    let _ = ptrace::detach(tid);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
