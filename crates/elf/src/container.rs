@@ -44,7 +44,7 @@ pub(crate) struct Symbol<'a> {
     pub hidden: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Place {
     Undefined,
     Section(usize),

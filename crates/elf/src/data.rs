@@ -1,11 +1,13 @@
 //! Maps made of whole sections (`.rodata*`, `.data*`, `.bss*`), and the layout of their BTF.
 
+use std::collections::HashMap;
+
 use skep_ebpf::btf::{Btf, Kind, Linkage};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, OBJ_NAME_LEN, map_flags};
 
 use crate::ElfError;
-use crate::container::{Binding, Container, Place, SectionKind, SymbolKind};
+use crate::container::{Binding, Container, Place, SectionKind, Symbol, SymbolKind};
 use crate::maps::Placed;
 use crate::sections::{DataKind, data_kind};
 
@@ -22,6 +24,8 @@ pub(crate) fn lay_out(container: &Container<'_>, btf: &mut Btf) {
             _ => None,
         })
         .collect();
+    let visible = container.symbols.iter().filter(|s| s.kind == SymbolKind::Object && s.binding != Binding::Local);
+    let symbols: HashMap<(Place, &str), &Symbol<'_>> = visible.map(|s| ((s.place, s.name), s)).collect();
     for (id, name, size) in sections {
         let Some((number, sec)) = container.sections.iter().enumerate().find(|(_, s)| s.name == name) else { continue };
         let Some(Kind::Datasec { vars, .. }) = btf.kind(id) else { continue };
@@ -30,12 +34,7 @@ pub(crate) fn lay_out(container: &Container<'_>, btf: &mut Btf) {
         for (var, offset) in vars {
             let symbol = match btf.kind(var) {
                 Some(Kind::Var { linkage: Linkage::Static, .. }) | None => None,
-                Some(_) => container.symbols.iter().find(|s| {
-                    s.place == Place::Section(number)
-                        && s.kind == SymbolKind::Object
-                        && s.binding != Binding::Local
-                        && s.name == btf.name(var)
-                }),
+                Some(_) => symbols.get(&(Place::Section(number), btf.name(var))),
             };
             offsets.push(symbol.filter(|_| size == 0).and_then(|s| u32::try_from(s.value).ok()).unwrap_or(offset));
             if symbol.is_some_and(|s| s.hidden) {

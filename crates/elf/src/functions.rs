@@ -70,6 +70,12 @@ pub(crate) fn containing(functions: &[Function], section: usize, at: usize) -> O
 /// All functions, sorted by section and start; without what they refer to.
 pub(crate) fn discover(container: &Container<'_>) -> Result<Vec<Function>, ElfError> {
     let mut functions = Vec::new();
+    let mut symbols: HashMap<usize, Vec<&Symbol<'_>>> = HashMap::new();
+    for s in container.symbols.iter().filter(|s| !s.name.is_empty()) {
+        if let Place::Section(n) = s.place {
+            symbols.entry(n).or_default().push(s);
+        }
+    }
     for (number, sec) in container.sections.iter().enumerate() {
         if !sec.executable || sec.kind != SectionKind::Contents || sec.data.is_empty() {
             continue;
@@ -80,7 +86,9 @@ pub(crate) fn discover(container: &Container<'_>) -> Result<Vec<Function>, ElfEr
             return Err(ElfError::SectionSize { section: section(), size, unit: "instructions" });
         }
         let code: Vec<Insn> = sec.data.as_chunks::<8>().0.iter().map(|b| Insn::from_bytes(*b)).collect();
-        for (name, offset, length, global, hidden) in spans(container, number, size) {
+        for (name, offset, length, global, hidden) in
+            spans(sec.name, symbols.get(&number).map_or(&[], Vec::as_slice), size)
+        {
             let bounds = || ElfError::FunctionBounds { section: section(), symbol: name.into(), offset, size: length };
             let end = offset.checked_add(length).filter(|&e| e <= size && offset % 8 == 0 && length % 8 == 0);
             let end = end.filter(|_| length > 0).ok_or_else(bounds)?;
@@ -106,29 +114,30 @@ pub(crate) fn discover(container: &Container<'_>) -> Result<Vec<Function>, ElfEr
 
 /// Name, offset, length, whether global, whether hidden of the functions of a section. Old compilers did not mark
 /// functions: then each global symbol begins one, and if there is none the whole section is one.
-fn spans<'a>(container: &Container<'a>, number: usize, size: u64) -> Vec<(&'a str, u64, u64, bool, bool)> {
-    let here = |s: &&Symbol<'_>, kind| s.place == Place::Section(number) && s.kind == kind && !s.name.is_empty();
-    let functions: Vec<&Symbol<'a>> = container.symbols.iter().filter(|s| here(s, SymbolKind::Func)).collect();
-    let mut marks = functions.clone();
-    if marks.is_empty() {
-        let plain = container.symbols.iter().filter(|s| here(s, SymbolKind::None) && s.binding != Binding::Local);
-        marks.extend(plain);
+fn spans<'a>(section: &'a str, symbols: &[&Symbol<'a>], size: u64) -> Vec<(&'a str, u64, u64, bool, bool)> {
+    let mut marks: Vec<&Symbol<'a>> = symbols.iter().copied().filter(|s| s.kind == SymbolKind::Func).collect();
+    let marked = !marks.is_empty();
+    if !marked {
+        let plain = |s: &&Symbol<'_>| s.kind == SymbolKind::None && s.binding != Binding::Local;
+        marks.extend(symbols.iter().copied().filter(plain));
     }
     marks.sort_by_key(|s| s.value);
     if marks.is_empty() {
-        let name = container.sections.get(number).map_or("", |s| s.name);
-        return vec![(name, 0, size, true, false)];
+        return vec![(section, 0, size, true, false)];
     }
     let mut out = Vec::new();
-    for (i, s) in marks.iter().enumerate() {
-        let next = marks.iter().skip(i + 1).map(|n| n.value).find(|&v| v > s.value).unwrap_or(size);
-        let length = if s.size != 0 { s.size } else { next.saturating_sub(s.value) };
+    let mut next = (size, size);
+    for s in marks.iter().rev() {
+        // Several names may stand for one place.
+        if s.value != next.0 {
+            next = (s.value, next.0);
+        }
+        let length = if s.size != 0 { s.size } else { next.1.saturating_sub(s.value) };
         out.push((s.name, s.value, length, s.binding != Binding::Local, s.hidden));
     }
+    out.reverse();
     // What stands before the first plain symbol belongs to the same program.
-    if functions.is_empty()
-        && let Some(first) = out.first_mut()
-    {
+    if !marked && let Some(first) = out.first_mut() {
         first.2 = first.2.saturating_add(first.1);
         first.1 = 0;
     }
@@ -142,7 +151,12 @@ pub(crate) fn collect_refs(
     maps: &[Placed],
     externs: &[Extern],
 ) -> Result<(), ElfError> {
-    let arena = maps.iter().position(|m| m.def.map_type == MapType::Arena);
+    let resolver = Resolver {
+        container,
+        maps: maps.iter().enumerate().map(|(i, m)| ((m.section, m.offset), i)).collect(),
+        externs: externs.iter().enumerate().map(|(i, e)| (e.symbol, i)).collect(),
+        arena: maps.iter().position(|m| m.def.map_type == MapType::Arena),
+    };
     for (number, sec) in container.sections.iter().enumerate() {
         if !sec.executable {
             continue;
@@ -162,7 +176,7 @@ pub(crate) fn collect_refs(
             let Some(f) = containing(functions, number, at).and_then(|i| functions.get_mut(i)) else { continue };
             let at = at - f.start;
             let Some(insn) = f.insns.get(at) else { continue };
-            let target = Resolver { container, maps, externs, arena }.target(r, *insn).map_err(fault);
+            let target = resolver.target(r, *insn).map_err(fault);
             f.refs.push((at, target));
         }
     }
@@ -175,8 +189,10 @@ pub(crate) fn collect_refs(
 
 struct Resolver<'a> {
     container: &'a Container<'a>,
-    maps: &'a [Placed],
-    externs: &'a [Extern],
+    /// By section and offset.
+    maps: HashMap<(usize, u64), usize>,
+    /// By symbol.
+    externs: HashMap<usize, usize>,
     arena: Option<usize>,
 }
 
@@ -190,7 +206,7 @@ impl Resolver<'_> {
         let number = match sym.place {
             Place::Section(n) => n,
             Place::Undefined => {
-                let found = self.externs.iter().position(|e| e.symbol == r.symbol);
+                let found = self.externs.get(&r.symbol).copied();
                 return found.map(Target::Extern).ok_or_else(|| "undefined symbol".into());
             }
             Place::Special => return Err("in no section; is it a variable without an initial value?".into()),
@@ -213,8 +229,8 @@ impl Resolver<'_> {
             Some(DataKind::Maps | DataKind::LegacyMaps | DataKind::StructOps) => {
                 // A static map is named by its section and the offset in the instruction.
                 let addend = if sym.kind == SymbolKind::Section { insn.imm as u32 } else { 0 };
-                let offset = sym.value + u64::from(addend);
-                let found = self.maps.iter().position(|m| m.section == number && m.offset == offset);
+                let offset = u64::from(offset) + u64::from(addend);
+                let found = self.maps.get(&(number, offset)).copied();
                 found.map(Target::Map).ok_or_else(|| format!("no map at offset {offset} of section `{}`", sec.name))
             }
             Some(DataKind::Arena) => {
@@ -222,7 +238,7 @@ impl Resolver<'_> {
                 Ok(Target::Data { map, offset })
             }
             Some(DataKind::Rodata | DataKind::Data | DataKind::Bss) => {
-                let map = self.maps.iter().position(|m| m.section == number);
+                let map = self.maps.get(&(number, 0)).copied();
                 let map = map.ok_or_else(|| format!("section `{}` is empty", sec.name))?;
                 Ok(Target::Data { map, offset })
             }

@@ -30,6 +30,7 @@ pub fn elf(bytes: &[u8]) {
 
 /// Bytes as `.BTF` and as `.BTF.ext`, or an object that has them: every type is asked everything, and decoded.
 pub fn btf(bytes: &[u8]) {
+    let _ = crate::read_btf("fuzz", bytes);
     if let Ok(container) = Container::parse("fuzz.o", bytes) {
         for s in container.sections.iter().filter(|s| s.name.starts_with(".BTF")) {
             blob(s.data);

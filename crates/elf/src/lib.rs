@@ -7,6 +7,7 @@
 //! Parsing never panics and never trusts: every offset, size and index of the input is checked where it is used.
 #![forbid(unsafe_code)]
 
+mod btf_file;
 mod container;
 pub mod core;
 mod data;
@@ -28,6 +29,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use btf_file::read_btf;
 pub use error::ElfError;
 pub use kconfig::{Kconfig, kernel_version};
 pub use object::{Object, ProgramInfo};

@@ -57,6 +57,18 @@ fn truncated_and_foreign_objects_are_named() {
 }
 
 #[test]
+fn types_of_any_file() {
+    let object = Object::parse("s.o", &sample()).unwrap();
+    let mut other = sample();
+    other[18] = 62;
+    let btf = read_btf("s", &other).unwrap();
+    assert_eq!(btf.len(), object.btf().unwrap().len());
+    let e = read_btf("cut", &other[..200]).unwrap_err();
+    assert!(e.to_string().starts_with("cut: "), "{e}");
+    assert!(matches!(read_btf("x", b"text"), Err(ElfError::Btf { .. })));
+}
+
+#[test]
 fn an_unknown_section_is_its_programs_own_trouble() {
     let mut e = Elf::new();
     let odd = e.asm("my_own_section", "r0 = 0\nexit");
