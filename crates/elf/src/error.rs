@@ -41,7 +41,7 @@ pub enum ElfError {
     Program { program: String, problem: String },
     #[error("no program `{program}` in {object}; it has: {known}")]
     NoProgram { object: String, program: String, known: String },
-    #[error("program `{program}`: {what} is not supported")]
+    #[error("program `{program}` is not supported: {what}")]
     Unsupported { program: String, what: String },
 }
 

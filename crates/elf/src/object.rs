@@ -133,13 +133,13 @@ impl Object {
 
     /// The maps with configuration values filled in. Every program linked with the same options has these maps in this
     /// order.
-    pub fn maps_for(&self, options: &LoadOptions) -> Result<Arc<[MapDef]>, ElfError> {
-        let Some(kconfig) = self.kconfig else { return Ok(self.maps.clone()) };
+    pub fn maps_for(&self, options: &LoadOptions) -> Arc<[MapDef]> {
+        let Some(kconfig) = self.kconfig else { return self.maps.clone() };
         let mut maps = self.maps.to_vec();
         if let Some(map) = maps.get_mut(kconfig) {
             map.initial = Some(crate::link::kconfig_data(&self.externs, map.value_size, options));
         }
-        Ok(maps.into())
+        maps.into()
     }
 
     /// Links a program: as if no other program of the object were to be loaded.
@@ -172,7 +172,7 @@ impl Object {
             license: self.license.clone(),
             kern_version: self.version,
             insns: linked.insns,
-            maps: self.maps_for(options)?,
+            maps: self.maps_for(options),
             btf: self.btf.clone(),
             func_info: linked.func_info,
             line_info: linked.line_info,
@@ -273,7 +273,7 @@ fn programs(container: &Container<'_>, functions: &[Function]) -> Vec<ProgramInf
             attach_to: found.map_or("", |(_, to)| to).to_owned(),
             flags: found.map_or(0, |(d, _)| d.flags),
             autoload,
-            unsupported: found.is_none().then(|| format!("section name `{section}`, which tells no program type,")),
+            unsupported: found.is_none().then(|| format!("section name `{section}` tells no program type")),
             function,
             btf_prefix: found.and_then(|(d, _)| d.btf_prefix),
         });
