@@ -69,11 +69,13 @@ impl Env<'_> {
                 ),
             ));
         }
-        let mut frame = Frame::new(self.state.frames.len() as u8, function, self.insn);
+        let (start, end) = (self.cfg.functions[function].start, self.cfg.functions[function].end);
+        let instance = self.live.enter(self.state.frame().instance, self.insn, start, end);
+        let mut frame = Frame::new(self.state.frames.len() as u8, function, instance, self.insn);
         frame.regs[1..=5].copy_from_slice(&self.state.regs()[1..=5]);
         self.clear_caller_saved();
         self.state.frames.push(frame);
-        Ok(Next::At(self.cfg.functions[function].start))
+        Ok(Next::At(start))
     }
 
     /// Returns from a function of the program to its caller.

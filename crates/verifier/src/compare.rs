@@ -75,17 +75,28 @@ pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact
         if o.subprog != c.subprog || n > 0 && o.callsite != c.callsite || o.callback != c.callback {
             return false;
         }
-        let (regs, slots) = if n == last {
-            (env.live.regs[old.insn], env.live.slots_before(old.insn))
-        } else {
-            let call = old.frames[n + 1].callsite;
-            (env.live.regs[call], env.live.slots_during_call(call))
-        };
+        let regs = env.live.regs[if n == last { old.insn } else { old.frames[n + 1].callsite }];
+        let slots = if exact == Exact::No { live_slots(env, old, n) } else { !0 };
         if !frames_equal(o, c, regs, slots, &mut ids, exact) {
             return false;
         }
     }
     true
+}
+
+/// Slots of frame `n` that may still be read: from here on, and behind each call up to here.
+fn live_slots(env: &Env<'_>, state: &State, n: usize) -> u64 {
+    let last = state.frames.len() - 1;
+    let mut slots = env.live.slots_from(state.frames[last].instance, last - n, state.insn);
+    for f in n..last {
+        let (instance, call) = (state.frames[f].instance, state.frames[f + 1].callsite);
+        slots |= env.live.slots_behind(instance, f - n, call);
+        if state.frames[f + 1].callback.helper != 0 {
+            // The helper may call again.
+            slots |= env.live.slots_from(instance, f - n, call);
+        }
+    }
+    slots
 }
 
 fn frames_equal(old: &Frame, cur: &Frame, regs: u16, slots: u64, ids: &mut IdMap, exact: Exact) -> bool {

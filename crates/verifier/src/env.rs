@@ -97,7 +97,7 @@ impl<'p> Env<'p> {
             maps,
             functions,
             facts: vec![Fact::default(); prog.insns.len()],
-            state: State::new(Frame::new(0, 0, 0), 0),
+            state: State::default(),
             insn: 0,
             prev: 0,
             pending: Vec::new(),
@@ -141,8 +141,9 @@ impl<'p> Env<'p> {
 
     /// Follows every path through one function (and the static ones that it calls).
     fn explore(&mut self, function: usize) -> Check {
-        let start = self.cfg.functions.get(function).map_or(0, |f| f.start);
-        self.state = State::new(Frame::new(0, function, 0), start);
+        let (start, end) = self.cfg.functions.get(function).map_or((0, 0), |f| (f.start, f.end));
+        let instance = self.live.begin(start, end);
+        self.state = State::new(Frame::new(0, function, instance, 0), start);
         self.enter(function)?;
         self.pending.clear();
         self.explored.begin(start);
@@ -203,9 +204,9 @@ impl<'p> Env<'p> {
             self.record_step(None, Vec::new());
         }
         self.facts[self.insn].seen = true;
-        let at = self.insn;
+        let (at, instance) = (self.insn, self.state.frame().instance);
         let next = self.check_insn(insn)?;
-        self.live.commit_writes(at, self.written);
+        self.live.commit_writes(instance, at, self.written);
         Ok(next)
     }
 
@@ -275,11 +276,8 @@ impl<'p> Env<'p> {
 
     /// Notes a read of stack slots of a frame of the current state.
     pub fn mark_stack_read(&mut self, frame: usize, slots: u64) {
-        let at = match self.state.frames.get(frame + 1) {
-            Some(inner) => inner.callsite,
-            None => self.insn,
-        };
-        self.live.mark_read(at, slots);
+        let instance = self.state.frame().instance;
+        self.live.mark_read(instance, self.state.depth().saturating_sub(frame), self.insn, slots);
     }
 
     /// Gives a reference that must be released.

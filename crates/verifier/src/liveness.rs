@@ -4,6 +4,8 @@
 //! written is collected per instruction, and flows backward as it comes in. A saved state is compared with others only
 //! when all paths from it are done, so by then all reads that can follow are known.
 
+use std::collections::HashMap;
+
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 
@@ -16,11 +18,42 @@ pub(crate) struct Liveness {
     pub regs: Vec<u16>,
     predecessors: Vec<Vec<u32>>,
     next: Vec<[Option<u32>; 2]>,
+    instances: Vec<Instance>,
+    /// Instance of a call by the instance and the instruction that make it.
+    calls: HashMap<(InstanceId, u32), InstanceId>,
+}
+
+/// A function as called through one chain of calls.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct InstanceId(u32);
+
+#[derive(Debug)]
+struct Instance {
+    caller: Option<(InstanceId, u32)>,
+    start: usize,
+    end: usize,
+    /// Slots of the own frame, of the caller's, of its caller's…
+    layers: Vec<Layer>,
+}
+
+/// Slots of one frame, for each instruction of a function.
+#[derive(Debug, Default)]
+struct Layer {
     read: Vec<u64>,
     /// Slots written whole on every visit; meaningful once visited.
     written: Vec<u64>,
     visited: Vec<bool>,
     live: Vec<u64>,
+}
+
+impl Layer {
+    fn new(len: usize) -> Layer {
+        Layer { read: vec![0; len], written: vec![0; len], visited: vec![false; len], live: vec![0; len] }
+    }
+
+    fn live_at(&self, at: usize) -> u64 {
+        self.live.get(at).copied().unwrap_or(0)
+    }
 }
 
 const CALLER_SAVED: u16 = 0x3f;
@@ -43,77 +76,123 @@ impl Liveness {
                 [s.next.map(|x| x as u32), s.target.map(|x| x as u32)]
             })
             .collect();
-        let mut regs = vec![0u16; n];
-        let mut todo: Vec<usize> = (0..n).filter(|at| !cfg.points[*at].second_half).collect();
-        let mut queued = vec![true; n];
-        while let Some(at) = todo.pop() {
-            queued[at] = false;
-            let (uses, defines) = effect(insns[at]);
-            let out = successors(insns, at).iter().fold(0, |m, s| m | regs[s]);
-            let before = uses | (out & !defines);
-            if before != regs[at] {
-                regs[at] = before;
-                for &p in &predecessors[at] {
-                    if !queued[p as usize] {
-                        queued[p as usize] = true;
-                        todo.push(p as usize);
-                    }
-                }
-            }
-        }
-        Liveness {
-            regs,
-            predecessors,
-            next,
-            read: vec![0; n],
-            written: vec![0; n],
-            visited: vec![false; n],
-            live: vec![0; n],
-        }
+        let regs = live_registers(insns, cfg, &predecessors);
+        Liveness { regs, predecessors, next, instances: Vec::new(), calls: HashMap::new() }
     }
 
-    /// Notes that an instruction (for outer frames: the call in that frame) may read these slots.
-    pub fn mark_read(&mut self, at: usize, slots: u64) {
-        if slots & !self.read[at] != 0 {
-            self.read[at] |= slots;
-            self.flow(at);
+    /// Forgets all stack slots; gives the instance of a function that is checked on its own.
+    pub fn begin(&mut self, start: usize, end: usize) -> InstanceId {
+        self.instances.clear();
+        self.calls.clear();
+        self.instances.push(Instance { caller: None, start, end, layers: Vec::new() });
+        InstanceId(0)
+    }
+
+    /// The instance of a function called from here.
+    pub fn enter(&mut self, caller: InstanceId, callsite: usize, start: usize, end: usize) -> InstanceId {
+        let key = (caller, callsite as u32);
+        if let Some(&id) = self.calls.get(&key) {
+            return id;
+        }
+        let id = InstanceId(self.instances.len() as u32);
+        self.instances.push(Instance { caller: Some(key), start, end, layers: Vec::new() });
+        self.calls.insert(key, id);
+        id
+    }
+
+    /// Notes that an instruction may read these slots of the frame `distance` calls up.
+    pub fn mark_read(&mut self, id: InstanceId, distance: usize, at: usize, slots: u64) {
+        let (layer, n) = self.layer(id, distance, at);
+        if slots & !layer.read[n] != 0 {
+            layer.read[n] |= slots;
+            self.flow(id, distance, at);
         }
     }
 
-    /// Notes the slots that a visit of an instruction has overwritten whole.
-    pub fn commit_writes(&mut self, at: usize, slots: u64) {
-        if !self.visited[at] {
-            self.visited[at] = true;
-            self.written[at] = slots;
-        } else if self.written[at] & !slots != 0 {
-            self.written[at] &= slots;
-            self.flow(at);
+    /// Notes the slots of the own frame that a visit of an instruction has overwritten whole.
+    pub fn commit_writes(&mut self, id: InstanceId, at: usize, slots: u64) {
+        let (layer, n) = self.layer(id, 0, at);
+        if !layer.visited[n] {
+            layer.visited[n] = true;
+            layer.written[n] = slots;
+        } else if layer.written[n] & !slots != 0 {
+            layer.written[n] &= slots;
+            self.flow(id, 0, at);
         }
     }
 
-    /// Slots of the active frame that may be read from this instruction on.
-    pub fn slots_before(&self, at: usize) -> u64 {
-        self.live[at]
+    /// Slots of the frame `distance` calls up that this function may read from this instruction on.
+    pub fn slots_from(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
+        let Some(i) = self.instances.get(id.0 as usize) else { return !0 };
+        i.layers.get(distance).map_or(0, |l| l.live_at(at.wrapping_sub(i.start)))
     }
 
-    /// Slots of a frame that may be read while or after its call at this instruction runs.
-    pub fn slots_during_call(&self, at: usize) -> u64 {
-        self.next[at].iter().flatten().fold(self.read[at], |m, s| m | self.live[*s as usize])
+    /// The same, from behind this instruction.
+    pub fn slots_behind(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
+        self.next[at].iter().flatten().fold(0, |m, s| m | self.slots_from(id, distance, *s as usize))
     }
 
-    fn flow(&mut self, at: usize) {
+    fn layer(&mut self, id: InstanceId, distance: usize, at: usize) -> (&mut Layer, usize) {
+        let i = &mut self.instances[id.0 as usize];
+        let len = i.end - i.start;
+        while i.layers.len() <= distance {
+            i.layers.push(Layer::default());
+        }
+        let layer = &mut i.layers[distance];
+        if layer.live.is_empty() {
+            *layer = Layer::new(len);
+        }
+        (layer, at - i.start)
+    }
+
+    fn flow(&mut self, id: InstanceId, distance: usize, at: usize) {
         // What can only grow is pushed backward until nothing changes; an instruction visited for the first time after
         // its successors' reads are known keeps a little more than is needed, which is safe.
         let mut todo = vec![at];
+        let i = &mut self.instances[id.0 as usize];
+        let (start, caller) = (i.start, i.caller);
+        let Some(layer) = i.layers.get_mut(distance) else { return };
+        let mut at_entry = 0;
         while let Some(at) = todo.pop() {
-            let out = self.next[at].iter().flatten().fold(0, |m, s| m | self.live[*s as usize]);
-            let before = self.read[at] | (out & !self.written[at]);
-            if before & !self.live[at] != 0 {
-                self.live[at] |= before;
+            let out = self.next[at].iter().flatten().fold(0, |m, s| m | layer.live_at((*s as usize).wrapping_sub(start)));
+            let n = at - start;
+            let before = layer.read[n] | (out & !layer.written[n]);
+            if before & !layer.live[n] != 0 {
+                layer.live[n] |= before;
                 todo.extend(self.predecessors[at].iter().map(|p| *p as usize));
+                if n == 0 {
+                    at_entry = layer.live[0];
+                }
+            }
+        }
+        // What a function reads of its callers' frames, the call reads.
+        if let (Some((caller, callsite)), true) = (caller, at_entry != 0 && distance > 0) {
+            self.mark_read(caller, distance - 1, callsite as usize, at_entry);
+        }
+    }
+}
+
+fn live_registers(insns: &[Insn], cfg: &Cfg, predecessors: &[Vec<u32>]) -> Vec<u16> {
+    let n = insns.len();
+    let mut regs = vec![0u16; n];
+    let mut todo: Vec<usize> = (0..n).filter(|at| !cfg.points[*at].second_half).collect();
+    let mut queued = vec![true; n];
+    while let Some(at) = todo.pop() {
+        queued[at] = false;
+        let (uses, defines) = effect(insns[at]);
+        let out = successors(insns, at).iter().fold(0, |m, s| m | regs[s]);
+        let before = uses | (out & !defines);
+        if before != regs[at] {
+            regs[at] = before;
+            for &p in &predecessors[at] {
+                if !queued[p as usize] {
+                    queued[p as usize] = true;
+                    todo.push(p as usize);
+                }
             }
         }
     }
+    regs
 }
 
 /// Registers that an instruction reads, and those it overwrites without reading.

@@ -167,8 +167,6 @@ impl Reg {
                     | Kind::SockCommon
                     | Kind::Map
                     | Kind::Mem
-                    | Kind::Ctx
-                    | Kind::Stack
             )
     }
 

@@ -1,5 +1,6 @@
 //! The state of the machine at one point of one path: frames with registers and stack, and what is held.
 
+use crate::liveness::InstanceId;
 use crate::reg::{Kind, Reg};
 
 /// Bytes of a frame's stack.
@@ -83,6 +84,8 @@ pub(crate) struct Frame {
     pub callsite: usize,
     /// Index of the function.
     pub subprog: usize,
+    /// The chain of calls that led here.
+    pub instance: InstanceId,
     /// Set if a helper calls this function.
     pub callback: Callback,
     /// How often the loop of callbacks at the call was unrolled.
@@ -91,10 +94,10 @@ pub(crate) struct Frame {
 
 impl Frame {
     /// A frame with nothing but its frame pointer.
-    pub fn new(depth: u8, subprog: usize, callsite: usize) -> Frame {
+    pub fn new(depth: u8, subprog: usize, instance: InstanceId, callsite: usize) -> Frame {
         let mut regs = [Reg::NOT_INIT; REGS];
         regs[FP] = Reg { frame: depth, ..Reg::pointer(Kind::Stack) };
-        Frame { regs, stack: Vec::new(), callsite, subprog, callback: Callback::default(), callback_depth: 0 }
+        Frame { regs, stack: Vec::new(), callsite, subprog, instance, callback: Callback::default(), callback_depth: 0 }
     }
 
     /// Makes the stack at least `bytes` deep.
@@ -234,6 +237,6 @@ impl State {
 impl Default for State {
     /// A state without frames: a placeholder while the real one is moved about.
     fn default() -> State {
-        State { frames: Vec::new(), ..State::new(Frame::new(0, 0, 0), 0) }
+        State { frames: Vec::new(), ..State::new(Frame::new(0, 0, InstanceId::default(), 0), 0) }
     }
 }

@@ -1,0 +1,137 @@
+//! The live kernel as oracle: loads a program with `bpf(2)` and says what the verifier answered.
+#![allow(dead_code)] // not every test uses all of it
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use skep_ebpf::insn::pseudo;
+use skep_ebpf::program::{MapDef, Program};
+use skep_ebpf::uapi::MapType;
+
+const MAP_CREATE: i32 = 0;
+const MAP_UPDATE_ELEM: i32 = 2;
+const PROG_LOAD: i32 = 5;
+const MAP_FREEZE: i32 = 22;
+
+/// What the kernel said.
+#[derive(Debug)]
+pub struct Answer {
+    /// 0 if it accepted the program.
+    pub errno: i32,
+    /// The verifier's log.
+    pub log: String,
+}
+
+/// `union bpf_attr`, as 32-bit words.
+struct Attr([u32; 36]);
+
+impl Attr {
+    fn new() -> Attr {
+        Attr([0; 36])
+    }
+
+    fn set(&mut self, at: usize, x: u32) -> &mut Attr {
+        self.0[at / 4] = x;
+        self
+    }
+
+    fn set64(&mut self, at: usize, x: u64) -> &mut Attr {
+        self.set(at, x as u32).set(at + 4, (x >> 32) as u32)
+    }
+
+    fn call(&mut self, cmd: i32) -> Result<i32, i32> {
+        // SAFETY: the attribute outlives the call, and every address in it is of a buffer that does too.
+        let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, self.0.as_mut_ptr(), size_of_val(&self.0)) };
+        if r >= 0 { Ok(r as i32) } else { Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(-1)) }
+    }
+}
+
+/// True if this process may ask.
+pub fn available() -> bool {
+    let map = MapDef::new("t", MapType::PercpuArray, 4, 8, 1);
+    let ok = create_map(&map).is_ok();
+    if !ok {
+        eprintln!("skipped: bpf(2) is not available here");
+    }
+    ok
+}
+
+fn create_map(def: &MapDef) -> Result<OwnedFd, i32> {
+    let inner = def.inner.as_deref().map(create_map).transpose()?;
+    let mut attr = Attr::new();
+    attr.set(0, def.map_type as u32).set(4, def.key_size).set(8, def.value_size).set(12, def.max_entries);
+    attr.set(16, def.flags).set64(56, def.extra);
+    if let Some(inner) = &inner {
+        attr.set(20, inner.as_raw_fd() as u32);
+    }
+    let fd = attr.call(MAP_CREATE)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if let Some(data) = &def.initial {
+        let mut value = data.clone();
+        value.resize(def.value_size as usize, 0);
+        let key = 0u32;
+        let mut attr = Attr::new();
+        attr.set(0, fd.as_raw_fd() as u32).set64(8, &raw const key as u64).set64(16, value.as_ptr() as u64);
+        attr.call(MAP_UPDATE_ELEM)?;
+    }
+    if def.frozen {
+        let mut attr = Attr::new();
+        attr.set(0, fd.as_raw_fd() as u32);
+        attr.call(MAP_FREEZE)?;
+    }
+    Ok(fd)
+}
+
+/// Loads the program; `None` if a map of it cannot be made.
+pub fn load(prog: &Program, log_level: u32) -> Option<Answer> {
+    let maps: Vec<OwnedFd> = prog.maps.iter().map(create_map).collect::<Result<_, _>>().ok()?;
+    load_with(prog, &maps, log_level)
+}
+
+/// Makes the maps of a program, to be used for many loads.
+pub fn maps(defs: &[MapDef]) -> Option<Vec<OwnedFd>> {
+    defs.iter().map(create_map).collect::<Result<_, _>>().ok()
+}
+
+/// Loads the program with maps made before.
+pub fn load_with(prog: &Program, maps: &[OwnedFd], log_level: u32) -> Option<Answer> {
+    let mut insns = prog.insns.clone();
+    let mut at = 0;
+    while at < insns.len() {
+        let i = insns[at];
+        if i.is_ld_imm64() {
+            let kind = match i.src() {
+                pseudo::MAP_IDX => Some(pseudo::MAP_FD),
+                pseudo::MAP_IDX_VALUE => Some(pseudo::MAP_VALUE),
+                _ => None,
+            };
+            if let Some(kind) = kind {
+                insns[at].regs = i.dst() | kind << 4;
+                insns[at].imm = maps.get(i.imm as usize).map_or(-1, |m| m.as_raw_fd());
+            }
+            at += 1;
+        }
+        at += 1;
+    }
+    let bytes: Vec<u8> = insns.iter().flat_map(|i| i.to_bytes()).collect();
+    let license = std::ffi::CString::new(prog.license.as_str()).ok()?;
+    let mut log = vec![0u8; if log_level == 0 { 0 } else { 16 << 20 }];
+    let mut attr = Attr::new();
+    attr.set(0, prog.prog_type as u32).set(4, insns.len() as u32);
+    attr.set64(8, bytes.as_ptr() as u64).set64(16, license.as_ptr() as u64);
+    if log_level > 0 {
+        attr.set(24, log_level).set(28, log.len() as u32).set64(32, log.as_mut_ptr() as u64);
+    }
+    attr.set(44, prog.flags).set(68, prog.attach_type.map_or(0, |a| a as u32));
+    let result = attr.call(PROG_LOAD);
+    let errno = match result {
+        Ok(fd) => {
+            // SAFETY: the kernel just made this descriptor for us.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            0
+        }
+        Err(e) => e,
+    };
+    let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+    Some(Answer { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
+}
