@@ -13,4 +13,5 @@ pub mod place;
 pub mod session;
 pub mod signals;
 pub mod spawn;
+pub mod target;
 pub mod testrun;

@@ -1,0 +1,205 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The Linux eBPF subsystem in user space: no root, no kernel module, no VM.
+#[derive(Parser, Debug)]
+#[command(name = "skep", version, arg_required_else_help = true)]
+#[command(after_help = "Answers go to standard output, status and progress to standard error.\n\
+    Exit status: 0 all well; 1 the answer is no; 2 wrong usage or unreadable input;\n\
+    3 nothing was rejected, but something could not be judged.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Judge every program of some objects as the kernel's verifier would
+    Check(Check),
+    /// Run programs of an object on given data
+    Run(Run),
+    /// Attach an object's programs to functions of a process and print what they see
+    Trace(Trace),
+    /// Run a loader of BPF programs on this subsystem
+    Exec(NotYet),
+    /// Show programs
+    Prog(NotYet),
+    /// Show maps
+    Map(NotYet),
+    /// Show links
+    Link(NotYet),
+    /// Show BTF
+    Btf(NotYet),
+    /// Show perf events
+    Perf(NotYet),
+}
+
+/// How programs are loaded.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Load {
+    /// BTF to relocate against [default: /sys/kernel/btf/vmlinux]
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Print one JSON object per program
+    #[arg(long)]
+    pub json: bool,
+    /// Judge only the program of this C function
+    #[arg(long = "prog", value_name = "NAME")]
+    pub prog: Option<String>,
+    #[command(flatten)]
+    pub load: Load,
+    /// Rules of this kernel [default: the newest known]
+    #[arg(long, value_name = "PROFILE")]
+    pub kernel: Option<String>,
+    /// Flags of the load, as a number; else what the program's decl tag asks for
+    #[arg(long = "prog-flags", value_name = "N", value_parser = number)]
+    pub prog_flags: Option<u32>,
+    /// Print the verifier's log
+    #[arg(long)]
+    pub log: bool,
+    /// Object files
+    #[arg(required = true, value_name = "OBJECT")]
+    pub objects: Vec<PathBuf>,
+}
+
+/// What runs a program.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Machine code
+    Jit,
+    /// The interpreter
+    Interp,
+}
+
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Object file
+    #[arg(value_name = "OBJECT")]
+    pub object: PathBuf,
+    /// Programs by C function name, run in this order; the last one's result is printed
+    #[arg(long = "prog", value_name = "NAME", required = true)]
+    pub progs: Vec<String>,
+    /// Packet [default: 64 zero bytes]
+    #[arg(long, value_name = "FILE")]
+    pub data_in: Option<PathBuf>,
+    /// Context [default: zeros]
+    #[arg(long, value_name = "FILE")]
+    pub ctx_in: Option<PathBuf>,
+    /// Runs of the last program
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeat: u32,
+    /// Engine [default: the fastest that is built in]
+    #[arg(long)]
+    pub engine: Option<Engine>,
+    #[command(flatten)]
+    pub load: Load,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "command"]))]
+#[command(after_help = "A program whose section is a bare `kprobe` or `kretprobe` (also `uprobe`, `uretprobe`) is \
+    attached to every function that --func names.")]
+pub struct Trace {
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+    /// End after this many seconds
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub duration: Option<std::time::Duration>,
+    /// Wait for symbols that are absent: a library may be loaded later
+    #[arg(long)]
+    pub wait: bool,
+    /// Function for programs whose section names none: [PATH:]SYMBOL[+OFFSET]; may be given several times
+    #[arg(long = "func", value_name = "NAME")]
+    pub funcs: Vec<String>,
+    /// Type of the records in a ring buffer or perf event array
+    #[arg(long = "event", value_name = "MAP=STRUCT", value_parser = event)]
+    pub events: Vec<(String, String)>,
+    #[command(flatten)]
+    pub load: Load,
+    /// Object file
+    #[arg(value_name = "OBJECT")]
+    pub object: PathBuf,
+    /// Trace a running process
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// Trace a command from its start
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct NotYet {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub rest: Vec<OsString>,
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("{text:?} is not a number from 0 to {:#x}", u32::MAX))
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text:?}: {e}"))
+}
+
+fn event(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((map, ty)) if !map.is_empty() && !ty.is_empty() => Ok((map.to_owned(), ty.to_owned())),
+        _ => Err(format!("{text:?} is not of the form MAP=STRUCT")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_surface_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["skep"], words].concat())
+    }
+
+    #[test]
+    fn trace_wants_one_target() {
+        assert!(parse(&["trace", "a.o"]).is_err());
+        assert!(parse(&["trace", "a.o", "--pid", "1", "--", "ls"]).is_err());
+        let cli = parse(&["trace", "--duration", "0.5", "a.o", "--", "ls", "-l", "--pid"]).unwrap();
+        let Command::Trace(t) = cli.command else { panic!() };
+        assert_eq!(t.command, ["ls", "-l", "--pid"]);
+        assert_eq!(t.duration, Some(std::time::Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (words, named) in [
+            (&["check", "--prog-flags", "x", "a.o"][..], "\"x\""),
+            (&["trace", "--event", "ring", "a.o", "--pid", "1"], "MAP=STRUCT"),
+            (&["trace", "--duration", "-1", "a.o", "--pid", "1"], "-1"),
+            (&["run", "a.o"], "--prog"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The command line as scripts see it: exit statuses, keys, messages.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn bpf(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../bpf").join(name)
+}
+
+fn skep(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_skep"));
+    c.args(args.iter().map(|a| {
+        if a.ends_with(".bpf.o") && !a.contains('/') || a.starts_with("test/") {
+            bpf(a).into_os_string()
+        } else {
+            a.into()
+        }
+    }));
+    c.stdin(Stdio::null());
+    c
+}
+
+struct Done {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl Done {
+    fn lines(&self) -> Vec<Value> {
+        self.out.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+    }
+}
+
+fn run(args: &[&str]) -> Done {
+    let Output { status, stdout, stderr } = skep(args).output().unwrap();
+    let text = |b| String::from_utf8(b).unwrap();
+    let done = Done { status: status.code().unwrap_or(-1), out: text(stdout), err: text(stderr) };
+    assert!(!done.err.contains("panicked"), "{args:?}: {}", done.err);
+    done
+}
+
+fn keys(v: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = v.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn check_accepts() {
+    let done = run(&["check", "--json", "test/count.bpf.o", "test/sample.bpf.o"]);
+    assert_eq!(done.status, 0, "{}", done.err);
+    let lines = done.lines();
+    assert_eq!(lines.len(), 4);
+    for line in &lines {
+        assert_eq!(
+            keys(line),
+            [
+                "errno",
+                "insn",
+                "insns_processed",
+                "message",
+                "object",
+                "program",
+                "reason",
+                "section",
+                "source",
+                "type",
+                "verdict",
+                "verification_ns"
+            ]
+        );
+        assert_eq!((line["verdict"].as_str(), line["type"].as_str()), (Some("accepted"), Some("kprobe")));
+        assert!(line["insns_processed"].as_u64().unwrap() > 0 && line["errno"].is_null());
+    }
+    assert_eq!(lines[1]["program"], "on_return");
+    assert_eq!(lines[1]["section"], "kretprobe/probed");
+}
+
+#[test]
+fn check_rejects_with_the_line() {
+    let done = run(&["check", "--json", "--prog", "rejected", "test/packet.bpf.o"]);
+    assert_eq!(done.status, 1);
+    let line = &done.lines()[0];
+    assert_eq!((line["verdict"].as_str(), line["errno"].as_str()), (Some("rejected"), Some("EACCES")));
+    assert!(line["source"].as_str().unwrap().contains("packet.bpf.c:"), "{line}");
+    assert!(line["insn"].is_u64() && line["reason"].is_string() && line["message"].is_string());
+
+    let done = run(&["check", "--prog", "rejected", "test/packet.bpf.o"]);
+    for part in ["error", "rejected", "return data[0]", "packet.bpf.c:", "instruction", "EACCES"] {
+        assert!(done.out.contains(part), "no {part:?} in\n{}", done.out);
+    }
+}
+
+#[test]
+fn examples_are_accepted() {
+    for entry in std::fs::read_dir(bpf("")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "o") {
+            let done = run(&["check", path.to_str().unwrap()]);
+            assert_eq!(done.status, 0, "{}: {}{}", path.display(), done.out, done.err);
+        }
+    }
+}
+
+#[test]
+fn check_of_what_is_no_object() {
+    let dir = std::env::temp_dir().join(format!("skep-cli-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let good = std::fs::read(bpf("test/count.bpf.o")).unwrap();
+    for (name, bytes) in [("empty", &[][..]), ("text", b"#!/bin/sh\n"), ("cut", &good[..good.len() / 2])] {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let path = path.to_str().unwrap();
+        let done = run(&["check", "--json", path, "test/count.bpf.o"]);
+        assert_eq!(done.status, 2, "{name}");
+        assert!(done.err.contains(path), "{}", done.err);
+        assert_eq!(done.lines().len(), 2, "the other object is judged");
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+    let done = run(&["check", "/no/such.o"]);
+    assert!(done.status == 2 && done.err.contains("/no/such.o"));
+}
+
+#[test]
+fn wrong_usage() {
+    for (args, part) in [
+        (&["check"][..], "OBJECT"),
+        (&["check", "--prog", "nope", "test/count.bpf.o"], "nope"),
+        (&["check", "--kernel", "9.99", "test/count.bpf.o"], "9.99"),
+        (&["check", "--btf", "/no/btf", "test/count.bpf.o"], "/no/btf"),
+        (&["run", "test/packet.bpf.o"], "--prog"),
+        (&["run", "test/packet.bpf.o", "--prog", "nope"], "nope"),
+        (&["run", "test/packet.bpf.o", "--prog", "sum", "--engine", "jit"], "machine code"),
+        (&["run", "test/packet.bpf.o", "--prog", "swap", "--data-in", "/no/data"], "/no/data"),
+        (&["run", "test/packet.bpf.o", "--prog", "sum", "--data-in", "/bin/sh"], "packet"),
+        (&["trace", "test/count.bpf.o"], "--pid"),
+        (&["trace", "test/arg.bpf.o", "--pid", "1"], "--func"),
+        (&["trace", "--func", "f", "test/count.bpf.o", "--pid", "1"], "--func f"),
+        (&["trace", "test/packet.bpf.o", "--pid", "1"], "inside the kernel"),
+        (&["trace", "--event", "nope=record", "test/events.bpf.o", "--", "true"], "nope"),
+        (&["trace", "--event", "ring=nope", "test/events.bpf.o", "--", "true"], "nope"),
+        (&["exec", "--", "true"], "not built in yet"),
+        (&["prog", "list", "--json"], "not built in yet"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let done = run(args);
+        assert_eq!(done.status, 2, "{args:?}: {}", done.err);
+        assert!(done.err.contains(part), "{args:?}: no {part:?} in {}", done.err);
+        assert!(done.out.is_empty(), "{args:?}: {}", done.out);
+    }
+}
+
+#[test]
+fn runs() {
+    for (program, retval, data) in [("swap", 3, true), ("length", 64, true), ("accept", 50, true), ("sum", 0, false)] {
+        let done = run(&["run", "--json", "test/packet.bpf.o", "--prog", program]);
+        assert_eq!(done.status, 0, "{}", done.err);
+        let lines = done.lines();
+        assert_eq!(lines.len(), 1);
+        assert_eq!((lines[0]["retval"].as_u64(), lines[0]["engine"].as_str()), (Some(retval), Some("interp")));
+        assert_eq!(lines[0]["program"], program);
+        assert!(lines[0]["duration_ns"].is_u64());
+        assert_eq!(lines[0]["data_out"].as_str().map(str::len), data.then_some(128));
+    }
+}
+
+#[test]
+fn runs_on_given_data() {
+    let dir = std::env::temp_dir().join(format!("skep-cli-data-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let packet: Vec<u8> = (0..20).collect();
+    let data = file("packet", &packet);
+    let line = &run(&["run", "--json", "test/packet.bpf.o", "--prog", "swap", "--data-in", &data]).lines()[0];
+    assert!(line["data_out"].as_str().unwrap().starts_with("060102030405000708"));
+    let args = file("args", &[7u64.to_ne_bytes(), 8u64.to_ne_bytes()].concat());
+    let line = &run(&["run", "--json", "test/packet.bpf.o", "--prog", "sum", "--ctx-in", &args]).lines()[0];
+    assert_eq!(line["retval"], 15);
+    let mut skb = [0; 192];
+    skb[8] = 41;
+    let ctx = file("skb", &skb);
+    let args = ["run", "--json", "test/packet.bpf.o", "--prog", "length", "--ctx-in", &ctx, "--repeat", "3"];
+    let line = &run(&args).lines()[0];
+    assert!(line["ctx_out"].as_str().unwrap().starts_with("00000000000000002c000000"), "three runs add three: {line}");
+    let short = file("short", &[0; 13]);
+    let done = run(&["run", "test/packet.bpf.o", "--prog", "length", "--data-in", &short]);
+    assert!(done.status == 2 && done.err.contains("EINVAL") && done.err.contains("13"), "{}", done.err);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn programs_run_in_order_on_the_same_maps() {
+    let done = run(&["run", "--json", "test/tail.bpf.o", "--prog", "counted", "--prog", "on_entry"]);
+    assert_eq!((done.status, done.lines().len()), (0, 1), "{}", done.err);
+    assert_eq!(done.lines()[0]["program"], "on_entry");
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let done = skep(&["check", "test/count.bpf.o"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{err}");
+    assert!(err.contains("standard output") && !err.contains("panicked"), "{err}");
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let done = skep(&["check", "test/packet.bpf.o"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "judged to the end: {err}");
+    assert!(!err.contains("panicked"), "{err}");
+}
