@@ -46,10 +46,14 @@ fn main() {
         ("killed_controller", killed_controller),
         ("refusals", refusals),
         ("stopped_process", stopped_process),
+        ("every_function_of_python", every_function_of_python),
+        ("thousands_of_sites_while_running", thousands_of_sites_while_running),
     ];
     let trials =
         tests.iter().map(|&(name, test)| Trial::test(name, move || test().map_err(|e| e.to_string().into()))).collect();
-    libtest_mimic::run(&args, trials).exit();
+    let conclusion = libtest_mimic::run(&args, trials);
+    let _ = fs::remove_dir_all(built(""));
+    conclusion.exit();
 }
 
 /// A directory for what is compiled, and the programs in it.
@@ -616,5 +620,82 @@ fn stopped_process() -> Outcome {
     equal("answer", target.ask("alias 5")?, "alias".to_owned())?;
     equal("hits", session.arenas.hits(0), 5)?;
     session.injector.detach(target.pid())?;
+    equal("exit status", target.end()?, Some(5))
+}
+
+/// Names of the functions that a file exports.
+fn exported(file: &str) -> Result<Vec<String>, Box<dyn Error>> {
+    let output = Command::new("nm").args(["-D", "--defined-only", file]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let functions = text.lines().filter(|line| line.contains(" T "));
+    Ok(functions.filter_map(|line| Some(line.split_whitespace().nth(2)?.split('@').next()?.to_owned())).collect())
+}
+
+const SCRIPT: &str = "
+import sys
+print('ready', flush=True)
+for line in sys.stdin:
+    if line.startswith('end'):
+        break
+    words = {}
+    for i in range(20000):
+        words[str(i * 7919 % 1000)] = words.get(str(i % 100), 0) + i
+    try:
+        raise ValueError(len(words))
+    except ValueError as e:
+        n = e.args[0]
+    print(n, sum(words.values()), '%.6f' % sum(x ** 0.5 for x in range(1000)), sorted(words)[:3], flush=True)
+sys.exit(6)
+";
+
+fn every_function_of_python() -> Outcome {
+    let python = "/usr/bin/python3";
+    let names = exported(&fs::canonicalize(python)?.to_string_lossy())?;
+    let mut target = Target::spawn(Command::new(python).args(["-c", SCRIPT]))?;
+    let expected = target.ask("run")?;
+    let probes: Vec<ProbeSpec> = names.iter().map(|name| symbol(0, ProbeKind::Entry, name)).collect();
+    let returns: Vec<ProbeSpec> = names.iter().map(|name| symbol(0, ProbeKind::Return, name)).collect();
+    for probes in [probes, returns] {
+        let mut session = Session::new(&probes[..1])?;
+        let attached = session.attach(target.pid(), &probes)?;
+        session.injector.go(target.pid())?;
+        let placed = attached.probes.iter().filter(|p| p.result.is_ok()).count();
+        // A function of Python's may begin with a call.
+        equal("almost all", placed * 100 >= names.len() * 90, true)
+            .map_err(|_| format!("{placed} of {}", names.len()))?;
+        for _ in 0..3 {
+            equal("answer", target.ask("run")?, expected.clone())?;
+        }
+        equal("many hits", session.arenas.hits(0) > 100_000, true)?;
+        session.injector.detach(target.pid())?;
+        equal("answer", target.ask("run")?, expected.clone())?;
+    }
+    equal("exit status", target.end()?, Some(6))
+}
+
+fn thousands_of_sites_while_running() -> Outcome {
+    let mut target = Target::start("calls")?;
+    let libc = fs::read_to_string(format!("/proc/{}/maps", target.pid()))?;
+    let libc = libc.split_whitespace().find(|word| word.contains("libc.so")).ok_or("no libc")?.to_owned();
+    let module = Some(libc.clone());
+    let spec = |name: &String, kind| {
+        let target = ProbeTarget::Symbol { name: name.clone(), offset: 0, module: module.clone() };
+        ProbeSpec { link: 0, kind, target }
+    };
+    let names = exported(&libc)?;
+    for kind in [ProbeKind::Entry, ProbeKind::Return] {
+        target.ask("busy 4")?;
+        let probes: Vec<ProbeSpec> = names.iter().map(|name| spec(name, kind)).collect();
+        let mut session = Session::new(&probes[..1])?;
+        let attached = session.attach(target.pid(), &probes)?;
+        session.injector.go(target.pid())?;
+        let placed = attached.probes.iter().filter(|p| p.result.is_ok()).count();
+        equal("most", placed * 100 >= names.len() * 80, true).map_err(|_| format!("{placed} of {}", names.len()))?;
+        std::thread::sleep(Duration::from_millis(100));
+        equal("answer", target.ask("stop")?.starts_with("calls "), true)?;
+        equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
+        equal("hits", session.arenas.hits(0) > 0, true)?;
+        session.injector.detach(target.pid())?;
+    }
     equal("exit status", target.end()?, Some(5))
 }

@@ -131,6 +131,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn built_in() {
+        let agent = AgentImage::built_in().unwrap();
+        assert!(agent.hit < agent.span() && agent.ret < agent.span());
+        let base = 0x7000_0000_0000;
+        for (start, prot, bytes) in agent.at(base).unwrap() {
+            assert!(start >= base && start + bytes.len() as u64 <= base + agent.span());
+            assert!(prot & (libc::PROT_WRITE | libc::PROT_EXEC) != libc::PROT_WRITE | libc::PROT_EXEC);
+        }
+    }
+
+    #[test]
     fn what_is_no_agent() {
         assert!(AgentImage::parse(b"").is_err());
         assert!(AgentImage::parse(&[0x7f; 400]).is_err());

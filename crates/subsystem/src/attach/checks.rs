@@ -15,10 +15,7 @@ pub fn check(pid: u32) -> Result<(), AttachError> {
     let mut status = process_status(pid)?;
     // The injector of a session that was just killed is still cleaning up.
     let patience = Instant::now() + Duration::from_secs(2);
-    while status.tracer != 0
-        && Instant::now() < patience
-        && procfs::status(status.tracer).is_ok_and(|tracer| tracer.name == INJECTOR)
-    {
+    while Instant::now() < patience && traced_by_other_injector(pid) {
         std::thread::sleep(Duration::from_millis(5));
         status = process_status(pid)?;
     }
@@ -54,6 +51,12 @@ pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
     check_executable(pid, status)
 }
 
+/// Is a process or thread traced by an injector that is not this process?
+pub fn traced_by_other_injector(tid: u32) -> bool {
+    let tracer = procfs::status(tid).map_or(0, |status| status.tracer);
+    tracer != 0 && tracer != std::process::id() && procfs::status(tracer).is_ok_and(|tracer| tracer.name == INJECTOR)
+}
+
 fn process_status(pid: u32) -> Result<Status, AttachError> {
     let status = procfs::status(pid)?;
     match status.tgid == pid {
@@ -68,7 +71,7 @@ fn process_status(pid: u32) -> Result<Status, AttachError> {
 }
 
 fn check_tracer(pid: u32, status: &Status) -> Result<(), AttachError> {
-    if status.tracer == 0 {
+    if status.tracer == 0 || status.tracer == std::process::id() {
         return Ok(());
     }
     let name = procfs::status(status.tracer).map_or_else(|_| "a process".into(), |tracer| tracer.name);

@@ -124,7 +124,7 @@ impl World {
                 if self.threads.contains_key(&tid) {
                     continue;
                 }
-                if let Err(error) = ptrace::seize(tid, false) {
+                if let Err(error) = self.seize(tid) {
                     // A thread that is ending, or a leader that has ended before the others.
                     if matches!(procfs::thread_state(self.pid, tid), 'X' | 'Z') {
                         continue;
@@ -145,6 +145,23 @@ impl World {
         match self.threads.is_empty() {
             true => Err(AttachError::Exited { pid: self.pid }),
             false => Ok(()),
+        }
+    }
+
+    /// Seizes a thread. The injector of a session that was just killed may still be letting go of it.
+    fn seize(&self, tid: Tid) -> std::io::Result<()> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            match ptrace::seize(tid, false) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EPERM)
+                        && Instant::now() < patience
+                        && checks::traced_by_other_injector(tid as u32) =>
+                {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                result => return result,
+            }
         }
     }
 
@@ -269,7 +286,11 @@ impl World {
     }
 
     fn release(&mut self) {
-        for (tid, stop) in std::mem::take(&mut self.threads) {
+        // The leader last: who waits for the process looks at its tracer.
+        let leader = self.pid as Tid;
+        let mut threads: Vec<(Tid, Stop)> = std::mem::take(&mut self.threads).into_iter().collect();
+        threads.sort_by_key(|(tid, _)| *tid == leader);
+        for (tid, stop) in threads {
             if Some(tid) == self.keep {
                 let _ = match stop {
                     Stop::Group(_) => ptrace::listen(tid),
