@@ -6,7 +6,6 @@ mod world;
 use std::time::{Duration, Instant};
 
 use skep_ebpf::Insn;
-use skep_ebpf::program::MapDef;
 use skep_runtime::session::{OWNER_DIED, link_kind};
 use world::{World, counting, insn, percpu};
 
@@ -27,16 +26,17 @@ fn measure(world: &World) -> f64 {
 fn main() {
     let ret0 = vec![insn(0xb7, 0, 0, 0, 0), insn(0x95, 0, 0, 0, 0)];
     let count = counting(0);
-    let rows: [(&str, &[MapDef], &[Insn], &[u32]); 5] = [
-        ("r0 = 0; exit: entry", &[], &ret0, &[link_kind::ENTRY]),
-        ("r0 = 0; exit: return", &[], &ret0, &[link_kind::RETURN]),
-        ("r0 = 0; exit: entry and return", &[], &ret0, &[link_kind::ENTRY, link_kind::RETURN]),
-        ("per-CPU count: entry", &[percpu()], &count, &[link_kind::ENTRY]),
-        ("per-CPU count: entry and return", &[percpu()], &count, &[link_kind::ENTRY, link_kind::RETURN]),
+    let kinds: [(&str, &[u32]); 3] = [
+        ("entry", &[link_kind::ENTRY]),
+        ("return", &[link_kind::RETURN]),
+        ("entry and return", &[link_kind::ENTRY, link_kind::RETURN]),
     ];
-    for (name, maps, program, kinds) in rows {
-        let links: Vec<_> = kinds.iter().map(|&k| (program, k)).collect();
-        println!("{name:34} {:7.1} ns", measure(&World::new(maps, &links, 64)));
+    for (program, name) in [(&ret0, "r0 = 0; exit"), (&count, "per-CPU count")] {
+        for (kind, kinds) in kinds {
+            let links: Vec<(&[Insn], u32)> = kinds.iter().map(|&k| (&program[..], k)).collect();
+            let what = format!("{name}: {kind}");
+            println!("{what:34} {:7.1} ns", measure(&World::new(&[percpu()], &links, 64)));
+        }
     }
     let world = World::new(&[], &[(&ret0, link_kind::ENTRY)], 1);
     world.session.control().enable.store(OWNER_DIED, std::sync::atomic::Ordering::Relaxed);

@@ -131,8 +131,8 @@ impl Blob {
                 PT_INTERP => return not("an interpreter"),
                 PT_DYNAMIC => {
                     let entries = header.dynamic(endian, data)?.unwrap_or(&[]);
-                    for entry in entries.iter().take_while(|e| e.d_tag(endian) != DT_NULL.into()) {
-                        if entry.d_tag(endian) == DT_NEEDED.into() {
+                    for entry in entries.iter().take_while(|e| e.d_tag(endian) != DT_NULL) {
+                        if entry.d_tag(endian) == DT_NEEDED {
                             return not("a library that it needs");
                         }
                     }

@@ -32,7 +32,7 @@ fn measure(path: &str) -> Result<f64, Error> {
     let name = std::path::Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let object = Object::parse(&name, &std::fs::read(path)?)?;
     let mut session = Session::new(object.maps())?;
-    let mut compile = |program: &str| -> Result<_, Error> {
+    let compile = |program: &str| -> Result<_, Error> {
         let program = object.program(program, &LoadOptions::default())?;
         let verified = skep_verifier::verify(program, &skep_verifier::Options::default())?;
         Ok(skep_jit::compile(&verified, &skep_jit::Options::default())?)

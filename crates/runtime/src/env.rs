@@ -2,7 +2,7 @@
 
 use core::ptr::{null, null_mut};
 
-use skep_ebpf::insn::STACK_SIZE;
+use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
@@ -10,10 +10,10 @@ use crate::session::{Control, NONE, Proc, SLOT_STACK, SharedHead};
 
 /// Bytes of BPF stack of a slot: all frames of a run lie in it.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
-/// Frames that calls may leave behind; more than eight because a tail call keeps those of its callers.
-pub(crate) const SAVED_FRAMES: usize = 21;
+/// Frames that calls may leave behind: a tail call keeps those of its callers, one at least if it is in a function.
+pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES;
 /// Ring buffer records that a program may hold at once.
-pub(crate) const RESERVED: usize = 32;
+pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
 pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 16;
 

@@ -2,7 +2,7 @@
 
 use skep_ebpf::Errno;
 
-use crate::read;
+use crate::read::{self, Tail};
 
 /// A format string of a program. Others may write to it meanwhile, so each byte is read once where it matters.
 #[derive(Clone, Copy)]
@@ -138,7 +138,7 @@ pub(crate) fn format(
     while i < fmt.len {
         let byte = fmt.at(i);
         i += 1;
-        if !(byte.is_ascii_graphic() || is_space(byte)) {
+        if byte.is_ascii() && !byte.is_ascii_graphic() && !is_space(byte) {
             return Err(Errno::EINVAL);
         }
         if byte != b'%' {
@@ -199,7 +199,7 @@ fn convert(
             return Ok(i + 2);
         }
         (b'p', kind @ (b'i' | b'I'), size @ (b'4' | b'6')) => {
-            address(out, &spec, kind == b'I', size == b'4', arg);
+            address(out, kind == b'I', size == b'4', arg);
             return Ok(i + 3);
         }
         (b'c', _, _) => {
@@ -238,7 +238,7 @@ fn convert(
 /// The string at an address; nothing if it is not readable.
 fn text(out: &mut Text<'_>, spec: &Spec, address: u64, string: &mut [u8], chunk: &mut [u8]) {
     // SAFETY: `string` is writable, and apart from `chunk`.
-    let len = unsafe { read::read_str(string.as_mut_ptr(), address, string.len(), chunk) };
+    let len = unsafe { read::read_str(string.as_mut_ptr(), address, string.len(), Tail::Kept, chunk) };
     let len = len.map_or(0, |with_terminator| with_terminator.saturating_sub(1));
     out.padded(spec, string.get(..len).unwrap_or(&[]));
 }
@@ -252,35 +252,27 @@ fn pointer(out: &mut Text<'_>, spec: &mut Spec, value: u64) {
     out.number(spec, None, value, 16, LOWER);
 }
 
-/// The IPv4 or IPv6 address at `at`; `plain` is the usual spelling, else with leading zeros and without colons.
-fn address(out: &mut Text<'_>, spec: &Spec, plain: bool, v4: bool, at: u64) {
+/// The IPv4 or IPv6 address at `at`; `plain` is the usual spelling, else with leading zeros and without colons. A width
+/// has no effect on it.
+fn address(out: &mut Text<'_>, plain: bool, v4: bool, at: u64) {
     let mut bytes = [0u8; 16];
     let len = if v4 { 4 } else { 16 };
     // SAFETY: `len` is no more than the array's.
     if !unsafe { read::read(bytes.as_mut_ptr(), at, len) } {
         bytes = [0; 16];
     }
-    let mut buf = [0u8; 40];
-    let mut text = Text { buf: &mut buf, len: 0 };
-    let digits = Spec {
-        zero: true,
-        width: if !v4 {
-            2
-        } else if plain {
-            0
-        } else {
-            3
-        },
-        ..Spec::default()
+    let (base, width) = match (v4, plain) {
+        (true, true) => (10, 0),
+        (true, false) => (10, 3),
+        (false, _) => (16, 2),
     };
+    let digits = Spec { zero: true, width, ..Spec::default() };
     for (i, &byte) in bytes.iter().take(len).enumerate() {
         if i > 0 && v4 {
-            text.push(b'.');
+            out.push(b'.');
         } else if i > 0 && plain && i % 2 == 0 {
-            text.push(b':');
+            out.push(b':');
         }
-        text.number(&digits, None, u64::from(byte), if v4 { 10 } else { 16 }, LOWER);
+        out.number(&digits, None, u64::from(byte), base, LOWER);
     }
-    let len = text.len;
-    out.padded(spec, buf.get(..len).unwrap_or(&[]));
 }

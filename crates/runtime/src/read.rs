@@ -6,6 +6,8 @@
 use crate::sys;
 
 const PAGE: u64 = 4096;
+/// The highest address that user space can have: of more, not even nothing can be read.
+const USER_MAX: u64 = (1 << 47) - PAGE;
 
 /// Copies `len` bytes from `src`; false if not all are readable (then `dst` holds anything).
 ///
@@ -13,7 +15,7 @@ const PAGE: u64 = 4096;
 /// `dst` must be writable for `len` bytes.
 pub(crate) unsafe fn read(dst: *mut u8, src: u64, len: usize) -> bool {
     if len == 0 {
-        return true;
+        return src <= USER_MAX;
     }
     // SAFETY: the caller's promise.
     unsafe { sys::read_memory(dst, src, len) == len as isize }
@@ -38,13 +40,23 @@ pub(crate) unsafe fn read_near(dst: *mut u8, src: u64, len: usize, top: *const u
     unsafe { read(dst, src, len) }
 }
 
+/// What stands behind the terminator of a string that [`read_str`] copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// What stood there before.
+    Kept,
+    /// Zeroes to the end of the terminator's eight bytes (counted from the string's start), if they are all readable
+    /// and have room: the kernel copies strings of user space in words.
+    Word,
+}
+
 /// Copies the zero-terminated string at `src`, at most `size` bytes with its terminator, which is always written (in
-/// place of the last byte if the string is longer); returns the bytes written, or none if memory was not readable
-/// before the string's end. Bytes behind the terminator are left alone.
+/// place of the last byte if the string is longer); returns the length with the terminator, or none if memory was not
+/// readable before the string's end.
 ///
 /// # Safety
 /// `dst` must be writable for `size` bytes, and not overlap `chunk`.
-pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, chunk: &mut [u8]) -> Option<usize> {
+pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, tail: Tail, chunk: &mut [u8]) -> Option<usize> {
     let mut done = 0usize;
     while done < size {
         let at = src.checked_add(done as u64)?;
@@ -61,6 +73,10 @@ pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, chunk: &mut [
         unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), dst.add(done), copy) };
         done += copy;
         if end.is_some() {
+            if tail == Tail::Word {
+                // SAFETY: `dst` is writable for `size` bytes.
+                unsafe { clear_word(dst, src, done, size) };
+            }
             return Some(done);
         }
     }
@@ -69,4 +85,19 @@ pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, chunk: &mut [
         unsafe { *dst.add(size - 1) = 0 };
     }
     Some(size)
+}
+
+/// See [`Tail::Word`]; `len` is the string's length with its terminator.
+///
+/// # Safety
+/// `dst` must be writable for `size` bytes.
+unsafe fn clear_word(dst: *mut u8, src: u64, len: usize, size: usize) {
+    let end = len.next_multiple_of(8);
+    let mut word = 0u64;
+    // SAFETY: eight bytes into a local; `len` ≤ `end` ≤ `size`.
+    unsafe {
+        if end <= size && read((&raw mut word).cast(), src.wrapping_add(end as u64 - 8), 8) {
+            core::ptr::write_bytes(dst.add(len), 0, end - len);
+        }
+    }
 }

@@ -45,7 +45,10 @@ pub fn blob() -> (HitFn, ReturnFn) {
     });
     let at = |offset: u64| (*base as u64 + offset) as *const c_void;
     // SAFETY: the blob's functions have these types; it says so itself.
-    unsafe { (std::mem::transmute::<_, HitFn>(at(blob.hit)), std::mem::transmute::<_, ReturnFn>(at(blob.ret))) }
+    unsafe {
+        let hit = std::mem::transmute::<*const c_void, HitFn>(at(blob.hit));
+        (hit, std::mem::transmute::<*const c_void, ReturnFn>(at(blob.ret)))
+    }
 }
 
 /// A probed process: this one.
@@ -190,4 +193,3 @@ pub fn total(session: &Session) -> u64 {
     let value = session.maps()[0].lookup(&0u32.to_ne_bytes(), 0).unwrap();
     value.chunks_exact(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap())).sum()
 }
-

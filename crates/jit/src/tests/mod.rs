@@ -1,6 +1,7 @@
 //! The interpreter against the running kernel, instruction by instruction, and the rules of compilation.
 
 mod isa;
+#[path = "../../tests/support/kernel.rs"]
 mod kernel;
 mod rules;
 

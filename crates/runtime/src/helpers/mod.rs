@@ -58,12 +58,12 @@ table! {
     25  perf_event_output(r1, r2, r3, r4, r5) => output::perf_event_output;
     27  get_stackid(r1, r2, r3) => stack::get_stackid;
     42  get_numa_node_id() => task::get_numa_node_id;
-    45  probe_read_str(r1, r2, r3) => probe::probe_read_str;
+    45  probe_read_str(r1, r2, r3) => probe::probe_read_user_str;
     67  get_stack(r1, r2, r3, r4) => stack::get_stack;
     112 probe_read_user(r1, r2, r3) => probe::probe_read;
     113 probe_read_kernel(r1, r2, r3) => probe::probe_read;
-    114 probe_read_user_str(r1, r2, r3) => probe::probe_read_str;
-    115 probe_read_kernel_str(r1, r2, r3) => probe::probe_read_str;
+    114 probe_read_user_str(r1, r2, r3) => probe::probe_read_user_str;
+    115 probe_read_kernel_str(r1, r2, r3) => probe::probe_read_kernel_str;
     125 ktime_get_boot_ns() => task::ktime_get_boot_ns;
     130 ringbuf_output(r1, r2, r3, r4) => output::ringbuf_output;
     131 ringbuf_reserve(r1, r2, r3) => output::ringbuf_reserve;

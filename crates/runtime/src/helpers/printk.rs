@@ -17,7 +17,7 @@ const STRING: usize = 512;
 /// Most arguments of `trace_vprintk`.
 const MAX_VARARGS: u64 = 12;
 
-const _: () = assert!(HEAD + LINE + STRING + 512 <= SCRATCH);
+const _: () = assert!(HEAD + LINE + STRING + 256 <= SCRATCH);
 
 /// # Safety
 /// `fmt` is readable for `size` bytes, `args` hold what a program passed.

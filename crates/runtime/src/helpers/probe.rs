@@ -6,7 +6,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::PtRegs;
 
 use crate::env::Env;
-use crate::read;
+use crate::read::{self, Tail};
 
 /// `probe_read`, `probe_read_user`, `probe_read_kernel`: all bytes or, with the destination zeroed, -EFAULT.
 ///
@@ -26,15 +26,32 @@ pub(super) unsafe fn probe_read(env: &mut Env, dst: u64, size: u64, src: u64) ->
     Errno::EFAULT.neg() as u64
 }
 
-/// `probe_read_str` and its kin: the length with the terminator or, with the destination zeroed, -EFAULT.
+/// `probe_read_str`, `probe_read_user_str`: the length with the terminator or, with the destination zeroed, -EFAULT.
 ///
 /// # Safety
 /// As [`probe_read`].
-pub(super) unsafe fn probe_read_str(env: &mut Env, dst: u64, size: u64, src: u64) -> u64 {
+pub(super) unsafe fn probe_read_user_str(env: &mut Env, dst: u64, size: u64, src: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { read_str(env, dst, size, src, Tail::Word) }
+}
+
+/// `probe_read_kernel_str`: the same, but nothing is written behind the terminator.
+///
+/// # Safety
+/// As [`probe_read`].
+pub(super) unsafe fn probe_read_kernel_str(env: &mut Env, dst: u64, size: u64, src: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { read_str(env, dst, size, src, Tail::Kept) }
+}
+
+/// # Safety
+/// As [`probe_read`].
+unsafe fn read_str(env: &mut Env, dst: u64, size: u64, src: u64, tail: Tail) -> u64 {
     let (dst, size) = (dst as *mut u8, size as u32 as usize);
     // SAFETY: the caller's promise; the slot's scratch memory is this run's, and no program has its address.
     unsafe {
-        match read::read_str(dst, src, size, &mut (&mut (*env.area).scratch)[..1024]) {
+        let chunk = &mut (&mut (*env.area).scratch)[..1024];
+        match read::read_str(dst, src, size, tail, chunk) {
             Some(len) => len as u64,
             None => {
                 ptr::write_bytes(dst, 0, size);
