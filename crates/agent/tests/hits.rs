@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use skep_ebpf::Insn;
-use skep_ebpf::uapi::PtRegs;
-use skep_runtime::session::{HitFn, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind, owner_word};
+use skep_ebpf::program::MapDef;
+use skep_ebpf::uapi::{MapType, PtRegs, map_flags};
+use skep_runtime::session::{HitFn, RetEntry, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind, owner_word};
 use world::support::SLOTS;
 use world::{STUBS, THREADS, World, blob, counting, insn, percpu, total};
 
@@ -153,6 +154,106 @@ fn a_run_that_was_left_gives_its_slot_back() {
         entry.reserved.store(0, Ordering::Relaxed);
         world.call();
         assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (3, 0));
+    }
+}
+
+#[test]
+fn threads_without_tls_base_are_told_apart_by_id() {
+    const CALLS: u64 = 10_000;
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
+    world.proc.fsgsbase = 0;
+    std::thread::scope(|s| {
+        for _ in 0..SLOTS {
+            s.spawn(|| (0..CALLS).for_each(|_| world.call()));
+        }
+    });
+    assert_eq!(world.count(0, |c| &c.hits), u64::from(SLOTS) * CALLS);
+    assert_eq!(total(&world.session), u64::from(SLOTS) * CALLS);
+}
+
+/// Stores r0 of a helper called with r1 = context, r2 = the value of array map 0, and these arguments.
+fn storing(id: i32, r3: i32, r4: i32) -> Vec<Insn> {
+    vec![
+        insn(0x18, 2, 6, 0, 0),
+        insn(0, 0, 0, 0, 8),
+        insn(0xb7, 3, 0, 0, r3),
+        insn(0xb7, 4, 0, 0, r4),
+        insn(0x85, 0, 0, 0, id),
+        insn(0x18, 1, 6, 0, 0),
+        insn(0, 0, 0, 0, 0),
+        insn(0x7b, 1, 0, 0, 0),
+        insn(0xb7, 0, 0, 0, 0),
+        insn(0x95, 0, 0, 0, 0),
+    ]
+}
+
+fn words(world: &World) -> Vec<u64> {
+    let bytes = world.session.maps()[0].lookup(&0u32.to_ne_bytes(), 0).unwrap();
+    bytes.chunks_exact(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap())).collect()
+}
+
+#[test]
+fn call_chains_follow_frame_pointers_and_stubs() {
+    const GET_STACK: i32 = 67;
+    let out = MapDef { flags: map_flags::MMAPABLE, ..MapDef::new("out", MapType::Array, 4, 136, 1) };
+    let program = storing(GET_STACK, 64, 0);
+    let world = World::new(&[out], &[(&program, link_kind::ENTRY), (&program, link_kind::RETURN)], 8);
+    // Code with a call, whose return address is on top of the stack.
+    let code = [0xe8u8, 1, 2, 3, 4, 0x90];
+    let behind_call = code.as_ptr() as u64 + 5;
+    // Two frames: saved frame pointer, return address. The second function's return address is a stub's.
+    let mut stack = [0u64; 16];
+    let base = stack.as_ptr() as u64;
+    stack[4..6].copy_from_slice(&[base + 8 * 8, 0xaaaa]);
+    stack[8..10].copy_from_slice(&[0, STUBS + 3 * STUB_SIZE + 6]);
+    let rets = world.proc.rets as *const RetEntry;
+    // SAFETY: the table of this world.
+    unsafe { (*rets.add(3)).ret.store(0xbbbb, Ordering::Relaxed) };
+    stack[2] = behind_call;
+    let regs = PtRegs { rip: world.site.ip, rsp: base + 16, rbp: base + 32, ..PtRegs::default() };
+    let (hit, ret) = blob();
+    let mut at_entry = regs;
+    // SAFETY: site and registers are of this process.
+    let stub = unsafe { hit(&raw const *world.site, &raw mut at_entry) };
+    let seen = words(&world);
+    assert_eq!(seen[..5], [4 * 8, world.site.ip, behind_call, 0xaaaa, 0xbbbb]);
+    // Behind the return the chain begins with the return address.
+    stack[2] = (stub - STUBS) / STUB_SIZE;
+    let mut at_return = regs;
+    // SAFETY: as above.
+    let real = unsafe { ret(&raw const *world.proc, stack[2] as u32, &raw mut at_return) };
+    let seen = words(&world);
+    assert_eq!(seen[..4], [3 * 8, behind_call, 0xaaaa, 0xbbbb]);
+    assert_eq!(real, behind_call);
+}
+
+#[test]
+fn stack_flags_and_errors() {
+    let out = MapDef { flags: map_flags::MMAPABLE, ..MapDef::new("out", MapType::Array, 4, 136, 1) };
+    // Size, flags, result: a chain of one, since the frame pointer is zero.
+    for (size, flags, expect) in
+        [(64, 0, 8i64), (64, 256, 8), (64, 1, -14), (63, 0, -22), (64, 512, -22), (64, 256 + 2048, 32), (8, 0, 8)]
+    {
+        let world = World::new(&[out.clone()], &[(&storing(67, size, flags), link_kind::ENTRY)], 1);
+        world.call();
+        let seen = words(&world);
+        assert_eq!(seen[0] as i64, expect, "size {size}, flags {flags:#x}");
+        match expect {
+            8 => assert_eq!(seen[1..3], [world.site.ip, 0]),
+            // Without build ids: status 2, and the address.
+            32 => assert_eq!((seen[1] as u32, seen[4]), (2, world.site.ip)),
+            _ => assert_eq!(seen[1..9], [0; 8]),
+        }
+    }
+}
+
+#[test]
+fn programs_know_their_link_and_place() {
+    let out = MapDef { flags: map_flags::MMAPABLE, ..MapDef::new("out", MapType::Array, 4, 136, 1) };
+    for (id, expect) in [(173, 0x40_1000), (174, 100)] {
+        let world = World::new(&[out.clone()], &[(&storing(id, 0, 0), link_kind::ENTRY)], 1);
+        world.call();
+        assert_eq!(words(&world)[0], expect, "helper {id}");
     }
 }
 

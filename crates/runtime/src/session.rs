@@ -256,7 +256,7 @@ pub struct ThreadEntry {
     pub last: AtomicU32,
     /// Stack pointer when it took the slot.
     pub sp: AtomicU64,
-    /// Reserved.
+    /// Address of the run's environment on the thread's stack, which carries guards.
     pub reserved: AtomicU64,
 }
 
@@ -274,7 +274,7 @@ pub struct RetEntry {
     pub sp: AtomicU64,
     /// Address of the [`Site`].
     pub site: AtomicU64,
-    /// 0 free, 1 in use.
+    /// Counts uses: odd while in use, even when free.
     pub used: AtomicU32,
     /// Next free entry plus one, while free.
     pub next: AtomicU32,

@@ -129,20 +129,25 @@ impl World {
 
     /// A call of the probed function: its entry and, if there is a return probe, its return.
     pub fn call(&self) {
-        let (hit, ret) = blob();
         // Where the caller's return address would be.
         let mut top = [0x1234_5678u64];
-        let mut regs = PtRegs { rip: self.site.ip, rsp: top.as_mut_ptr() as u64, rdi: 42, ..PtRegs::default() };
+        self.call_with(PtRegs { rip: self.site.ip, rsp: top.as_mut_ptr() as u64, rdi: 42, ..PtRegs::default() });
+    }
+
+    /// A call with these registers; `rsp` is where 0x12345678, the return address, stands.
+    pub fn call_with(&self, mut regs: PtRegs) {
+        let (hit, ret) = blob();
+        let top = regs.rsp as *mut u64;
         // SAFETY: site, process block and registers are of this process.
         unsafe {
             let stub = hit(&raw const *self.site, &raw mut regs);
             if stub != 0 {
                 let entry = (stub - STUBS) / STUB_SIZE;
                 assert_eq!((stub - STUBS) % STUB_SIZE, 0);
-                std::ptr::write_volatile(top.as_mut_ptr(), entry);
+                std::ptr::write_volatile(top, entry);
                 let real = ret(&raw const *self.proc, entry as u32, &raw mut regs);
                 assert_eq!((real, regs.rip), (0x1234_5678, 0x1234_5678));
-                assert_eq!(regs.rsp, top.as_ptr() as u64 + 8);
+                assert_eq!(regs.rsp, top as u64 + 8);
             }
         }
     }
