@@ -233,7 +233,9 @@ impl Env<'_> {
         }
         if let Some(map) = facts.map {
             let map_type = self.maps.get(map as usize).map_or(MapType::Unspec, |m| m.def.map_type);
-            if !crate::map_helpers::fit(id, map_type) {
+            if !crate::map_helpers::fit(id, map_type)
+                || !crate::map_helpers::may_change_sockmap(id, map_type, prog_type)
+            {
                 return invalid!(
                     MapNotForHelper,
                     "bpf_{} does not work on map {}, a {map_type}",
@@ -257,8 +259,6 @@ impl Env<'_> {
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
         }
-        let r1 = *self.state.reg(1);
-        let _ = r1;
         self.clear_caller_saved();
         let r0 = self.helper_result(h, &facts)?;
         *self.state.reg_mut(0) = r0;

@@ -116,6 +116,16 @@ impl Env<'_> {
             self.read_reg(i.src())?;
         }
         self.check_unmodified(6, &ctx)?;
+        // Behind the end of the packet the function ends, and returns 0.
+        if self.state.depth() > 0 {
+            let callsite = self.state.frame().callsite;
+            if self.state.frame().callback.helper != 0 {
+                return unsupported!(UnsupportedFeature, "packet loads in callbacks are not judged yet");
+            }
+            let ended = self.push_path(callsite + 1)?;
+            ended.frames.pop();
+            *ended.reg_mut(0) = Reg::constant(0);
+        }
         self.clear_caller_saved();
         self.set_unknown(0);
         Ok(())

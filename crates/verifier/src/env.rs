@@ -190,8 +190,7 @@ impl<'p> Env<'p> {
                     "the paths of the program are more than {} instructions long",
                     self.options.profile.max_processed
                 ),
-            )
-            .whole());
+            ));
         }
         self.step_open = false;
         self.written = 0;
@@ -227,7 +226,7 @@ impl<'p> Env<'p> {
     pub fn push_path(&mut self, insn: usize) -> Check<&mut State> {
         if self.pending.len() >= self.options.profile.max_pending {
             return Err(Failure::new(
-                Errno::E2BIG,
+                Errno::EFAULT,
                 Reason::JumpSequence,
                 format!("more than {} branches are open at once", self.options.profile.max_pending),
             ));

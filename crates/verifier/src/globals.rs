@@ -9,6 +9,16 @@ use crate::check_call::{Global, Param};
 use crate::env::FunctionFacts;
 use crate::fail::{Check, invalid};
 
+/// Programs with an exception handler have a function that nothing calls.
+pub(crate) fn check_exceptions(prog: &Program) -> Check {
+    let (Some(btf), Some(main)) = (prog.btf.as_deref(), prog.func_info.first()) else { return Ok(()) };
+    if btf.decl_tags(main.type_id).any(|(tag, _)| tag.starts_with("exception_callback:")) {
+        return crate::fail::unsupported!(UnsupportedFeature, "exception callbacks are not judged yet")
+            .map_err(|f: Box<crate::fail::Failure>| f.whole());
+    }
+    Ok(())
+}
+
 /// Finds the global functions and what they take.
 pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -> Check {
     let Some(btf) = prog.btf.as_deref() else { return Ok(()) };
@@ -29,6 +39,20 @@ pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -
             return invalid!(BtfInfo, "type {} of the function at {} is no function", info.type_id, info.insn)
                 .map_err(|f: Box<crate::fail::Failure>| f.whole());
         };
+        let returns = match btf.kind(*proto) {
+            Some(Type::FuncProto { ret, .. }) => kind_of(btf, *ret),
+            _ => None,
+        };
+        let number = matches!(returns, Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }));
+        let shape = cfg.function_at(info.insn as usize).and_then(|f| cfg.functions.get(f));
+        if info.insn != 0 && !number && shape.is_some_and(|f| f.tail_calls || f.loads_packet) {
+            return invalid!(
+                SubprogramReturn,
+                "the function {} tail-calls or loads packet data, so it must return a number",
+                btf.name(info.type_id)
+            )
+            .map_err(|f: Box<crate::fail::Failure>| f.whole());
+        }
         if info.insn != 0 && *linkage == Linkage::Global {
             facts.global = Some(prototype(prog, btf, info.type_id, *proto));
         }

@@ -32,6 +32,11 @@ pub(crate) struct CallFacts {
 impl Env<'_> {
     pub fn check_arg(&mut self, h: &Helper, r: u8, arg: Arg, facts: &mut CallFacts) -> Check {
         let reg = *self.read_reg(r)?;
+        let arg = match (arg, facts.map.and_then(|m| self.maps.get(m as usize)).map(|m| m.def.map_type)) {
+            // The value of a socket map is a socket.
+            (Arg::MapValue, Some(MapType::Sockmap | MapType::Sockhash)) => Arg::BtfSock,
+            _ => arg,
+        };
         if arg == Arg::Anything {
             return Ok(());
         }

@@ -210,6 +210,7 @@ fn check(program: &Program, options: &Options, progress: &mut (Stats, usize)) ->
     check_program(program, options).map_err(|f| f.whole())?;
     let mut options = options.clone();
     options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
+    globals::check_exceptions(program)?;
     let maps = map_facts::collect(program);
     let cfg = cfg::Cfg::build(&program.insns)?;
     map_facts::check_references(program, &maps)?;

@@ -154,7 +154,8 @@ impl Liveness {
         let Some(layer) = i.layers.get_mut(distance) else { return };
         let mut at_entry = 0;
         while let Some(at) = todo.pop() {
-            let out = self.next[at].iter().flatten().fold(0, |m, s| m | layer.live_at((*s as usize).wrapping_sub(start)));
+            let out =
+                self.next[at].iter().flatten().fold(0, |m, s| m | layer.live_at((*s as usize).wrapping_sub(start)));
             let n = at - start;
             let before = layer.read[n] | (out & !layer.written[n]);
             if before & !layer.live[n] != 0 {

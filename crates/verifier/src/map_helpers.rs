@@ -1,6 +1,6 @@
 //! Which helpers work on which maps.
 
-use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::{MapType, ProgType};
 
 /// Helpers, by number.
 mod id {
@@ -142,6 +142,24 @@ fn maps_of(helper: u32) -> Option<&'static [MapType]> {
 /// True if the helper works on maps of this type.
 pub(crate) fn fit(helper: u32, map: MapType) -> bool {
     helpers_of(map).is_none_or(|h| h.contains(&helper)) && maps_of(helper).is_none_or(|m| m.contains(&map))
+}
+
+/// True if programs of this type may change socket maps with the plain map helpers.
+pub(crate) fn may_change_sockmap(helper: u32, map: MapType, prog: ProgType) -> bool {
+    if !matches!(map, MapType::Sockmap | MapType::Sockhash) || !matches!(helper, MAP_UPDATE | MAP_DELETE) {
+        return true;
+    }
+    match prog {
+        ProgType::SocketFilter
+        | ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::Xdp
+        | ProgType::SkReuseport
+        | ProgType::FlowDissector
+        | ProgType::SkLookup => true,
+        ProgType::SockOps => helper == MAP_DELETE,
+        _ => false,
+    }
 }
 
 /// True if the map type can be judged at all: those with rules of their own for what a lookup gives are not yet.

@@ -161,6 +161,14 @@ impl Walk<'_> {
                     }
                 }
             }
+            class::LD if matches!(i.mode(), mode::ABS | mode::IND) && later != Some(at + 1) => {
+                // The load ended its function.
+                if want.regs[want.frame] & ARGS != 0 {
+                    return Err(Lost);
+                }
+                want.clear(0);
+                want.to_callee()?;
+            }
             class::LD => {
                 if want.has(i.dst()) {
                     want.clear(i.dst());

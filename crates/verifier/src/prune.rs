@@ -123,7 +123,12 @@ impl Env<'_> {
         while n > 0 {
             n -= 1;
             let id = self.explored.at[at][n];
-            let open = self.explored.state(id).branches > 0;
+            let old = self.explored.state(id);
+            // States of other calls of this function are no company for this one.
+            if old.frames.last().map(|f| f.callsite) != Some(self.state.frame().callsite) {
+                continue;
+            }
+            let open = old.branches > 0;
             if open {
                 let old = self.explored.state(id);
                 if maybe_looping(old, &self.state)

@@ -160,13 +160,7 @@ impl Reg {
         !self.nullable()
             && matches!(
                 self.kind,
-                Kind::Socket
-                    | Kind::TcpSock
-                    | Kind::MapValue
-                    | Kind::MapKey
-                    | Kind::SockCommon
-                    | Kind::Map
-                    | Kind::Mem
+                Kind::Socket | Kind::TcpSock | Kind::MapValue | Kind::MapKey | Kind::SockCommon | Kind::Map | Kind::Mem
             )
     }
 
