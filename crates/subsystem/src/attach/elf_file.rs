@@ -182,6 +182,12 @@ impl ElfFile {
         self.symbols.get(at).map(|s| s.address)
     }
 
+    /// The last symbol address that is not above `address`.
+    pub fn last_before(&self, address: u64) -> Option<u64> {
+        let end = self.symbols.partition_point(|s| s.address <= address);
+        self.symbols.get(..end)?.last().map(|s| s.address)
+    }
+
     /// Addresses of symbols in `(start, end)`.
     pub fn inside(&self, start: u64, end: u64) -> Vec<u64> {
         let from = self.symbols.partition_point(|s| s.address <= start);

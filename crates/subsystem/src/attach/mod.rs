@@ -16,6 +16,7 @@
 //! `unsafe` in this module is for system calls that no safe wrapper offers (ptrace, waitpid, process-wide mappings).
 
 mod agent_image;
+mod arrivals;
 mod block;
 mod checks;
 mod code;

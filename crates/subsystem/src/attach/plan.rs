@@ -1,10 +1,12 @@
 //! From probes to sites: which functions, which windows, where their code goes. Nothing is changed in the target yet.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use skep_runtime::session::SITE_LINKS;
 
 use super::AttachError;
+use super::arrivals;
 use super::code::{self, Trampoline};
 use super::place_code;
 use super::procfs::Mapping;
@@ -84,6 +86,7 @@ pub fn plan(world: &mut World, maps: &[Mapping], modules: &Modules, probes: &[Pr
             Err(error) => plan.outcomes.push(ProbeOutcome { link: probe.link, result: Err(error) }),
         }
     }
+    plan.check_arrivals(world, modules);
     plan.place(maps, modules);
     Ok(plan)
 }
@@ -108,6 +111,9 @@ impl Plan {
         let loaded = module.loaded().ok_or_else(|| refuse("its file cannot be read"))?;
         if probe.kind == ProbeKind::Return && found.offset != 0 {
             return Err(refuse("a return probe belongs to a function, not to an instruction in it"));
+        }
+        if let Some(reason) = peculiar(&found.name, probe.kind) {
+            return Err(refuse(reason));
         }
         if found.ifunc {
             let implementation = choose(world, maps, found.address)
@@ -143,13 +149,49 @@ impl Plan {
         Ok(placed)
     }
 
-    /// Finds room for the code of all sites, and makes their copies.
-    fn place(&mut self, maps: &[Mapping], modules: &Modules) {
+    /// Drops the sites whose inner bytes a branch of some other function leads to.
+    fn check_arrivals(&mut self, world: &World, modules: &Modules) {
         let mut failed: Vec<(u64, AttachError)> = Vec::new();
+        for index in self.modules() {
+            let Some(module) = modules.get(index) else { continue };
+            let of_module = self.sites.iter().filter(|site| site.module == index);
+            let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.inner())).collect();
+            let branches = arrivals::find(&world.memory, module, &windows);
+            for site in of_module {
+                if let Some(branch) = branches.get(&site.window.address) {
+                    let (symbol, module) = (site.symbol.clone(), module.path.clone());
+                    let reason = format!("the branch at {branch:#x} leads into it");
+                    failed.push((site.ip, AttachError::NoJump { symbol, module, address: site.ip, reason }));
+                }
+            }
+        }
+        self.fail(failed);
+    }
+
+    /// Indices of the modules that have sites.
+    fn modules(&self) -> Vec<usize> {
         let mut indices: Vec<usize> = self.sites.iter().map(|site| site.module).collect();
         indices.sort_unstable();
         indices.dedup();
-        for index in indices {
+        indices
+    }
+
+    /// Takes sites out again, and tells their probes why.
+    fn fail(&mut self, failed: Vec<(u64, AttachError)>) {
+        let failed: HashMap<u64, AttachError> = failed.into_iter().collect();
+        self.sites.retain(|site| !failed.contains_key(&site.ip));
+        for outcome in &mut self.outcomes {
+            let error = outcome.result.as_ref().ok().and_then(|placed| failed.get(&placed.address));
+            if let Some(error) = error {
+                outcome.result = Err(error.clone());
+            }
+        }
+    }
+
+    /// Finds room for the code of all sites, and makes their copies.
+    fn place(&mut self, maps: &[Mapping], modules: &Modules) {
+        let mut failed: Vec<(u64, AttachError)> = Vec::new();
+        for index in self.modules() {
             let Some(module) = modules.get(index) else { continue };
             let sites: Vec<&mut PlannedSite> = self.sites.iter_mut().filter(|site| site.module == index).collect();
             let size = (sites.len() as u64 * SITE_CODE).next_multiple_of(4096);
@@ -171,17 +213,27 @@ impl Plan {
                 }
             }
         }
-        for (ip, error) in failed {
-            self.sites.retain(|site| site.ip != ip);
-            for outcome in &mut self.outcomes {
-                if outcome.result.as_ref().is_ok_and(|placed| placed.address == ip) {
-                    outcome.result = Err(error.clone());
-                }
-            }
-        }
+        self.fail(failed);
         if self.sites.is_empty() {
             self.areas.clear();
         }
+    }
+}
+
+/// Functions that break if they are probed so, by name.
+fn peculiar(name: &str, kind: ProbeKind) -> Option<&'static str> {
+    let name = name.split('@').next().unwrap_or(name);
+    match (name, kind) {
+        ("__restore_rt" | "__restore", _) => Some("the kernel and unwinders know it by its bytes"),
+        (
+            "setjmp" | "_setjmp" | "__setjmp" | "sigsetjmp" | "__sigsetjmp" | "getcontext" | "swapcontext",
+            ProbeKind::Return,
+        )
+        | ("vfork" | "__vfork", ProbeKind::Return) => Some("it returns more than once"),
+        ("dlopen" | "dlmopen" | "dlsym" | "dlvsym", ProbeKind::Return) => {
+            Some("it finds its caller by the return address, which a return probe replaces; probe its entry")
+        }
+        _ => None,
     }
 }
 

@@ -243,6 +243,11 @@ impl Module {
         Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path)
     }
 
+    /// Its code.
+    pub fn code(&self) -> impl Iterator<Item = Range<u64>> {
+        self.mappings.iter().filter(|m| m.executable()).map(|m| m.range.clone())
+    }
+
     /// Does code of it lie at that address?
     pub fn has_code_at(&self, address: u64) -> bool {
         self.mappings.iter().any(|m| m.executable() && m.range.contains(&address))
