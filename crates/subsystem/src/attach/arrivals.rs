@@ -1,0 +1,84 @@
+//! Branches from anywhere in a module into the middle of a window.
+//!
+//! Compilers branch within functions, but hand-written code shares tails and heads: glibc's `mempcpy` jumps to the fourth
+//! byte of `memmove`. So the whole text of a module is searched before any of it is patched.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use iced_x86::{Decoder, DecoderOptions, OpKind};
+
+use super::symbols::Module;
+use super::world::Memory;
+
+/// Bytes read at once.
+const CHUNK: u64 = 1 << 20;
+/// How far a short branch reaches, and the longest instruction.
+const SHORT: u64 = 128 + 15;
+/// Where decoding begins before a window whose function is not known: far enough to fall in with the instructions.
+const LEAD: u64 = 2048;
+
+/// Finds, for the windows of one module (address and the addresses behind their first byte), a branch that leads into
+/// each: window's address to branch's address. Calls into the middle count, too.
+pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)]) -> HashMap<u64, u64> {
+    let inner: HashMap<u64, u64> =
+        windows.iter().flat_map(|(window, inner)| inner.clone().map(move |address| (address, *window))).collect();
+    let mut found = HashMap::new();
+    for text in module.code() {
+        long_branches(memory, &text, &inner, &mut found);
+    }
+    for (window, range) in windows {
+        if let Some(branch) = short_branch(memory, module, range) {
+            found.insert(*window, branch);
+        }
+    }
+    found
+}
+
+/// Looks at every byte that could begin a branch with 32 bits of distance. Finding one that is none only means a window
+/// that is not used, and is rare.
+fn long_branches(memory: &Memory, text: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
+    let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
+    let mut at = text.start;
+    while at < text.end {
+        let bytes = memory.read_up_to(at, (text.end - at).min(CHUNK) as usize);
+        for (n, window) in bytes.windows(6).enumerate() {
+            let [opcode, second, ..] = *window else { continue };
+            let skip = match opcode {
+                0xe8 | 0xe9 => 1,
+                0x0f if second & 0xf0 == 0x80 => 2,
+                _ => continue,
+            };
+            let Some(distance) = window.get(skip..skip + 4).and_then(|b| b.try_into().ok()) else { continue };
+            let branch = at + n as u64;
+            let next = branch + skip as u64 + 4;
+            let target = next.wrapping_add_signed(i32::from_le_bytes(distance).into());
+            if (low..=high).contains(&target)
+                && let Some(window) = inner.get(&target)
+            {
+                found.insert(*window, branch);
+            }
+        }
+        if bytes.len() < 7 {
+            return;
+        }
+        at += bytes.len() as u64 - 5;
+    }
+}
+
+/// Decodes what is within reach of short branches.
+fn short_branch(memory: &Memory, module: &Module, inner: &Range<u64>) -> Option<u64> {
+    let near = inner.start.saturating_sub(SHORT);
+    let bias = module.loaded().map_or(0, |loaded| loaded.bias);
+    let known = module
+        .loaded()
+        .and_then(|loaded| loaded.elf.last_before(near.wrapping_sub(bias)))
+        .map_or(0, |address| address.wrapping_add(bias));
+    let start = known.max(near.saturating_sub(LEAD));
+    let bytes = memory.read_up_to(start, (inner.end + SHORT).saturating_sub(start) as usize);
+    let decoder = Decoder::with_ip(64, &bytes, start, DecoderOptions::NONE);
+    decoder
+        .into_iter()
+        .find(|insn| insn.op0_kind() == OpKind::NearBranch64 && inner.contains(&insn.near_branch_target()))
+        .map(|insn| insn.ip())
+}
