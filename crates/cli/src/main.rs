@@ -8,6 +8,7 @@ mod json;
 mod load;
 mod maps;
 mod out;
+mod places;
 mod records;
 mod road;
 mod run;

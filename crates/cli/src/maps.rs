@@ -11,6 +11,7 @@ use skep::maps::Map;
 use crate::histogram::{Histogram, draw, histogram};
 use crate::json::{Field, Line};
 use crate::out::{Out, OutError};
+use crate::places::Places;
 use crate::value::{self, Typed};
 
 /// An element: its key, and its value or (per-CPU) values.
@@ -114,7 +115,7 @@ pub fn print_json(out: &mut Out, map: &Map, btf: Option<&Btf>, time_ns: u64) -> 
 }
 
 /// Prints a map's elements as text: those that are not zero, the least first, per-CPU values added up.
-pub fn print_text(out: &mut Out, map: &Map, btf: Option<&Btf>) -> Result<(), OutError> {
+pub fn print_text(out: &mut Out, map: &Map, btf: Option<&Btf>, places: &Places) -> Result<(), OutError> {
     let def = map.def();
     if !shown(def) {
         return Ok(());
@@ -138,13 +139,13 @@ pub fn print_text(out: &mut Out, map: &Map, btf: Option<&Btf>) -> Result<(), Out
     }
     all.sort_by(|a, b| order(&a.1, &b.1).then_with(|| order(&a.0, &b.0)));
     for (key, value) in &all {
-        let name = if single { def.name.clone() } else { format!("{}[{}]", def.name, value::text(key)) };
+        let name = if single { def.name.clone() } else { format!("{}[{}]", def.name, value::text_in(key, places)) };
         match histogram(value) {
             Some(Histogram { counts, others }) => {
                 out.line(format_args!("{name}: {}", value::text(&others)))?;
                 draw(&counts).iter().try_for_each(|line| out.line(line))?;
             }
-            None => out.line(format_args!("{name}: {}", value::text(value)))?,
+            None => out.line(format_args!("{name}: {}", value::text_in(value, places)))?,
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::places::Places;
+
 use skep::ebpf::btf::Btf;
 use skep::ebpf::btf::value::{Value, decode};
 
@@ -30,26 +32,31 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Text; the members of the outermost struct without braces.
 pub fn text(value: &Value) -> String {
+    text_in(value, &Places::default())
+}
+
+/// Text in which pointers to a process's code say where that is.
+pub fn text_in(value: &Value, places: &Places) -> String {
     let mut out = String::new();
     match value {
-        Value::Struct(members) => put_members(&mut out, members),
-        _ => put(&mut out, value),
+        Value::Struct(members) => put_members(&mut out, members, places),
+        _ => put(&mut out, value, places),
     }
     out
 }
 
-fn put_members(out: &mut String, members: &[(String, Value)]) {
+fn put_members(out: &mut String, members: &[(String, Value)], places: &Places) {
     for (i, (name, value)) in members.iter().enumerate() {
         if i > 0 {
             out.push(' ');
         }
         out.push_str(name);
         out.push('=');
-        put(out, value);
+        put(out, value, places);
     }
 }
 
-fn put(out: &mut String, value: &Value) {
+fn put(out: &mut String, value: &Value, places: &Places) {
     // Writing to a string does not fail.
     let _ = match value {
         Value::Int(n) => write!(out, "{n}"),
@@ -61,7 +68,10 @@ fn put(out: &mut String, value: &Value) {
         Value::Str(s) => write!(out, "{s:?}"),
         Value::Enum { name: Some(name), .. } => write!(out, "{name}"),
         Value::Enum { name: None, value } => write!(out, "{value}"),
-        Value::Ptr(p) => write!(out, "{p:#x}"),
+        Value::Ptr(p) => match places.find(*p) {
+            Some(place) => write!(out, "{p:#x} {place}"),
+            None => write!(out, "{p:#x}"),
+        },
         Value::Bytes(bytes) => write!(out, "{}", hex(bytes)),
         Value::Array(all) => {
             out.push('[');
@@ -69,14 +79,14 @@ fn put(out: &mut String, value: &Value) {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                put(out, v);
+                put(out, v, places);
             }
             out.push(']');
             Ok(())
         }
         Value::Struct(members) => {
             out.push('{');
-            put_members(out, members);
+            put_members(out, members, places);
             out.push('}');
             Ok(())
         }

@@ -22,6 +22,7 @@ use skep::subsystem::target;
 
 use crate::args::Trace;
 use crate::load::{Linker, object};
+use crate::places::Places;
 use crate::road::compile;
 use crate::{Failure, records, say, status as exit};
 use plan::Placement;
@@ -79,7 +80,6 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
         probes,
         missing: BTreeMap::new(),
         placed: HashSet::new(),
-        modules: Vec::new(),
         wait: args.wait,
         target: None,
     };
@@ -149,8 +149,6 @@ struct Tracing<'a> {
     missing: BTreeMap<u32, AttachError>,
     /// Links that were in place at least once.
     placed: HashSet<u32>,
-    /// The executable mappings when it was last looked for symbols.
-    modules: Vec<String>,
     wait: bool,
     target: Option<Target>,
 }
@@ -207,7 +205,7 @@ impl Tracing<'_> {
     }
 
     fn request(&mut self, pid: u32) -> Result<Attached, AttachError> {
-        self.modules = modules(pid);
+        self.report.places = Places::of(pid);
         let request = target::request(self.session, pid, PROC_INDEX, self.probes.clone());
         self.injector.attach(&request)
     }
@@ -292,6 +290,7 @@ impl Tracing<'_> {
                 retry = Instant::now();
             }
             if misses.elapsed() >= MISSES {
+                self.look_at_code();
                 self.report.misses(self.session)?;
                 self.report.out.flush()?;
                 misses = Instant::now();
@@ -352,7 +351,7 @@ impl Tracing<'_> {
                             say(format_args!("note: {line}; waiting for the next program that it executes"));
                         }
                     }
-                    self.modules = modules(pid);
+                    self.report.places = Places::of(pid);
                     self.go(pid)?;
                 }
                 InjectorEvent::Exec { .. } => {
@@ -381,7 +380,8 @@ impl Tracing<'_> {
     /// in. What is called meanwhile is not seen.
     fn look_again(&mut self) -> Result<(), Failure> {
         let Some(pid) = self.target.as_ref().map(Target::pid) else { return Ok(()) };
-        if modules(pid) == self.modules {
+        let places = Places::of(pid);
+        if places.is_empty() || places == self.report.places {
             return Ok(());
         }
         self.detach();
@@ -396,6 +396,16 @@ impl Tracing<'_> {
             // Its end is noticed elsewhere.
             Err(AttachError::NoSuchProcess { .. } | AttachError::Exited { .. }) => Ok(()),
             Err(error) => Err(Failure::input(error)),
+        }
+    }
+
+    /// Notes where the process's code is, as long as it can be seen.
+    fn look_at_code(&mut self) {
+        let Some(pid) = self.target.as_ref().map(Target::pid) else { return };
+        let places = Places::of(pid);
+        // While symbols are awaited, what is known is what was looked through.
+        if !places.is_empty() && !(self.wait && !self.missing.is_empty()) {
+            self.report.places = places;
         }
     }
 
@@ -420,6 +430,7 @@ impl Tracing<'_> {
             self.detach();
         }
         self.status.clear();
+        self.look_at_code();
         let ending = self.ending(end)?;
         if ending.is_some() {
             self.session.sweep(PROC_INDEX);
@@ -445,6 +456,8 @@ impl Tracing<'_> {
     /// How the process ended, if it did.
     fn ending(&mut self, end: &End) -> Result<Option<Ending>, Failure> {
         let gone = matches!(end, End::Target);
+        // The signal that ended the trace may have been for both.
+        let patience = if gone { PATIENCE } else { QUIESCE };
         match &mut self.target {
             Some(Target::Process { pid, .. }) if gone => {
                 say(format_args!("process {pid} has ended"));
@@ -454,7 +467,7 @@ impl Tracing<'_> {
                 let start = Instant::now();
                 let status = loop {
                     match held.try_wait().map_err(Failure::input)? {
-                        None if gone && start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
+                        None if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(1)),
                         status => break status,
                     }
                 };
@@ -470,17 +483,6 @@ impl Tracing<'_> {
             _ => Ok(None),
         }
     }
-}
-
-/// The files that a process has mapped executable.
-fn modules(pid: u32) -> Vec<String> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let executable = maps.lines().filter(|l| l.split(' ').nth(1).is_some_and(|p| p.contains('x')));
-    let mut files: Vec<String> =
-        executable.filter_map(|l| l.find('/').and_then(|at| l.get(at..))).map(str::to_owned).collect();
-    files.sort_unstable();
-    files.dedup();
-    files
 }
 
 fn ending(status: ExitStatus) -> Ending {

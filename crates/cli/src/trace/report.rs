@@ -9,6 +9,7 @@ use skep::subsystem::session::{Counts, Link, Session};
 
 use crate::json::{Field, Line};
 use crate::out::{Out, OutError};
+use crate::places::Places;
 use crate::value::{self, Typed};
 use crate::{maps, say};
 
@@ -30,12 +31,14 @@ pub struct Report<'a> {
     records: Vec<Option<u32>>,
     /// The traced process.
     pub pid: u32,
+    /// Its code, when it was last looked at.
+    pub places: Places,
     reported: Vec<Counts>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(json: bool, btf: Option<&'a Btf>, records: Vec<Option<u32>>) -> Report<'a> {
-        Report { out: Out::stdout(), json, btf, records, pid: 0, reported: Vec::new() }
+        Report { out: Out::stdout(), json, btf, records, pid: 0, places: Places::default(), reported: Vec::new() }
     }
 
     /// A probe is in place.
@@ -199,7 +202,7 @@ impl<'a> Report<'a> {
         for map in session.maps().flatten() {
             match self.json {
                 true => maps::print_json(&mut self.out, map, self.btf, time_ns)?,
-                false => maps::print_text(&mut self.out, map, self.btf)?,
+                false => maps::print_text(&mut self.out, map, self.btf, &self.places)?,
             }
         }
         Ok(())
