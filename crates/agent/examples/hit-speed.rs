@@ -26,6 +26,8 @@ fn measure(world: &World) -> f64 {
 fn main() {
     let ret0 = vec![insn(0xb7, 0, 0, 0, 0), insn(0x95, 0, 0, 0, 0)];
     let count = counting(0);
+    let calling = |id| vec![insn(0x85, 0, 0, 0, id), insn(0xb7, 0, 0, 0, 0), insn(0x95, 0, 0, 0, 0)];
+    let (ktime, pid_tgid) = (calling(5), calling(14));
     let kinds: [(&str, &[u32]); 3] = [
         ("entry", &[link_kind::ENTRY]),
         ("return", &[link_kind::RETURN]),
@@ -37,6 +39,10 @@ fn main() {
             let what = format!("{name}: {kind}");
             println!("{what:34} {:7.1} ns", measure(&World::new(&[percpu()], &links, 64)));
         }
+    }
+    for (program, name) in [(&ktime, "ktime_get_ns"), (&pid_tgid, "get_current_pid_tgid")] {
+        let what = format!("{name}: entry");
+        println!("{what:34} {:7.1} ns", measure(&World::new(&[], &[(&program[..], link_kind::ENTRY)], 1)));
     }
     let world = World::new(&[], &[(&ret0, link_kind::ENTRY)], 1);
     world.session.control().enable.store(OWNER_DIED, std::sync::atomic::Ordering::Relaxed);

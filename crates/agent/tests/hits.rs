@@ -9,7 +9,9 @@ use std::sync::{Mutex, OnceLock};
 use skep_ebpf::Insn;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, PtRegs, map_flags};
-use skep_runtime::session::{HitFn, RetEntry, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind, owner_word};
+use skep_runtime::session::{
+    HitFn, RetEntry, RetHead, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind, owner_word,
+};
 use world::support::SLOTS;
 use world::{STUBS, THREADS, World, blob, counting, insn, percpu, total};
 
@@ -234,7 +236,7 @@ fn stack_flags_and_errors() {
     for (size, flags, expect) in
         [(64, 0, 8i64), (64, 256, 8), (64, 1, -14), (63, 0, -22), (64, 512, -22), (64, 256 + 2048, 32), (8, 0, 8)]
     {
-        let world = World::new(&[out.clone()], &[(&storing(67, size, flags), link_kind::ENTRY)], 1);
+        let world = World::new(std::slice::from_ref(&out), &[(&storing(67, size, flags), link_kind::ENTRY)], 1);
         world.call();
         let seen = words(&world);
         assert_eq!(seen[0] as i64, expect, "size {size}, flags {flags:#x}");
@@ -251,10 +253,33 @@ fn stack_flags_and_errors() {
 fn programs_know_their_link_and_place() {
     let out = MapDef { flags: map_flags::MMAPABLE, ..MapDef::new("out", MapType::Array, 4, 136, 1) };
     for (id, expect) in [(173, 0x40_1000), (174, 100)] {
-        let world = World::new(&[out.clone()], &[(&storing(id, 0, 0), link_kind::ENTRY)], 1);
+        let world = World::new(std::slice::from_ref(&out), &[(&storing(id, 0, 0), link_kind::ENTRY)], 1);
         world.call();
         assert_eq!(words(&world)[0], expect, "helper {id}");
     }
+}
+
+#[test]
+fn clocks_are_those_of_the_system() {
+    const KTIME_GET_NS: i32 = 5;
+    let out = MapDef { flags: map_flags::MMAPABLE, ..MapDef::new("out", MapType::Array, 4, 136, 1) };
+    let world = World::new(&[out], &[(&storing(KTIME_GET_NS, 0, 0), link_kind::ENTRY)], 1);
+    let now = || {
+        let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes the timespec.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut ts) };
+        ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+    };
+    // First by system call or on the way to the vDSO, then by what was found.
+    for _ in 0..3 {
+        let before = now();
+        world.call();
+        assert!((before..=now()).contains(&words(&world)[0]));
+    }
+    // SAFETY: the table of this world.
+    let clock = unsafe { (*(world.proc.ret_head as *const RetHead)).clock.load(Ordering::Relaxed) };
+    println!("clock function at {clock:#x}");
+    assert_ne!(clock, 0);
 }
 
 /// Counts calls in the handler of [`signals_during_programs`].

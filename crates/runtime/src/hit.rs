@@ -17,7 +17,7 @@ use skep_ebpf::uapi::PtRegs;
 use crate::env::{Env, SlotArea};
 use crate::session::{Link, LinkCount, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_kind, link_state};
 use crate::thread::{self, Refusal};
-use crate::{interp, ret_entry, sys};
+use crate::{clock, interp, ret_entry, sys};
 
 /// A probed place is reached; see [`HitFn`](crate::session::HitFn).
 ///
@@ -199,7 +199,8 @@ unsafe fn sample(env: &Env, ip: u64, func: u64, retval: u64) -> bool {
     let record = SampleRecord {
         link: env.link,
         slot: env.slot,
-        time_ns: sys::clock_ns(sys::clock::MONOTONIC),
+        // SAFETY: the block of this process.
+        time_ns: unsafe { clock::monotonic(env.proc) },
         pid: sys::getpid(),
         tid: sys::gettid(),
         ip,

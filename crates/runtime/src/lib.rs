@@ -4,6 +4,7 @@
 //! allocate, block, panic or call libc.
 #![cfg_attr(not(feature = "control"), no_std)]
 
+mod clock;
 pub mod env;
 mod format;
 pub mod helpers;

@@ -291,6 +291,8 @@ pub struct RetHead {
     pub sweep: AtomicU32,
     /// Entries below this one have been handed out at least once; the rest is free and not on the list.
     pub fresh: AtomicU32,
+    /// Address of the vDSO's clock function: 0 before it was looked for, 1 if there is none.
+    pub clock: AtomicU64,
 }
 
 /// Distance between return stubs in bytes.

@@ -15,6 +15,7 @@ const CLOCK_GETTIME: usize = 228;
 const PROCESS_VM_READV: usize = 310;
 
 const PR_GET_NAME: usize = 16;
+const PR_GET_AUXV: usize = 0x4155_5856;
 const FUTEX_WAKE: usize = 1;
 
 /// Clocks of [`clock_ns`].
@@ -85,6 +86,14 @@ pub(crate) fn comm() -> [u8; 16] {
     // SAFETY: the call writes 16 bytes.
     unsafe { call(PRCTL, PR_GET_NAME, name.as_mut_ptr() as usize, 0) };
     name
+}
+
+/// The auxiliary vector of the process; returns how many entries there are. None before Linux 6.4.
+pub(crate) fn auxv(entries: &mut [[u64; 2]]) -> Option<usize> {
+    let size = size_of_val(entries);
+    // SAFETY: the call writes at most `size` bytes.
+    let ret = unsafe { call(PRCTL, PR_GET_AUXV, entries.as_mut_ptr() as usize, size) };
+    usize::try_from(ret).ok().map(|bytes| (bytes / 16).min(entries.len()))
 }
 
 /// Reads memory of this process; returns the bytes read, or a negative errno if the first was not readable.

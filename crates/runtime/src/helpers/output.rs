@@ -5,8 +5,7 @@ use skep_ebpf::uapi::F_INDEX_MASK;
 use skep_maps::{MapRef, Part, Sample};
 
 use crate::env::{Env, RESERVED, Reservation};
-use crate::sys::{self, clock};
-use crate::{packet, session};
+use crate::{clock, packet, session, sys};
 
 /// Where the length of packet data that is to be appended stands in the flags of `perf_event_output`.
 const CTX_LEN_MASK: u64 = 0xf_ffff << 32;
@@ -111,7 +110,9 @@ pub(super) unsafe fn perf_event_output(env: &mut Env, ctx: u64, map: u64, flags:
     }
     // SAFETY: the registers are those of the probe.
     let ip = if env.regs.is_null() { 0 } else { unsafe { (*env.regs).rip } };
-    let sample = Sample { ip, pid: sys::getpid(), tid: sys::gettid(), time: sys::clock_ns(clock::MONOTONIC) };
+    // SAFETY: the environment's block is that of this process, or null.
+    let time = unsafe { clock::monotonic(env.proc) };
+    let sample = Sample { ip, pid: sys::getpid(), tid: sys::gettid(), time };
     // SAFETY: the caller's promise.
     unsafe {
         emit(env, map, flags & F_INDEX_MASK, &sample, [Part { ptr: data as *const u8, len: size as usize }, tail])
@@ -143,7 +144,7 @@ pub(super) unsafe fn printk(env: &Env, record: *mut session::PrintkRecord, len: 
         record.write_unaligned(session::PrintkRecord {
             link: env.link,
             len: len as u32,
-            time_ns: sys::clock_ns(clock::MONOTONIC),
+            time_ns: clock::monotonic(env.proc),
             pid: sys::getpid(),
             tid: sys::gettid(),
         });

@@ -4,9 +4,10 @@ use crate::env::Env;
 use crate::sys::{self, clock};
 
 /// # Safety
-/// None; as all rows of the table.
-pub(super) unsafe fn ktime_get_ns(_: &mut Env) -> u64 {
-    sys::clock_ns(clock::MONOTONIC)
+/// As all rows of the table: `env` is the running program's.
+pub(super) unsafe fn ktime_get_ns(env: &mut Env) -> u64 {
+    // SAFETY: the environment's block is that of this process, or null.
+    unsafe { crate::clock::monotonic(env.proc) }
 }
 
 /// # Safety
