@@ -343,11 +343,14 @@ fn aliases_and_tiny_functions() -> Outcome {
             symbol(2, ProbeKind::Return, "alias"),
             symbol(3, ProbeKind::Entry, "many"),
             symbol(4, ProbeKind::Return, "many"),
+            symbol(5, ProbeKind::Entry, "caller"),
+            symbol(6, ProbeKind::Return, "caller"),
+            symbol(7, ProbeKind::Return, "tiny"),
         ];
         let (session, places) = attach(&target, &probes)?;
         equal("one place", places[0].address, places[1].address)?;
         equal("answer", target.ask("alias 777")?, "alias".to_owned())?;
-        equal("hits", [0, 1, 2].map(|link| session.arenas.hits(link)), [777; 3])?;
+        equal("hits", [0, 1, 2, 5, 6, 7].map(|link| session.arenas.hits(link)), [777; 6])?;
         equal("answer", target.ask("run 1 1600")?, format!("sum {}", checksum(1, 1600)))?;
         equal("hits", [3, 4].map(|link| session.arenas.hits(link)), [100; 2])?;
         equal("exit status", target.end()?, Some(5))?;

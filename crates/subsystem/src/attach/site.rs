@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock, Mnemonic,
-    OpKind,
+    BlockEncoder, BlockEncoderOptions, BlockEncoderResult, Code, Decoder, DecoderOptions, FlowControl, Instruction,
+    InstructionBlock, Mnemonic, OpKind, Register,
 };
 
 /// Bytes of a `jmp rel32`.
@@ -117,6 +117,8 @@ fn take(function: &Function, insns: &[Instruction], address: u64) -> Result<(Vec
                 }
                 return Ok((taken, len));
             }
+            // A call is five bytes or ends the window: its return address is behind the window, where it stays.
+            FlowControl::Call | FlowControl::IndirectCall if last && is_movable_call(insn) => {}
             FlowControl::Call | FlowControl::IndirectCall => {
                 return no_jump(format!("a {:?} is among its first instructions", insn.mnemonic()));
             }
@@ -135,6 +137,25 @@ fn take(function: &Function, insns: &[Instruction], address: u64) -> Result<(Vec
         true => Ok((taken, len)),
         false => no_jump(format!("only {len} bytes of the function follow")),
     }
+}
+
+/// Can a call be made from elsewhere as if from here: by pushing the return address and jumping?
+fn is_movable_call(insn: &Instruction) -> bool {
+    match insn.code() {
+        Code::Call_rel32_64 => true,
+        // What it reads must not move with the push.
+        Code::Call_rm64 => insn.memory_base() != Register::RSP && insn.op0_register() != Register::RSP,
+        _ => false,
+    }
+}
+
+/// Pushes a return address and nothing else: flags and registers stay.
+fn push(address: u64) -> Vec<u8> {
+    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+    let mut code = vec![0x48, 0x8d, 0x64, 0x24, 0xf8]; // lea rsp, [rsp-8]
+    code.extend([0xc7, 0x04, 0x24, a, b, c, d]); // mov dword [rsp], low
+    code.extend([0xc7, 0x44, 0x24, 0x04, e, f, g, h]); // mov dword [rsp+4], high
+    code
 }
 
 /// Is the room that a jump needs behind a function's last instruction only padding?
@@ -212,22 +233,40 @@ impl Window {
 
     /// Makes the copy that runs at `at`.
     pub fn copy_to(&self, at: u64) -> Result<BodyCopy, String> {
-        let block = InstructionBlock::new(&self.insns, at);
-        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)
-            .map_err(|e| e.to_string())?;
-        let mut code = encoded.code_buffer;
+        let (plain, call) = match self.insns.split_last() {
+            Some((last, before)) if is_movable_call(last) => (before, Some(last)),
+            _ => (&self.insns[..], None),
+        };
         let mut moves = Vec::new();
-        for (insn, &offset) in self.insns.iter().zip(&encoded.new_instruction_offsets).skip(1) {
-            // u32::MAX marks an instruction that was rewritten so that it has no single new place.
-            if offset == u32::MAX {
-                return Err(format!("`{:?}` cannot move", insn.mnemonic()));
+        let mut code = Vec::new();
+        if !plain.is_empty() {
+            let encoded = encode(plain, at)?;
+            for (insn, &offset) in plain.iter().zip(&encoded.new_instruction_offsets) {
+                // u32::MAX marks an instruction that was rewritten so that it has no single new place.
+                if offset == u32::MAX {
+                    return Err(format!("`{:?}` cannot move", insn.mnemonic()));
+                }
+                moves.push((insn.ip(), at + u64::from(offset)));
             }
-            moves.push((insn.ip(), at + u64::from(offset)));
+            code = encoded.code_buffer;
         }
+        if let Some(call) = call {
+            moves.push((call.ip(), at + code.len() as u64));
+            code.extend(push(call.next_ip()));
+            let mut jump = *call;
+            jump.set_code(if call.code() == Code::Call_rm64 { Code::Jmp_rm64 } else { Code::Jmp_rel32_64 });
+            let encoded = encode(&[jump], at + code.len() as u64)?;
+            code.extend(encoded.code_buffer);
+        }
+        moves.retain(|(from, _)| *from != self.address);
         if self.insns.last().is_none_or(|last| {
             !matches!(
                 last.flow_control(),
-                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
+                FlowControl::UnconditionalBranch
+                    | FlowControl::IndirectBranch
+                    | FlowControl::Return
+                    | FlowControl::Call
+                    | FlowControl::IndirectCall
             )
         }) {
             let back = jump(at + code.len() as u64, self.address + self.len).ok_or("the copy is too far away")?;
@@ -243,6 +282,11 @@ impl Window {
             false => branch_target(insn),
         })
     }
+}
+
+fn encode(insns: &[Instruction], at: u64) -> Result<BlockEncoderResult, String> {
+    let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    BlockEncoder::encode(64, InstructionBlock::new(insns, at), options).map_err(|e| e.to_string())
 }
 
 /// A `jmp rel32` at `from` to `to`; `None` if that is too far.
@@ -326,9 +370,31 @@ mod tests {
         assert_eq!(window(&function(&text, 10), 0).unwrap().len, 7);
         // lea rax,[rip-7]: its own start
         assert!(reason(&[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xc3], 8, 0).contains("refers to them"));
-        // call as a first instruction
-        assert!(reason(&[0xe8, 0, 0, 0, 0, 0xc3], 6, 0).contains("Call"));
         assert!(reason(&[0xcc, 0x48, 0x89, 0xe5, 0x90, 0xc3], 6, 0).contains("breakpoint"));
+    }
+
+    #[test]
+    fn calls_keep_their_return_address() {
+        // sub rsp,8; call +0x100; add rsp,8; ret
+        let text = [0x48, 0x83, 0xec, 0x08, 0xe8, 0x00, 0x01, 0x00, 0x00, 0x48, 0x83, 0xc4, 0x08, 0xc3];
+        let w = window(&function(&text, 14), 0).unwrap();
+        assert_eq!(w.len, 9);
+        let copy = w.copy_to(0x7100_0000).unwrap();
+        assert_eq!(copy.moves, [(0x7000_0004, 0x7100_0004)]);
+        let insns: Vec<_> = Decoder::with_ip(64, &copy.code, 0x7100_0000, 0).into_iter().collect();
+        assert_eq!(insns.len(), 5);
+        assert_eq!((insns[2].immediate32(), insns[3].immediate32()), (0x7000_0009, 0));
+        assert_eq!((insns[4].mnemonic(), insns[4].near_branch_target()), (Mnemonic::Jmp, 0x7000_0109));
+
+        // call [rip+0x10]; ret, as the first instruction
+        let w = window(&function(&[0xff, 0x15, 0x10, 0, 0, 0, 0xc3], 7), 0).unwrap();
+        let copy = w.copy_to(0x7100_0000).unwrap();
+        let last = Decoder::with_ip(64, &copy.code, 0x7100_0000, 0).into_iter().last().unwrap();
+        assert_eq!((last.code(), last.ip_rel_memory_address()), (Code::Jmp_rm64, 0x7000_0016));
+        assert!(copy.moves.is_empty());
+
+        // call [rsp+8]
+        assert!(reason(&[0xff, 0x54, 0x24, 0x08, 0x90, 0xc3], 6, 0).contains("Call"));
     }
 
     #[test]

@@ -40,6 +40,12 @@ NOINLINE struct big many(long a, long b, long c, long d, long e, long f, long g,
 	return r;
 }
 
+/* Begins with a call: sub rsp,8; call tiny. */
+NOINLINE long caller(void)
+{
+	return tiny() + 1;
+}
+
 static volatile int stop;
 static volatile long ticks;
 static long calls;
@@ -121,8 +127,11 @@ int main(void)
 			printf("deep %ld\n", deep(count));
 		} else if (sscanf(line, "alias %ld", &count) == 1) {
 			volatile double sink;
-			for (long i = 0; i < count; i++)
+			for (long i = 0; i < count; i++) {
 				sink = alias(i, 1);
+				if (caller() != 8)
+					abort();
+			}
 			(void)sink;
 			puts("alias");
 		} else if (!strcmp(line, "fork\n")) {
