@@ -10,6 +10,7 @@ use crate::cfg::Cfg;
 use crate::check_call::Global;
 use crate::fail::{Check, Failure, invalid};
 use crate::liveness::Liveness;
+use crate::log::Log;
 use crate::map_facts::MapFacts;
 use crate::precision::Backtrack;
 use crate::prune::Explored;
@@ -83,6 +84,7 @@ pub(crate) struct Env<'p> {
     /// Lowest and highest byte of the context that is read, when anything is.
     pub ctx_reads: Vec<(u32, u32)>,
     pub helpers: Vec<u32>,
+    pub log: Log,
 }
 
 impl<'p> Env<'p> {
@@ -110,6 +112,7 @@ impl<'p> Env<'p> {
             stats: Stats::default(),
             ctx_reads: Vec::new(),
             helpers: Vec::new(),
+            log: Log::default(),
             cfg,
         }
     }
@@ -190,13 +193,20 @@ impl<'p> Env<'p> {
                     "the paths of the program are more than {} instructions long",
                     self.options.profile.max_processed
                 ),
-            ));
+            )
+            .at(self.prev));
         }
         self.step_open = false;
         self.written = 0;
         self.state.last_insn = self.prev;
         let point = self.cfg.points[self.insn];
+        if self.options.log {
+            self.log.state(self.insn, &self.state);
+        }
         if point.prune && self.visit()? {
+            if self.options.log {
+                self.log.note(&format!("{}: safe", self.insn));
+            }
             return Ok(Next::Done);
         }
         if point.jump {

@@ -21,10 +21,10 @@ pub(crate) fn check_exceptions(prog: &Program) -> Check {
 
 /// Finds the global functions and what they take.
 pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -> Check {
-    let Some(btf) = prog.btf.as_deref() else { return Ok(()) };
-    if prog.func_info.is_empty() {
-        return Ok(());
-    }
+    let btf = match prog.btf.as_deref() {
+        Some(btf) if !prog.func_info.is_empty() => btf,
+        _ => return check_untyped(cfg),
+    };
     let starts = prog.func_info.iter().map(|f| f.insn as usize);
     if !starts.eq(cfg.functions.iter().map(|f| f.start)) {
         return invalid!(
@@ -56,6 +56,18 @@ pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -
         if info.insn != 0 && *linkage == Linkage::Global {
             facts.global = Some(prototype(prog, btf, info.type_id, *proto));
         }
+    }
+    Ok(())
+}
+
+/// Without types nothing says that a function returns a number, as these must.
+fn check_untyped(cfg: &Cfg) -> Check {
+    if cfg.functions.iter().skip(1).any(|f| f.tail_calls || f.loads_packet) {
+        return invalid!(
+            SubprogramReturn,
+            "a function that tail-calls or loads packet data needs BTF that says that it returns a number"
+        )
+        .map_err(|f: Box<crate::fail::Failure>| f.whole());
     }
     Ok(())
 }

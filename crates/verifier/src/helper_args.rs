@@ -321,7 +321,7 @@ impl Env<'_> {
         let text = usize::try_from(off).ok().and_then(|o| data.get(o..));
         match text {
             Some(t) if t.contains(&0) => Ok(()),
-            _ => denied!(ConstantString, "the string in r{r} of bpf_{} is not terminated", h.name),
+            _ => invalid!(ConstantString, "the string in r{r} of bpf_{} is not terminated", h.name),
         }
     }
 }

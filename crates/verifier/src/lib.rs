@@ -20,6 +20,7 @@ mod fail;
 mod globals;
 mod helper_args;
 mod liveness;
+mod log;
 mod map_facts;
 mod map_helpers;
 mod precision;
@@ -56,6 +57,8 @@ pub struct Options {
     pub profile: KernelProfile,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
+    /// Keep a trace of the states before each instruction.
+    pub log: bool,
 }
 
 /// What the work was.
@@ -98,6 +101,7 @@ pub struct Verified {
     helpers: Vec<u32>,
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
+    log: String,
 }
 
 impl Verified {
@@ -129,6 +133,11 @@ impl Verified {
     /// Indices of the maps that are used, sorted.
     pub fn maps(&self) -> &[u32] {
         &self.maps
+    }
+
+    /// The trace of states, if it was asked for.
+    pub fn log(&self) -> &str {
+        &self.log
     }
 
     /// Parts of the context that are read: first byte and the one behind the last, sorted.
@@ -164,6 +173,8 @@ pub struct Rejection {
     pub insns_processed: u64,
     /// The source line of the instruction.
     pub line: Option<LineInfo>,
+    /// The trace of states, if it was asked for.
+    pub log: String,
 }
 
 fn at(insn: &Option<u32>) -> String {
@@ -172,30 +183,40 @@ fn at(insn: &Option<u32>) -> String {
 
 /// Verifies a program.
 pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejection>> {
-    let mut progress = (Stats::default(), 0usize);
+    let mut progress = Progress::default();
     match check(&program, options, &mut progress) {
         Ok(parts) => Ok(Verified {
             insns: parts.insns,
             subprogs: parts.subprogs,
-            stats: progress.0,
+            stats: progress.stats,
             helpers: parts.helpers,
             maps: parts.maps,
             ctx_reads: parts.ctx_reads,
+            log: progress.log,
             program,
         }),
         Err(f) => {
-            let insn = if f.whole_program { None } else { Some(f.insn.unwrap_or(progress.1) as u32) };
+            let insn = if f.whole_program { None } else { Some(f.insn.unwrap_or(progress.insn) as u32) };
             Err(Box::new(Rejection {
                 outcome: if f.unsupported { Outcome::Unsupported } else { Outcome::Rejected },
                 errno: f.errno,
                 insn,
                 reason: f.reason.id(),
                 message: f.message,
-                insns_processed: progress.0.insns_processed,
+                insns_processed: progress.stats.insns_processed,
                 line: insn.and_then(|n| program.line_of(n as usize)).cloned(),
+                log: progress.log,
             }))
         }
     }
+}
+
+/// How far the work got, for those who fail as well.
+#[derive(Default)]
+struct Progress {
+    stats: Stats,
+    insn: usize,
+    log: String,
 }
 
 struct Parts {
@@ -206,7 +227,7 @@ struct Parts {
     ctx_reads: Vec<(u32, u32)>,
 }
 
-fn check(program: &Program, options: &Options, progress: &mut (Stats, usize)) -> Check<Parts> {
+fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check<Parts> {
     check_program(program, options).map_err(|f| f.whole())?;
     let mut options = options.clone();
     options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
@@ -216,7 +237,7 @@ fn check(program: &Program, options: &Options, progress: &mut (Stats, usize)) ->
     map_facts::check_references(program, &maps)?;
     let mut env = Env::new(program, &options, cfg, maps);
     let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());
-    *progress = (env.stats, env.insn);
+    *progress = Progress { stats: env.stats, insn: env.insn, log: std::mem::take(&mut env.log.text) };
     result?;
 
     let reachable = |start: usize| env.facts.get(start).is_some_and(|f| f.seen);

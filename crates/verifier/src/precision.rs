@@ -100,6 +100,10 @@ impl Walk<'_> {
     /// Undoes one instruction; `later` is the one that ran after it.
     fn undo(&self, want: &mut Backtrack, at: usize, later: Option<usize>, step: Option<&Step>) -> Result<(), Lost> {
         let Some(&i) = self.insns.get(at) else { return Err(Lost) };
+        // The second half of a 64-bit immediate is no instruction.
+        if i.code == 0 {
+            return Ok(());
+        }
         want.sync_linked(step);
         self.undo_insn(want, at, later, i, step)?;
         want.sync_linked(step);

@@ -1,0 +1,71 @@
+//! Random programs, judged here and by the live kernel: nothing that it rejects may be accepted.
+//!
+//! `SKEP_FUZZ` is the number of programs (default 1000), `SKEP_SEED` the first seed; `SKEP_FUZZ_LOG` prints the
+//! kernel's log. Needs `bpf(2)`; skipped without.
+
+#[path = "differential/generator.rs"]
+mod generator;
+mod kernel;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_ebpf::program::MapDef;
+use skep_verifier::{Options, Outcome, verify};
+
+fn env(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}
+
+/// The kernel's last word in its log.
+fn complaint(log: &str) -> &str {
+    log.lines().rev().find(|l| !l.starts_with("processed") && !l.trim().is_empty()).unwrap_or("")
+}
+
+#[test]
+fn agrees_with_the_live_kernel() {
+    if !kernel::available() {
+        return;
+    }
+    let maps: Arc<[MapDef]> = generator::maps().into();
+    let Some(fds) = kernel::maps(&maps) else {
+        eprintln!("skipped: the maps cannot be made here");
+        return;
+    };
+    let (count, seed) = (env("SKEP_FUZZ", 1000), env("SKEP_SEED", 1));
+    let show = env("SKEP_FUZZ_SHOW", 3);
+    let (mut both_accept, mut both_reject, mut unsupported) = (0u64, 0u64, 0u64);
+    let mut wrong_accepts: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut wrong_rejects: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for n in seed..seed + count {
+        let mut rng = generator::Rng(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let program = generator::program(&mut rng, &maps);
+        let Some(answer) = kernel::load_with(&program, &fds, 0) else { continue };
+        let again = || kernel::load_with(&program, &fds, 1).map_or(String::new(), |a| complaint(&a.log).to_owned());
+        if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
+            let log = kernel::load_with(&program, &fds, 2).map_or(String::new(), |a| a.log);
+            let ours = match verify(program.clone(), &Options { log: true, ..Options::default() }) {
+                Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
+                Err(r) => format!("{}\n{} {r}", r.log, r.reason),
+            };
+            println!("{n} {:?} flags {}\n{log}\nhere:\n{ours}", program.prog_type, program.flags);
+        }
+        match (verify(program.clone(), &Options::default()), answer.errno) {
+            (Ok(_), 0) => both_accept += 1,
+            // Refused after verification: not what is compared here.
+            (Ok(_), _) if again().is_empty() => both_accept += 1,
+            (Ok(_), _) => wrong_accepts.entry(again()).or_default().push(n),
+            (Err(r), _) if r.outcome == Outcome::Unsupported => unsupported += 1,
+            (Err(r), 0) => wrong_rejects.entry(format!("{}: {}", r.reason, r.message)).or_default().push(n),
+            (Err(_), _) => both_reject += 1,
+        }
+    }
+    println!("{count} programs: {both_accept} accepted, {both_reject} rejected by both, {unsupported} unsupported");
+    for (what, of) in [("wrong accepts", &wrong_accepts), ("wrong rejects", &wrong_rejects)] {
+        println!("{what}: {}", of.values().map(Vec::len).sum::<usize>());
+        for (why, seeds) in of {
+            println!("  {:>5} {why}  seeds {:?}", seeds.len(), &seeds[..seeds.len().min(show as usize)]);
+        }
+    }
+    assert!(wrong_accepts.is_empty(), "accepted here, rejected by the kernel");
+}
