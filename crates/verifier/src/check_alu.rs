@@ -39,9 +39,17 @@ impl Env<'_> {
                         "the byte swap uses fields that must be zero, or a width that does not exist"
                     );
                 }
-                self.read_reg(i.dst())?;
+                let value = *self.read_reg(i.dst())?;
                 self.may_write_reg(i.dst())?;
-                self.set_unknown(i.dst());
+                if value.is_scalar() {
+                    let reg = self.state.reg_mut(i.dst());
+                    // Little-endian is what the machine is: only `bswap` and `be` turn bytes around.
+                    reg.num.swap_bytes(i.imm as u32 / 8, swap64 || i.is_x());
+                    reg.unlink();
+                    settle(&mut reg.num);
+                } else {
+                    self.set_unknown(i.dst());
+                }
                 Ok(())
             }
             alu::MOV => self.check_mov(i, is32),

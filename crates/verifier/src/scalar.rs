@@ -276,6 +276,20 @@ impl Scalar {
         self.sync();
     }
 
+    /// Turns the low `bytes` (2, 4 or 8) bytes around if `swap`, and cuts to them.
+    pub fn swap_bytes(&mut self, bytes: u32, swap: bool) {
+        if swap {
+            // The order of bounds is lost, the bits are not.
+            self.bits = self.bits.swap_bytes(bytes);
+            self.forget_bounds();
+        }
+        if bytes < 8 {
+            self.truncate(bytes);
+        } else {
+            self.sync();
+        }
+    }
+
     /// Sign-extends the low `bytes` (1, 2 or 4) bytes to 64 bits.
     pub fn sext64(&mut self, bytes: u32) {
         let shift = 64 - bytes * 8;

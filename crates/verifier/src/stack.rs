@@ -171,7 +171,9 @@ impl Env<'_> {
                 kept_zero = true;
                 continue;
             }
-            s.reg = Reg::NOT_INIT;
+            if s.is_spill() {
+                s.scrub_spill();
+            }
             if zero && s.bytes[byte] == Byte::Zero {
                 kept_zero = true;
             } else {

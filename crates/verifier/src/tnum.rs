@@ -159,6 +159,12 @@ impl Tnum {
         Tnum { value: self.value & keep, mask: self.mask & keep }
     }
 
+    /// The low `bytes` (2, 4 or 8) bytes in opposite order, zero-extended.
+    pub const fn swap_bytes(self, bytes: u32) -> Tnum {
+        let shift = 64 - bytes * 8;
+        Tnum { value: self.value.swap_bytes() >> shift, mask: self.mask.swap_bytes() >> shift }
+    }
+
     /// The low half, zero-extended.
     pub const fn subreg(self) -> Tnum {
         self.cast(4)
