@@ -6,7 +6,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-__attribute__((noinline, noclone)) void probed(const void *p, uint64_t kind) { __asm__ volatile("" : : "r"(p), "r"(kind) : "memory"); }
+__attribute__((noinline, noclone)) uint64_t probed(const void *p, uint64_t kind) {
+	__asm__ volatile("" : "+r"(p), "+r"(kind) : : "memory");
+	return (uintptr_t)p * 31 + kind;
+}
 int main(int argc, char **argv) {
 	long n = argc > 1 ? atol(argv[1]) : 1000;
 	char *area = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -57,10 +57,12 @@ fn a_process_that_is_not_dumpable() {
 #[test]
 fn a_process_that_is_traced_already() {
     let target = Target::start(&build("quiet.c", &[]), &[]);
+    // SAFETY: gettid has no preconditions.
+    let me = format!("pid {}", unsafe { libc::gettid() });
     // SAFETY: seizes a child of this test; it is released when this thread ends.
     let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, target.pid() as i32, 0, 0) };
     assert_eq!(seized, 0, "{}", std::io::Error::last_os_error());
-    trace_pid(&object("test/count.bpf.o"), target.pid(), 2, &["traced", &std::process::id().to_string()]);
+    trace_pid(&object("test/count.bpf.o"), target.pid(), 2, &["traced", &me]);
     // SAFETY: as above.
     unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, target.pid() as i32, 0, 0) };
     let mut status = 0;
@@ -73,7 +75,7 @@ fn a_process_that_is_traced_already() {
 
 #[test]
 fn no_such_process() {
-    trace_pid(&object("test/count.bpf.o"), 4_194_300, 2, &["4194300", "no such process"]);
+    trace_pid(&object("test/count.bpf.o"), 4_194_300, 2, &["no process with pid 4194300"]);
 }
 
 #[test]

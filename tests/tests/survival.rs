@@ -86,7 +86,7 @@ fn text(pid: u32, address: u64) -> Vec<u8> {
 fn attach_and_detach_many_times_on_a_busy_process() {
     let cycles: usize = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let program = build("calls.c", &[]);
-    let mut target = Target::start(&program, &["4", "4000000000", "go"]);
+    let mut target = Target::start(&program, &["4", "400000000000000", "go"]);
     target.go();
     let mut before: Option<(u64, Vec<u8>)> = None;
     for _ in 0..cycles {
@@ -110,7 +110,7 @@ fn attach_and_detach_many_times_on_a_busy_process() {
 fn skep_is_killed_at_random_times() {
     let kills: u64 = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
     let program = build("calls.c", &[]);
-    let want = plain(&program, &["2", "60000", "pace"]);
+    let want = plain(&program, &["2", "1500000", "pace"]);
     let mut seed = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(std::process::id());
     let mut random = move |below: u64| {
         seed ^= seed << 13;
@@ -121,7 +121,7 @@ fn skep_is_killed_at_random_times() {
     let per_target = 30;
     let mut done_kills = 0;
     while done_kills < kills {
-        let mut target = Target::start(&program, &["2", "60000", "go", "pace"]);
+        let mut target = Target::start(&program, &["2", "1500000", "go", "pace"]);
         target.go();
         for _ in 0..per_target.min(kills - done_kills) {
             let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
@@ -164,7 +164,7 @@ fn after_a_kill_a_new_trace_counts_exactly() {
 #[test]
 fn the_target_is_killed() {
     let program = build("calls.c", &[]);
-    let mut target = Target::start(&program, &["2", "4000000000", "go"]);
+    let mut target = Target::start(&program, &["2", "400000000000000", "go"]);
     let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
     trace.attached(2);
     target.go();
