@@ -23,13 +23,14 @@ use skep_subsystem::spawn::Held;
 mod arenas;
 use arenas::Arenas;
 
+type Test = fn() -> Outcome;
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn main() {
     main_if_requested();
     kill_me_if_requested();
     let args = Arguments::from_args();
-    let tests: &[(&str, fn() -> Outcome)] = &[
+    let tests: &[(&str, Test)] = &[
         ("exact_counts", exact_counts),
         ("many_threads_running", many_threads_running),
         ("attach_detach_cycles", attach_detach_cycles),
@@ -44,6 +45,7 @@ fn main() {
         ("library_functions", library_functions),
         ("command_is_followed", command_is_followed),
         ("killed_controller", killed_controller),
+        ("killed_at_any_time", killed_at_any_time),
         ("refusals", refusals),
         ("stopped_process", stopped_process),
         ("every_function_of_python", every_function_of_python),
@@ -566,6 +568,36 @@ fn killed_controller() -> Outcome {
         equal("text", target.text(address), before)?;
         equal("hits", session.arenas.hits(0) > 0 && session.arenas.hits(1) > 0, true)?;
     }
+    equal("answer", target.ask("stop")?.starts_with("calls "), true)?;
+    equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
+    equal("exit status", target.end()?, Some(5))
+}
+
+/// The controller dies at some time between its start and the end of its attach; the injector undoes what there is.
+fn killed_at_any_time() -> Outcome {
+    let mut target = Target::start("calls")?;
+    target.ask("busy 3")?;
+    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().trim(), 16)?;
+    let before = target.text(address);
+    let kills = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let mut while_patched = 0;
+    for n in 0..kills {
+        let mut controller = Command::new(std::env::current_exe()?)
+            .env("SKEP_KILL_ME", target.pid().to_string())
+            .env("SKEP_AGENT", built("agent"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        std::thread::sleep(Duration::from_micros(n * 79_193 % 400_000));
+        while_patched += u32::from(target.text(address) != before);
+        controller.kill()?;
+        controller.wait()?;
+    }
+    equal("some in time", while_patched > 0, true)?;
+    // The last one's injector may be at work.
+    let (mut session, _) = attach(&target, &entry_and_return("probed"))?;
+    session.injector.detach(target.pid())?;
+    equal("text", target.text(address), before)?;
     equal("answer", target.ask("stop")?.starts_with("calls "), true)?;
     equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
     equal("exit status", target.end()?, Some(5))

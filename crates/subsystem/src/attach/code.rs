@@ -13,7 +13,6 @@ use skep_runtime::session::STUB_SIZE;
 
 /// Offset of fields in `pt_regs`, by the order of the pushes.
 const REGS: i32 = 168;
-const REG_RAX: i32 = 80;
 const REG_SP: i32 = 152;
 const REG_SS: i32 = 160;
 const XMM: i32 = 256;
@@ -204,7 +203,6 @@ mod tests {
     fn pt_regs_offsets() {
         use skep_ebpf::uapi::PtRegs;
         assert_eq!(size_of::<PtRegs>(), REGS as usize);
-        assert_eq!(std::mem::offset_of!(PtRegs, rax), REG_RAX as usize);
         assert_eq!(std::mem::offset_of!(PtRegs, rip), 128);
         assert_eq!(std::mem::offset_of!(PtRegs, rsp), REG_SP as usize);
         assert_eq!(std::mem::offset_of!(PtRegs, ss), REG_SS as usize);

@@ -68,7 +68,8 @@ mod tests {
         let maps = [map(exe.start, exe.end, "/bin/x"), map(exe.end + 0x1000, exe.end + 0x9000, "[heap]")];
         let at = find(&maps, &[], &exe, 5000).unwrap();
         assert!(at + 8192 <= exe.start && exe.start - at < 1 << 20, "{at:#x}");
-        let again = find(&maps, &[at..at + 8192], &exe, 5000).unwrap();
+        let taken = vec![at..at + 8192; 1];
+        let again = find(&maps, &taken, &exe, 5000).unwrap();
         assert!(again + 8192 <= at || again >= at + 8192);
 
         // A fixed executable has little below it, yet enough.

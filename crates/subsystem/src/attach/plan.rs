@@ -18,6 +18,9 @@ use super::world::World;
 
 /// Bytes that a site's code may take; trampolines begin at multiples of it.
 const SITE_CODE: u64 = 1024;
+/// Bytes that a copy takes at most: 19 of instructions, each grown to its longest form, and the jump back.
+const BODY_MAX: u64 = 256;
+const _: () = assert!(code::TRAMPOLINE_MAX + BODY_MAX <= SITE_CODE);
 
 /// A place to patch.
 pub struct PlannedSite {
@@ -204,7 +207,10 @@ impl Plan {
             for (site, n) in sites.into_iter().zip(0u64..) {
                 site.code = area + n * SITE_CODE;
                 match site.window.copy_to(site.body_address()) {
-                    Ok(body) => site.body = body,
+                    Ok(body) if body.code.len() as u64 <= BODY_MAX => site.body = body,
+                    Ok(_) => {
+                        failed.push((site.ip, AttachError::NoRoom { module: module.path.clone(), bytes: SITE_CODE }))
+                    }
                     Err(reason) => {
                         let symbol = site.symbol.clone();
                         let module = module.path.clone();

@@ -164,16 +164,12 @@ impl Auxv {
 
 /// Keys of the auxiliary vector.
 pub mod at {
-    /// Address of the program headers.
-    pub const PHDR: u64 = 3;
     /// Address of the dynamic linker, 0 if there is none.
     pub const BASE: u64 = 7;
     /// Address of the executable's entry.
     pub const ENTRY: u64 = 9;
     /// Processor features; bit 1: `rdfsbase`.
     pub const HWCAP2: u64 = 26;
-    /// Address of the vdso.
-    pub const SYSINFO_EHDR: u64 = 33;
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl<'w> Remote<'w> {
     }
 
     /// Runs the thread to its next syscall stop, and returns its registers there.
-    fn to_syscall(&mut self, deadline: Instant, others: bool) -> Result<Regs, AttachError> {
+    fn run_to_syscall(&mut self, deadline: Instant, others: bool) -> Result<Regs, AttachError> {
         let pid = self.world.pid;
         let lost = |_: io::Error| AttachError::Exited { pid };
         ptrace::cont_to_syscall(self.tid).map_err(lost)?;
@@ -106,8 +106,8 @@ impl<'w> Remote<'w> {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         ptrace::set_regs(self.tid, &regs).map_err(lost)?;
         let deadline = Instant::now() + CALL_PATIENCE;
-        self.to_syscall(deadline, false)?;
-        let result = self.to_syscall(deadline, false)?.rax;
+        self.run_to_syscall(deadline, false)?;
+        let result = self.run_to_syscall(deadline, false)?.rax;
         match result.cast_signed() {
             errno @ -4095..=-1 => {
                 Err(AttachError::Remote { pid, call: name.to_owned(), errno: errno_text((-errno) as i32) })
@@ -137,13 +137,13 @@ impl<'w> Remote<'w> {
         }
         let deadline = Instant::now() + FUNCTION_PATIENCE;
         let result = loop {
-            match self.to_syscall(deadline, others) {
+            match self.run_to_syscall(deadline, others) {
                 Ok(mut regs) if regs.rip == self.gate.wrapping_add(2) && regs.rsp == sp.wrapping_add(8) => {
                     // It has returned to the gate and is about to make a call numbered by its result: no call at all.
                     let result = regs.orig_rax;
                     regs.orig_rax = u64::MAX;
                     ptrace::set_regs(self.tid, &regs).map_err(lost)?;
-                    break self.to_syscall(deadline, others).map(|_| result);
+                    break self.run_to_syscall(deadline, others).map(|_| result);
                 }
                 Ok(_) => {}
                 Err(error) => break Err(error),

@@ -27,14 +27,16 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A process that the controller has named.
 enum Tracee {
     /// A process that was running: traced only while it is changed.
-    Running {
-        target: Target,
-        /// Held until the controller says go.
-        world: Option<World>,
-        pidfd: OwnedFd,
-    },
+    Running(Box<Running>),
     /// A command, traced as long as the session lasts.
     Followed(Box<Follow>),
+}
+
+struct Running {
+    target: Target,
+    /// Held until the controller says go.
+    world: Option<World>,
+    pidfd: OwnedFd,
 }
 
 struct Server {
@@ -119,7 +121,7 @@ impl Server {
     fn wait(&self) -> io::Result<(bool, bool, Vec<u32>)> {
         let running = || {
             self.tracees.iter().filter_map(|(pid, tracee)| match tracee {
-                Tracee::Running { pidfd, .. } => Some((*pid, pidfd)),
+                Tracee::Running(running) => Some((*pid, &running.pidfd)),
                 Tracee::Followed(_) => None,
             })
         };
@@ -168,9 +170,11 @@ impl Server {
     fn look_for_execs(&mut self) -> io::Result<()> {
         let mut gone = Vec::new();
         for (pid, tracee) in &self.tracees {
-            if let Tracee::Running { target, world: None, .. } = tracee {
+            if let Tracee::Running(running) = tracee
+                && running.world.is_none()
+            {
                 let now = procfs::image_identity(*pid);
-                if now.is_some() && now != target.identity {
+                if now.is_some() && now != running.target.identity {
                     gone.push(*pid);
                 }
             }
@@ -205,7 +209,7 @@ impl Server {
             .ok_or(AttachError::NoSuchProcess { pid })?;
         let mut world = World::stop(pid)?;
         let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running)?;
-        self.tracees.insert(pid, Tracee::Running { target, world: Some(world), pidfd });
+        self.tracees.insert(pid, Tracee::Running(Box::new(Running { target, world: Some(world), pidfd })));
         Ok(attached)
     }
 
@@ -229,8 +233,8 @@ impl Server {
     fn go(&mut self, pid: u32) -> Result<(), AttachError> {
         match self.tracees.get_mut(&pid) {
             None => Err(AttachError::NotAttached { pid }),
-            Some(Tracee::Running { world, .. }) => {
-                *world = None;
+            Some(Tracee::Running(running)) => {
+                running.world = None;
                 Ok(())
             }
             Some(Tracee::Followed(follow)) => follow.go(),
@@ -241,7 +245,8 @@ impl Server {
         match self.tracees.remove(&pid) {
             None => Err(AttachError::NotAttached { pid }),
             Some(Tracee::Followed(follow)) => follow.detach(),
-            Some(Tracee::Running { mut target, world, .. }) => {
+            Some(Tracee::Running(running)) => {
+                let Running { mut target, world, .. } = *running;
                 if procfs::image_identity(pid) != target.identity {
                     // Another image, or no process: what was patched is gone.
                     return Ok(());

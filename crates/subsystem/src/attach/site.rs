@@ -274,14 +274,6 @@ impl Window {
         }
         Ok(BodyCopy { code, moves })
     }
-
-    /// Addresses that the displaced instructions refer to, which must be near their copy.
-    pub fn references(&self) -> impl Iterator<Item = u64> + '_ {
-        self.insns.iter().filter_map(|insn| match insn.is_ip_rel_memory_operand() {
-            true => Some(insn.ip_rel_memory_address()),
-            false => branch_target(insn),
-        })
-    }
 }
 
 fn encode(insns: &[Instruction], at: u64) -> Result<BlockEncoderResult, String> {
@@ -342,7 +334,6 @@ mod tests {
         let copy = w.copy_to(0x7100_0000).unwrap();
         let moved = Decoder::with_ip(64, &copy.code, 0x7100_0000, 0).decode();
         assert_eq!(moved.ip_rel_memory_address(), 0x7000_0107);
-        assert_eq!(w.references().collect::<Vec<_>>(), [0x7000_0107]);
     }
 
     #[test]
