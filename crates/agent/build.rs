@@ -52,6 +52,10 @@ fn main() {
     ] {
         rustc.arg(format!("-Clink-arg={arg}"));
     }
+    if var("CARGO_CFG_TARGET_ENV") == "musl" {
+        // No start files of the target's own either.
+        rustc.arg("-Clink-self-contained=no");
+    }
     run(&mut rustc);
 }
 

@@ -65,7 +65,8 @@ fn get<T: Copy + Default>(at: u64) -> Option<T> {
 
 #[cold]
 fn find() -> Option<u64> {
-    let mut auxv = [[0u64; 2]; 48];
+    // The vDSO stands among the first entries.
+    let mut auxv = [[0u64; 2]; 16];
     let n = sys::auxv(&mut auxv)?;
     let base = auxv.iter().take(n).find(|a| a[0] == AUX_VDSO)?[1];
     if get::<[u8; 4]>(base)? != *b"\x7fELF" {

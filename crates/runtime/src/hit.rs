@@ -64,7 +64,7 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         let Some(e) = proc.ret_entry(entry) else { return 0 };
         let (ret, sp) = (e.ret.load(Acquire), e.sp.load(Relaxed));
         let site = &*(e.site.load(Relaxed) as *const Site);
-        ret_entry::free(proc, entry);
+        ret_entry::free(proc, entry, e);
         (*regs).rip = ret;
         (*regs).rsp = sp.wrapping_add(8);
         if proc.control().enabled() && proc.alive() && any(proc, site, link_kind::RETURN) {
@@ -168,6 +168,10 @@ unsafe fn run(env: &mut Env, link: &Link, index: u32, ip: u64) {
     // SAFETY: arenas and process block are mapped, and the slot is held.
     unsafe {
         let (control, shared, proc) = (&*env.control, &*env.shared, &*env.proc);
+        // A child forked in the middle of an earlier link's program goes no further.
+        if !proc.alive() {
+            return;
+        }
         let Some(image) = control.prog(link.prog.load(Acquire)).and_then(|cell| control.image(cell)) else { return };
         let Some(row) = shared.count(control, index, env.slot) else { return };
         env.link = index;

@@ -5,7 +5,7 @@
 //! # Invariants
 //!
 //! * `used` counts: odd while the entry is in use, and the fields are written before it becomes odd. Who makes it even
-//!   by compare-and-swap, its return or a sweep, frees the entry.
+//!   frees the entry: its function's return, or a sweep, by compare-and-swap, if the function will not return.
 //! * While an entry is in use the eight bytes at its `sp` hold one of: the real return address (until the stub's call
 //!   is executed), the address behind that call (while the function runs), the entry's number (which the stub pushes
 //!   before it calls [`ret`](crate::hit::ret)). Anything else there, or nothing, means that the function was left
@@ -42,34 +42,29 @@ pub(crate) unsafe fn take(proc: &Proc, site: &Site, sp: u64, ret: u64) -> Option
     }
 }
 
-/// Frees an entry whose function has returned.
+/// Frees an entry whose function has returned. No sweep takes it meanwhile, since it is not abandoned.
 ///
 /// # Safety
-/// As [`take`].
-pub(crate) unsafe fn free(proc: &Proc, index: u32) {
+/// As [`take`], and the entry is in use by the caller's function.
+#[inline]
+pub(crate) unsafe fn free(proc: &Proc, index: u32, entry: &RetEntry) {
+    entry.used.store(entry.used.load(Relaxed).wrapping_add(1), Release);
     // SAFETY: the caller's promise.
-    unsafe {
-        if let Some(entry) = proc.ret_entry(index) {
-            release(proc, index, entry, entry.used.load(Acquire));
-        }
-    }
+    unsafe { push(proc, index, entry) };
 }
 
-/// Puts an entry back on the list if it is still in the use that `used` counts. True if it was.
+/// Puts a free entry on the list.
 ///
 /// # Safety
-/// As [`take`].
-unsafe fn release(proc: &Proc, index: u32, entry: &RetEntry, used: u32) -> bool {
-    if used & 1 == 0 || entry.used.compare_exchange(used, used.wrapping_add(1), AcqRel, Relaxed).is_err() {
-        return false;
-    }
+/// As [`take`], and nobody else frees the entry.
+unsafe fn push(proc: &Proc, index: u32, entry: &RetEntry) {
     // SAFETY: the caller's promise.
     let free = unsafe { &proc.ret_head().free };
     let mut head = free.load(Acquire);
     loop {
         entry.next.store(head as u32, Relaxed);
         match free.compare_exchange_weak(head, tagged(head, index.wrapping_add(1)), AcqRel, Acquire) {
-            Ok(_) => return true,
+            Ok(_) => return,
             Err(now) => head = now,
         }
     }
@@ -112,8 +107,11 @@ unsafe fn sweep(proc: &Proc) {
         for _ in 0..SWEEP.min(proc.nret) {
             if let Some(entry) = proc.ret_entry(index) {
                 let used = entry.used.load(Acquire);
-                if used & 1 == 1 && abandoned(proc, index, entry) {
-                    release(proc, index, entry, used);
+                if used & 1 == 1
+                    && abandoned(proc, index, entry)
+                    && entry.used.compare_exchange(used, used.wrapping_add(1), AcqRel, Relaxed).is_ok()
+                {
+                    push(proc, index, entry);
                 }
             }
             index = if index + 1 < proc.nret { index + 1 } else { 0 };

@@ -3,6 +3,7 @@
 mod isa;
 #[path = "../../tests/support/kernel.rs"]
 mod kernel;
+mod random;
 mod rules;
 
 use skep_ebpf::Insn;
