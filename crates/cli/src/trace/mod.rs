@@ -39,6 +39,8 @@ const QUIESCE: Duration = Duration::from_millis(200);
 const MISSES: Duration = Duration::from_secs(1);
 /// How often symbols that are absent are looked for again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a command must have run the same program before that: looking again ends the following of `exec`.
+const SETTLED: Duration = Duration::from_secs(1);
 
 pub fn main(args: &Trace) -> Result<u8, Failure> {
     // Before any thread is made, so that all have them blocked.
@@ -82,6 +84,8 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
         placed: HashSet::new(),
         wait: args.wait,
         target: None,
+        since: Instant::now(),
+        followed: false,
     };
     let done = tracing.trace(args);
     tracing.status.clear();
@@ -151,6 +155,10 @@ struct Tracing<'a> {
     placed: HashSet<u32>,
     wait: bool,
     target: Option<Target>,
+    /// When the present image was attached to.
+    since: Instant,
+    /// The injector follows the target through `exec`.
+    followed: bool,
 }
 
 impl Tracing<'_> {
@@ -181,10 +189,13 @@ impl Tracing<'_> {
             .map_err(|e| Failure::Input(format!("process {pid}: {e}")))?;
         self.target = Some(Target::Process { pid, fd });
         self.outcomes(&attached)?;
-        let bearable = |e: &AttachError| self.wait && e.is_absence();
-        if !self.missing.values().all(bearable) {
+        let bearable = |e: &AttachError| (self.wait && e.is_absence()) || unprobeable(e);
+        if !self.missing.values().all(bearable) || (self.placed.is_empty() && !self.wait) {
             self.detach();
             return Err(self.misplaced());
+        }
+        for (link, error) in self.missing.iter().filter(|(_, e)| unprobeable(e)) {
+            say(format_args!("note: {} is left out", self.missing_line(*link, error)));
         }
         self.go(pid)
     }
@@ -198,6 +209,7 @@ impl Tracing<'_> {
         let probes = self.probes.clone();
         let request = target::request(self.session, pid, PROC_INDEX, probes);
         self.injector.follow(&request).map_err(Failure::input)?;
+        self.followed = true;
         match held {
             Target::Command(held) => held.release().map_err(|e| Failure::Input(format!("process {pid}: {e}"))),
             Target::Process { .. } => Ok(()),
@@ -225,6 +237,7 @@ impl Tracing<'_> {
 
     /// Prints what became of the probes.
     fn outcomes(&mut self, attached: &Attached) -> Result<(), Failure> {
+        self.since = Instant::now();
         self.status.clear();
         for note in &attached.notes {
             say(format_args!("note: {note}"));
@@ -285,7 +298,8 @@ impl Tracing<'_> {
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 return Ok(End::Asked);
             }
-            if waiting && retry.elapsed() >= RETRY {
+            let settled = !self.followed || self.since.elapsed() >= SETTLED;
+            if waiting && settled && retry.elapsed() >= RETRY {
                 self.look_again()?;
                 retry = Instant::now();
             }
@@ -354,12 +368,15 @@ impl Tracing<'_> {
                     self.report.places = Places::of(pid);
                     self.go(pid)?;
                 }
-                InjectorEvent::Exec { .. } => {
+                InjectorEvent::Exec { pid } => {
                     self.session.sweep(PROC_INDEX);
                     if matches!(self.target, Some(Target::Process { .. })) {
                         self.status.clear();
                         say("the process has executed another program: its probes are gone");
                         return Ok(Some(End::Asked));
+                    }
+                    if !self.followed {
+                        self.attach_again(pid)?;
                     }
                 }
                 InjectorEvent::Exited { .. } => return Ok(Some(End::Target)),
@@ -385,9 +402,15 @@ impl Tracing<'_> {
             return Ok(());
         }
         self.detach();
+        self.followed = false;
         for link in self.session.links() {
             self.session.enable(*link);
         }
+        self.attach_again(pid)
+    }
+
+    /// Attaches to a process that is not attached to any more.
+    fn attach_again(&mut self, pid: u32) -> Result<(), Failure> {
         match self.request(pid) {
             Ok(attached) => {
                 self.outcomes(&attached)?;
@@ -404,7 +427,7 @@ impl Tracing<'_> {
         let Some(pid) = self.target.as_ref().map(Target::pid) else { return };
         let places = Places::of(pid);
         // While symbols are awaited, what is known is what was looked through.
-        if !places.is_empty() && !(self.wait && !self.missing.is_empty()) {
+        if !places.is_empty() && (!self.wait || self.missing.is_empty()) {
             self.report.places = places;
         }
     }
@@ -443,14 +466,17 @@ impl Tracing<'_> {
         self.report.out.flush()?;
         self.report.summary(self.session, ending)?;
         self.report.out.flush()?;
-        let never = self.missing.keys().any(|link| !self.placed.contains(link));
         if matches!(end, End::Injector) {
             return Err(Failure::Input("the injector process is gone; the trace is incomplete".into()));
         }
-        if never && !self.wait {
-            return Err(self.misplaced());
+        let never = || self.missing.iter().filter(|(link, _)| !self.placed.contains(link)).map(|(_, error)| error);
+        let left_out = !self.placed.is_empty() && never().all(unprobeable);
+        match never().next() {
+            None => Ok(exit::OK),
+            Some(_) if left_out => Ok(exit::UNSUPPORTED),
+            Some(_) if self.wait => Ok(exit::OK),
+            Some(_) => Err(self.misplaced()),
         }
-        Ok(exit::OK)
     }
 
     /// How the process ended, if it did.
@@ -483,6 +509,11 @@ impl Tracing<'_> {
             _ => Ok(None),
         }
     }
+}
+
+/// True if the place is there, but no probe fits.
+fn unprobeable(error: &AttachError) -> bool {
+    matches!(error, AttachError::NoJump { .. } | AttachError::Unprobeable { .. })
 }
 
 fn ending(status: ExitStatus) -> Ending {
