@@ -14,7 +14,7 @@ use super::procfs::{self, Status};
 pub fn check(pid: u32) -> Result<(), AttachError> {
     let mut status = process_status(pid)?;
     // The injector of a session that was just killed is still cleaning up.
-    let patience = Instant::now() + Duration::from_secs(2);
+    let patience = Instant::now() + Duration::from_secs(5);
     while Instant::now() < patience && traced_by_other_injector(pid) {
         std::thread::sleep(Duration::from_millis(5));
         status = process_status(pid)?;
@@ -46,6 +46,13 @@ pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
             command: status.name.clone(),
             reason: "it runs under a seccomp filter, which may kill it for the system calls that attaching makes there"
                 .into(),
+        });
+    }
+    if status.shadow_stack {
+        return Err(AttachError::Unsuitable {
+            pid,
+            command: status.name.clone(),
+            reason: "it runs with a shadow stack, which is not supported yet".into(),
         });
     }
     check_executable(pid, status)

@@ -3,6 +3,8 @@
 //! It serves one question: which functions is this thread in? Where it cannot tell, it says so. Everything read is the
 //! target's and may be anything: all reads are bounded and checked.
 
+use skep_runtime::session::STUB_SIZE;
+
 use super::ptrace::Regs;
 use super::symbols::{Module, Modules};
 use super::world::Memory;
@@ -15,6 +17,9 @@ const RECORD: usize = 4096;
 const COUNT: usize = 17;
 const RSP: usize = 7;
 const RA: usize = 16;
+
+/// Bytes of the call at the start of a return stub.
+const CALL: u64 = 6;
 
 const PCREL: u8 = 0x10;
 const DATAREL: u8 = 0x30;
@@ -35,6 +40,10 @@ pub fn walk(memory: &Memory, modules: &Modules, regs: &Regs, mut visit: impl FnM
         }
         // A return address may be behind its function's last byte.
         let at = if depth == 0 { pc } else { pc - 1 };
+        if let Some(ret) = stub_return(memory, pc).filter(|_| depth > 0) {
+            frame.regs[RA] = ret;
+            continue;
+        }
         match modules.iter().find(|m| m.has_code_at(at)).and_then(|m| frame.caller(memory, m, at)) {
             Some(Step::Caller(next)) if next.regs[RSP] > frame.regs[RSP] || depth == 0 => frame = next,
             Some(Step::Outermost) => return true,
@@ -42,6 +51,20 @@ pub fn walk(memory: &Memory, modules: &Modules, regs: &Regs, mut visit: impl FnM
         }
     }
     false
+}
+
+/// If `pc` is behind the call of a return stub, of this session or a dead one: the return address that it stands for.
+fn stub_return(memory: &Memory, pc: u64) -> Option<u64> {
+    let stub = pc.checked_sub(CALL)?;
+    let bytes = memory.read_up_to(stub, STUB_SIZE as usize);
+    match *bytes {
+        [0xff, 0x15, a, b, c, d, 0x68, _, _, _, _, 0xe9, ..] => {
+            // The call is through the entry's second word; the first is the return address.
+            let body = pc.wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into());
+            memory.word(body.checked_sub(8)?).ok()
+        }
+        _ => None,
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -87,6 +87,8 @@ pub struct Status {
     pub seccomp: u32,
     /// True for a kernel thread.
     pub kernel_thread: bool,
+    /// Does the processor check return addresses against a second stack?
+    pub shadow_stack: bool,
     /// Masks of signals: pending for the thread, pending for the process, blocked, ignored.
     pub signals: [u64; 4],
 }
@@ -107,6 +109,7 @@ pub fn status(pid: u32) -> Result<Status, AttachError> {
             "TracerPid" => status.tracer = number(),
             "Seccomp" => status.seccomp = number(),
             "VmSize" => status.kernel_thread = false,
+            "x86_Thread_features" => status.shadow_stack = value.split(' ').any(|feature| feature == "shstk"),
             "SigPnd" => status.signals[0] = mask(),
             "ShdPnd" => status.signals[1] = mask(),
             "SigBlk" => status.signals[2] = mask(),

@@ -111,6 +111,18 @@ pub fn set_signal_mask(tid: Tid, mask: u64) -> io::Result<()> {
     call(PTRACE_SETSIGMASK, tid, 8, (&raw const mask) as usize)
 }
 
+const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+
+/// Address of a thread's `struct rseq`, if it has one.
+pub fn rseq(tid: Tid) -> Option<u64> {
+    // Address, size, signature, flags, padding.
+    let mut configuration = [0u64; 3];
+    let size = size_of_val(&configuration);
+    call(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, (&raw mut configuration) as usize).ok()?;
+    let [address, ..] = configuration;
+    (address != 0).then_some(address)
+}
+
 /// What has happened to a thread since, if anything.
 pub fn poll(tid: Tid) -> io::Result<Option<Stop>> {
     let mut status = 0;

@@ -39,7 +39,10 @@ impl<'w> Remote<'w> {
         let gate = find_gate(world, maps)?;
         let tid = tid.or_else(|| world.threads().next()).ok_or(AttachError::Exited { pid })?;
         let lost = |_: io::Error| AttachError::Exited { pid };
-        let saved = ptrace::regs(tid).map_err(lost)?;
+        let mut saved = ptrace::regs(tid).map_err(lost)?;
+        if let Some(abort) = sequence_abort(world, tid, saved.rip) {
+            saved.rip = abort;
+        }
         let mask = ptrace::signal_mask(tid).map_err(lost)?;
         // Nothing may interrupt what we run but faults of its own, which cannot be held back.
         let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
@@ -190,6 +193,17 @@ impl Drop for Remote<'_> {
     fn drop(&mut self) {
         let _ = self.restore();
     }
+}
+
+/// Where a thread that is in a restartable sequence (rseq(2)) has to go on if it runs anything else in between.
+fn sequence_abort(world: &World, tid: Tid, rip: u64) -> Option<u64> {
+    let memory = &world.memory;
+    // Offset 8 of struct rseq: the sequence; in that: version and flags, start, length, abort address.
+    let sequence = memory.word(ptrace::rseq(tid)?.checked_add(8)?).ok().filter(|&address| address != 0)?;
+    let start = memory.word(sequence.checked_add(8)?).ok()?;
+    let length = memory.word(sequence.checked_add(16)?).ok()?;
+    let abort = memory.word(sequence.checked_add(24)?).ok()?;
+    (rip.wrapping_sub(start) < length).then_some(abort)
 }
 
 /// A `syscall` instruction in the target: the vdso has one, else the C library.

@@ -19,7 +19,7 @@ use super::procfs;
 use super::request::{Attached, InjectorEvent, ProbeSpec};
 use super::target::{Point, Target};
 use super::wire::{self, Answer, Job, Request};
-use super::world::World;
+use super::world::{World, release_strays};
 
 /// How often processes that are not traced are looked at for an `exec`.
 const LOOK: Duration = Duration::from_millis(250);
@@ -93,6 +93,7 @@ impl Server {
             let (requests, children, ended) = self.wait()?;
             if children {
                 self.drain_children();
+                release_strays();
             }
             self.follow_all()?;
             for pid in ended {

@@ -222,7 +222,7 @@ impl Target {
             let used = world.memory.word(entry + std::mem::offset_of!(RetEntry, used) as u64)? as u32;
             let sp = world.memory.word(entry + std::mem::offset_of!(RetEntry, sp) as u64)?;
             let there = world.memory.word(sp).unwrap_or(0);
-            if used != 0 && there.wrapping_sub(a.stubs + k * STUB_SIZE) < STUB_SIZE {
+            if used & 1 != 0 && there.wrapping_sub(a.stubs + k * STUB_SIZE) < STUB_SIZE {
                 return Ok(false);
             }
         }

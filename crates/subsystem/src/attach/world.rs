@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::AttachError;
@@ -78,6 +79,20 @@ impl Memory {
         let result = self.file.write_all_at(bytes, address);
         result.map_err(|e| AttachError::os(format!("writing {address:#x} of process {}", self.pid), &e))
     }
+}
+
+/// Threads that were seized but did not stop in time: they are let go as soon as they do.
+static STRAYS: Mutex<Vec<Tid>> = Mutex::new(Vec::new());
+
+/// Lets go of threads that have stopped too late.
+pub fn release_strays() {
+    let mut strays = STRAYS.lock().unwrap_or_else(PoisonError::into_inner);
+    strays.retain(|&tid| match ptrace::poll(tid) {
+        Ok(None) => true,
+        Ok(Some(Stop::Signal(signal))) => ptrace::cont(tid, signal).is_ok(),
+        Ok(Some(Stop::Gone)) | Err(_) => false,
+        Ok(Some(_)) => ptrace::detach(tid).is_err() && ptrace::interrupt(tid).is_ok(),
+    });
 }
 
 /// A process all of whose threads are traced and stand still, each in an interrupt or group stop.
@@ -297,15 +312,9 @@ impl World {
                     _ => ptrace::cont(tid, 0),
                 };
             } else if ptrace::detach(tid).is_err() {
-                // It was running (it did not stop in time): stop it once more, and let it go then.
+                // It runs: it did not stop in time, or it is gone.
                 let _ = ptrace::interrupt(tid);
-                if let Ok(Some(stop)) = ptrace::wait(tid, Instant::now() + Duration::from_secs(1)) {
-                    if let Stop::Signal(signal) = stop {
-                        let _ = ptrace::cont(tid, signal);
-                        let _ = ptrace::wait(tid, Instant::now() + Duration::from_secs(1));
-                    }
-                    let _ = ptrace::detach(tid);
-                }
+                STRAYS.lock().unwrap_or_else(PoisonError::into_inner).push(tid);
             }
         }
     }
