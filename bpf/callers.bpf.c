@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 // Who calls a function, and how often: a count per return address.
 //
-//	skep trace --func memcpy bpf/callers.bpf.o -- ls -l
+//	skep trace --func malloc bpf/callers.bpf.o -- ls -l
 #include "skep.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

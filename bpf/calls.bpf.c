@@ -10,7 +10,7 @@ struct call {
 	u64 time_ns;
 	u32 pid;
 	u32 tid;
-	u64 address;
+	void *address;
 	u64 args[6];
 	char comm[16];
 	char text[64];	/* the first argument, if it points to text */
@@ -32,7 +32,7 @@ int on_call(struct pt_regs *ctx)
 	c.time_ns = ktime_ns();
 	c.pid = id >> 32;
 	c.tid = (u32)id;
-	c.address = ctx->rip;
+	c.address = (void *)ctx->rip;
 	c.args[0] = ARG1(ctx);
 	c.args[1] = ARG2(ctx);
 	c.args[2] = ARG3(ctx);

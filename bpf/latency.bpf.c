@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 // How long calls of a function take, as a log2 histogram of nanoseconds.
 //
-//	skep trace --func qsort bpf/latency.bpf.o -- sort --version
+//	skep trace --func malloc bpf/latency.bpf.o -- ls -l
 #include "skep.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

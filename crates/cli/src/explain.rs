@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use skep::ebpf::disasm::{Listing, Names, disasm};
-use skep::ebpf::helper::Helper;
 use skep::ebpf::program::Program;
 use skep::verifier::{Outcome, Rejection, Verified};
 
@@ -87,14 +86,10 @@ pub fn log(program: &Program, verdict: Result<&Verified, &Rejection>) -> String 
     log + "processed " + &processed
 }
 
-/// The names that a program's instructions refer to.
+/// The names of a program's maps.
 struct Named<'a>(&'a Program);
 
 impl Names for Named<'_> {
-    fn helper(&self, id: i32) -> Option<&str> {
-        Helper::by_id(u32::try_from(id).ok()?).map(|h| h.name)
-    }
-
     fn map(&self, index: i32) -> Option<&str> {
         self.0.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
     }

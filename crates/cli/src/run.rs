@@ -50,7 +50,9 @@ pub fn main(args: &Run) -> Result<u8, Failure> {
     names.retain(|name| seen.insert(name.clone()));
     let compiled = names.iter().map(|name| compile(&input.object, &linker, name, Engine::Interpreter));
     let compiled = compiled.collect::<Result<Vec<_>, _>>()?;
-    let session = Session::new(compiled, &Options { links: 1, ..Options::default() }).map_err(Failure::input)?;
+    // Nobody waits for the program but the user: it may take as long as it takes.
+    let options = Options { links: 1, budget: 0, ..Options::default() };
+    let session = Session::new(compiled, &options).map_err(Failure::input)?;
     for name in before {
         run(&session, name, &data, &ctx, 1)?;
     }

@@ -129,7 +129,7 @@ impl<'a> Report<'a> {
         let mut writers = session.writers(map);
         let program = writers.next().filter(|_| writers.next().is_none());
         if !self.json {
-            return self.out.line(value::text(value));
+            return self.out.line(value::text_in(value, &self.places));
         }
         let more = vec![("map", Field::from(map_name(session, map))), ("data", value.into())];
         self.line(kind, time_ns, program, ids, more)

@@ -53,7 +53,7 @@ impl Default for Options {
         Options {
             slots: cpus.saturating_mul(4).clamp(64, 1024),
             links: 64,
-            budget: 1 << 28,
+            budget: 1 << 25,
             samples_bytes: 1 << 20,
             printk_bytes: 1 << 18,
             perf_ring_bytes: 1 << 16,
