@@ -48,6 +48,9 @@ fn main() {
         ("killed_at_any_time", killed_at_any_time),
         ("refusals", refusals),
         ("stopped_process", stopped_process),
+        ("asleep_in_a_probed_function", asleep_in_a_probed_function),
+        ("exec_of_a_running_process", exec_of_a_running_process),
+        ("exec_by_a_thread_is_followed", exec_by_a_thread_is_followed),
         ("every_function_of_python", every_function_of_python),
         ("thousands_of_sites_while_running", thousands_of_sites_while_running),
     ];
@@ -80,6 +83,7 @@ fn built(name: &str) -> PathBuf {
             ("loop", "gcc", "-O2 -pthread loop.c"),
             ("early", "gcc", "-O2 early.c"),
             ("early-static", "gcc", "-O2 -static early.c"),
+            ("exec", "gcc", "-O2 -pthread exec.c"),
         ];
         for (name, compiler, flags) in recipes {
             let mut command = Command::new(compiler);
@@ -672,6 +676,79 @@ fn stopped_process() -> Outcome {
     equal("hits", session.arenas.hits(0), 5)?;
     session.injector.detach(target.pid())?;
     equal("exit status", target.end()?, Some(5))
+}
+
+fn asleep_in_a_probed_function() -> Outcome {
+    let mut target = Target::start("calls")?;
+    let probes = entry_and_return("fgets");
+    let mut session = Session::new(&probes)?;
+    for n in 1..=4 {
+        places(&session.attach(target.pid(), &probes)?)?;
+        session.injector.go(target.pid())?;
+        // The call that was under way is not seen; the next one sleeps behind a return stub.
+        equal("answer", target.ask("alias 1")?, "alias".to_owned())?;
+        equal("answer", target.ask("alias 1")?, "alias".to_owned())?;
+        session.injector.detach(target.pid())?;
+        equal("entries", session.arenas.hits(0), 2 * n)?;
+        // A return that belongs to the attach before may be counted in this one.
+        equal("returns", (n..2 * n).contains(&session.arenas.hits(1)), true)?;
+        // It returns through the stub of a session that is gone.
+        if n % 2 == 0 {
+            equal("answer", target.ask("alias 1")?, "alias".to_owned())?;
+        }
+    }
+    equal("left mapped", skep_mappings(target.pid())? > 0, true)?;
+    equal("exit status", target.end()?, Some(5))
+}
+
+fn exec_of_a_running_process() -> Outcome {
+    let mut target = Target::start("exec")?;
+    let probes = [symbol(0, ProbeKind::Entry, "before")];
+    let mut session = Session::new(&probes)?;
+    places(&session.attach(target.pid(), &probes)?)?;
+    session.injector.go(target.pid())?;
+    target.send(&format!("exec {}", built("early").display()))?;
+    let pid = target.pid();
+    let events = session.injector.events(5000);
+    let allowed = [InjectorEvent::Exec { pid }, InjectorEvent::Exited { pid }];
+    equal("events", events.iter().all(|e| allowed.contains(e)) && !events.is_empty(), true)?;
+    equal("hits", session.arenas.hits(0), 7)?;
+    equal("exit status", target.child.wait()?.code(), Some(42))
+}
+
+fn exec_by_a_thread_is_followed() -> Outcome {
+    let probes = [symbol(0, ProbeKind::Entry, "before"), symbol(1, ProbeKind::Entry, "early")];
+    let mut session = Session::new(&probes)?;
+    let input = built("exec.in");
+    fs::write(&input, format!("exec {}\n", built("early").display()))?;
+    let command = format!("exec {} < {} > /dev/null", built("exec").display(), input.display());
+    let command: Vec<OsString> = ["sh", "-c", &command].iter().map(OsString::from).collect();
+    let mut held = Held::new(&command, session.injector.pid(), None)?;
+    let pid = held.pid();
+    let mut injector = Injector::spawn()?;
+    injector.follow(&session.request(pid, &probes))?;
+    held.release()?;
+    let mut images = 0;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    'events: while Instant::now() < deadline {
+        for event in injector.events(100) {
+            match event {
+                InjectorEvent::Attached(_) => {
+                    images += 1;
+                    injector.go(pid)?;
+                }
+                InjectorEvent::Exec { .. } => {}
+                InjectorEvent::Exited { .. } => break 'events,
+                other => return Err(format!("{other:?}").into()),
+            }
+        }
+    }
+    equal("exit status", held.wait()?.code(), Some(42))?;
+    // The last image is attached to while it runs already, if it is not over before.
+    equal("images", (2..=3).contains(&images), true)?;
+    equal("hits", session.arenas.hits(0), 7)?;
+    session.injector.events(0);
+    Ok(())
 }
 
 /// Names of the functions that a file exports.
