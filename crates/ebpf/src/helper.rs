@@ -158,6 +158,16 @@ impl Helper {
         self.types & only(t) != 0
     }
 
+    /// What it takes in programs of this type: a few helpers have several prototypes.
+    pub const fn args_in(&self, t: ProgType) -> &'static [Arg] {
+        match self.id {
+            // The class of the current task, not of a packet.
+            17 if only(t) & (TC | LWT) == 0 => &[],
+            46 if only(t) & (SYSCALL | TRACING | LSM) != 0 => &[Arg::BtfSock],
+            _ => self.args,
+        }
+    }
+
     /// True if the flag is set.
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0

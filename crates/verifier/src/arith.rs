@@ -242,3 +242,220 @@ fn arsh64(d: &mut Scalar, n: u32) {
     d.forget_bounds32();
     d.learn_from_bits();
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::branch;
+    use skep_ebpf::insn::jmp;
+
+    /// A number in some set that was made by narrowing, and the set.
+    fn member() -> impl Strategy<Value = (Scalar, u64)> {
+        let interesting = prop_oneof![
+            any::<u64>(),
+            (0u32..64).prop_map(|n| 1u64 << n),
+            (0u64..64),
+            (0u64..64).prop_map(|n| n.wrapping_neg()),
+            any::<u32>().prop_map(u64::from),
+            any::<i32>().prop_map(|x| x as i64 as u64),
+            Just(i64::MAX as u64),
+            Just(i32::MAX as u64),
+            Just(u32::MAX.into()),
+        ];
+        let step = (0usize..9, any::<u64>(), 0u32..64);
+        (interesting, proptest::collection::vec(step, 0..4)).prop_map(|(x, steps)| {
+            let mut s = Scalar::UNKNOWN;
+            for (kind, r, n) in steps {
+                let gap = r >> n;
+                match kind {
+                    0 => s.umin = s.umin.max(x.saturating_sub(gap)),
+                    1 => s.umax = s.umax.min(x.saturating_add(gap)),
+                    2 => s.smin = s.smin.max((x as i64).saturating_sub(gap as i64 & i64::MAX)),
+                    3 => s.smax = s.smax.min((x as i64).saturating_add(gap as i64 & i64::MAX)),
+                    4 => s.umin32 = s.umin32.max((x as u32).saturating_sub(gap as u32)),
+                    5 => s.umax32 = s.umax32.min((x as u32).saturating_add(gap as u32)),
+                    6 => s.smin32 = s.smin32.max((x as i32).saturating_sub(gap as i32 & i32::MAX)),
+                    7 => s.smax32 = s.smax32.min((x as i32).saturating_add(gap as i32 & i32::MAX)),
+                    _ => s.bits = s.bits.intersect(Tnum { value: x & !r, mask: r }),
+                }
+                s.sync();
+            }
+            (s, x)
+        })
+    }
+
+    fn real(op: u8, a: u64, b: u64, is32: bool) -> u64 {
+        if is32 {
+            let (x, y) = (a as u32, b as u32);
+            u64::from(match op {
+                alu::ADD => x.wrapping_add(y),
+                alu::SUB => x.wrapping_sub(y),
+                alu::MUL => x.wrapping_mul(y),
+                alu::AND => x & y,
+                alu::OR => x | y,
+                alu::XOR => x ^ y,
+                alu::NEG => x.wrapping_neg(),
+                alu::LSH => x.wrapping_shl(y),
+                alu::RSH => x.wrapping_shr(y),
+                _ => (x as i32).wrapping_shr(y) as u32,
+            })
+        } else {
+            match op {
+                alu::ADD => a.wrapping_add(b),
+                alu::SUB => a.wrapping_sub(b),
+                alu::MUL => a.wrapping_mul(b),
+                alu::AND => a & b,
+                alu::OR => a | b,
+                alu::XOR => a ^ b,
+                alu::NEG => a.wrapping_neg(),
+                alu::LSH => a.wrapping_shl(b as u32),
+                alu::RSH => a.wrapping_shr(b as u32),
+                _ => (a as i64).wrapping_shr(b as u32) as u64,
+            }
+        }
+    }
+
+    fn holds(op: u8, a: u64, b: u64, is32: bool) -> bool {
+        let (a, b) = if is32 { (a as u32 as u64, b as u32 as u64) } else { (a, b) };
+        let (x, y) = if is32 { (a as i32 as i64, b as i32 as i64) } else { (a as i64, b as i64) };
+        match op {
+            jmp::JEQ => a == b,
+            jmp::JNE => a != b,
+            jmp::JSET => a & b != 0,
+            jmp::JGT => a > b,
+            jmp::JGE => a >= b,
+            jmp::JLT => a < b,
+            jmp::JLE => a <= b,
+            jmp::JSGT => x > y,
+            jmp::JSGE => x >= y,
+            jmp::JSLT => x < y,
+            _ => x <= y,
+        }
+    }
+
+    const OPS: [u8; 10] =
+        [alu::ADD, alu::SUB, alu::MUL, alu::AND, alu::OR, alu::XOR, alu::NEG, alu::LSH, alu::RSH, alu::ARSH];
+    const JUMPS: [u8; 11] = [
+        jmp::JEQ,
+        jmp::JNE,
+        jmp::JSET,
+        jmp::JGT,
+        jmp::JGE,
+        jmp::JLT,
+        jmp::JLE,
+        jmp::JSGT,
+        jmp::JSGE,
+        jmp::JSLT,
+        jmp::JSLE,
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn narrowing_keeps_the_number((s, x) in member()) {
+            prop_assert!(s.contains(x), "{s:?} misses {x:#x}");
+            prop_assert!(!s.is_contradiction());
+        }
+
+        #[test]
+        fn operations_are_sound(
+            (a, x) in member(),
+            (b, y) in member(),
+            op in prop::sample::select(&OPS[..]),
+            is32 in any::<bool>(),
+            shift in 0u64..64,
+        ) {
+            let (b, y) = if matches!(op, alu::LSH | alu::RSH | alu::ARSH) {
+                let n = if is32 { shift % 32 } else { shift };
+                (Scalar::constant(n), n)
+            } else {
+                (b, y)
+            };
+            let mut r = a;
+            apply(op, &mut r, b, is32);
+            let z = real(op, x, y, is32);
+            prop_assert!(r.contains(z), "{op:#x} {is32} {a:?} {x:#x}, {b:?} {y:#x} -> {r:?} misses {z:#x}");
+        }
+
+        #[test]
+        fn widths_are_sound((a, x) in member(), n in 0usize..3) {
+            let bytes = [1u32, 2, 4][n];
+            let bits = bytes * 8;
+            let low = x & ((1u64 << bits) - 1);
+            let extended = ((x << (64 - bits)) as i64 >> (64 - bits)) as u64;
+            let mut r = a;
+            r.truncate(bytes);
+            prop_assert!(r.contains(low), "{a:?} {bytes} -> {r:?} misses {low:#x}");
+            let mut r = a;
+            r.sext64(bytes);
+            prop_assert!(r.contains(extended), "{a:?} {bytes} -> {r:?} misses {extended:#x}");
+            let mut r = a;
+            r.zext32();
+            r.sync();
+            prop_assert!(r.contains(x as u32 as u64));
+            if bytes < 4 {
+                let mut r = a;
+                r.sext32(bytes);
+                r.zext32();
+                r.sync();
+                prop_assert!(r.contains(extended as u32 as u64), "{a:?} {bytes} -> {r:?}");
+            } else {
+                for (bytes, turned) in [(2, u64::from((x as u16).swap_bytes())), (4, u64::from((x as u32).swap_bytes())), (8, x.swap_bytes())] {
+                    let mut r = a;
+                    r.swap_bytes(bytes, true);
+                    prop_assert!(r.contains(turned), "{a:?} {bytes} -> {r:?} misses {turned:#x}");
+                }
+            }
+        }
+
+        #[test]
+        fn comparisons_are_sound(
+            (a, x) in member(),
+            (b, y) in member(),
+            op in prop::sample::select(&JUMPS[..]),
+            is32 in any::<bool>(),
+        ) {
+            let outcome = holds(op, x, y, is32);
+            if let Some(d) = branch::decided(op, &a, &b, is32) {
+                prop_assert_eq!(d, outcome, "{:#x} {} {:?} {:?}", op, is32, a, b);
+            }
+            let (mut p, mut q) = (a, b);
+            branch::refine(op, outcome, &mut p, &mut q, is32);
+            prop_assert!(p.contains(x) && q.contains(y), "{op:#x} {is32} {outcome} {a:?} {b:?} -> {p:?} {q:?}");
+        }
+    }
+
+    /// Every set of 3-bit numbers that two bounds and known bits describe, every member, every operation.
+    #[test]
+    fn small_sets_exhaustively() {
+        let mut sets = Vec::new();
+        for lo in 0..8u64 {
+            for hi in lo..8 {
+                for mask in 0..8u64 {
+                    let mut s = Scalar { umin: lo, umax: hi, ..Scalar::UNKNOWN };
+                    s.bits = Tnum { value: lo & !mask & 7, mask };
+                    let members: Vec<u64> = (lo..=hi).filter(|x| s.bits.contains(*x)).collect();
+                    s.sync();
+                    assert!(members.iter().all(|x| s.contains(*x)));
+                    sets.push((s, members));
+                }
+            }
+        }
+        for (a, xs) in &sets {
+            for (b, ys) in sets.iter().step_by(3) {
+                for op in [alu::ADD, alu::SUB, alu::MUL, alu::AND, alu::OR, alu::XOR] {
+                    for is32 in [false, true] {
+                        let mut r = *a;
+                        apply(op, &mut r, *b, is32);
+                        for x in xs {
+                            assert!(ys.iter().all(|y| r.contains(real(op, *x, *y, is32))), "{op:#x} {a:?} {b:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

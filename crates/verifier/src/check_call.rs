@@ -6,7 +6,7 @@ use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, call};
 use skep_ebpf::uapi::{MapType, ProgType, prog_flags};
 
 use crate::env::{Env, Next};
-use crate::fail::{Check, Failure, invalid, unsupported};
+use crate::fail::{Check, Failure, denied, invalid, unsupported};
 use crate::helper_args::CallFacts;
 use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
@@ -203,7 +203,8 @@ impl Env<'_> {
         let Some(h) = Helper::by_id(id) else {
             return invalid!(UnknownHelper, "helper {id} does not exist");
         };
-        if !h.allowed_in(prog_type) {
+        let barred = matches!(id, PROBE_WRITE_USER | OVERRIDE_RETURN) && !self.options.profile.host_changes;
+        if barred || !h.allowed_in(prog_type) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
         }
         if h.has(helper::GPL) && !self.prog.gpl_compatible() {
@@ -228,7 +229,7 @@ impl Env<'_> {
         }
 
         let mut facts = CallFacts::default();
-        for (n, arg) in h.args.iter().enumerate() {
+        for (n, arg) in h.args_in(prog_type).iter().enumerate() {
             self.check_arg(h, n as u8 + 1, *arg, &mut facts)?;
         }
         if let Some(map) = facts.map {
@@ -239,6 +240,15 @@ impl Env<'_> {
                 return invalid!(
                     MapNotForHelper,
                     "bpf_{} does not work on map {}, a {map_type}",
+                    h.name,
+                    self.map_name(map)
+                );
+            }
+            let changes = matches!(id, MAP_UPDATE | MAP_DELETE | MAP_PUSH | MAP_POP);
+            if changes && self.maps.get(map as usize).is_some_and(|m| m.program_read_only()) {
+                return denied!(
+                    ReadOnlyMemory,
+                    "bpf_{} changes map {}, which is read-only for programs",
                     h.name,
                     self.map_name(map)
                 );
@@ -344,7 +354,13 @@ fn nullable(kind: Kind) -> Reg {
     Reg { flags: flag::NULLABLE, ..Reg::pointer(kind) }
 }
 
+const PROBE_WRITE_USER: u32 = 36;
+const OVERRIDE_RETURN: u32 = 58;
 const MAP_LOOKUP: u32 = 1;
+const MAP_UPDATE: u32 = 2;
+const MAP_DELETE: u32 = 3;
+const MAP_PUSH: u32 = 87;
+const MAP_POP: u32 = 88;
 const GET_SMP_PROCESSOR_ID: u32 = 8;
 const TAIL_CALL: u32 = 12;
 const PROBE_READ_STR: u32 = 45;

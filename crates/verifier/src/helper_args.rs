@@ -35,6 +35,8 @@ impl Env<'_> {
         let arg = match (arg, facts.map.and_then(|m| self.maps.get(m as usize)).map(|m| m.def.map_type)) {
             // The value of a socket map is a socket.
             (Arg::MapValue, Some(MapType::Sockmap | MapType::Sockhash)) => Arg::BtfSock,
+            // Asking a bloom filter reads the value.
+            (Arg::UninitMapValue, Some(MapType::BloomFilter)) => Arg::MapValue,
             _ => arg,
         };
         if arg == Arg::Anything {

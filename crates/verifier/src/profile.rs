@@ -15,6 +15,8 @@ pub struct KernelProfile {
     pub max_frames: usize,
     /// CPUs that `bpf_get_smp_processor_id` may name; the verdict of programs that index by it depends on them.
     pub cpus: u32,
+    /// `bpf_probe_write_user` and `bpf_override_return` can be called; a locked-down kernel refuses them.
+    pub host_changes: bool,
 }
 
 impl KernelProfile {
@@ -26,6 +28,7 @@ impl KernelProfile {
         max_pending: 8192,
         max_frames: 8,
         cpus: 8192,
+        host_changes: false,
     };
 
     /// Every profile.

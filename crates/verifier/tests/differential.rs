@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_ebpf::program::MapDef;
-use skep_verifier::{Options, Outcome, verify};
+use skep_verifier::{KernelProfile, Options, Outcome, verify};
 
 fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
@@ -32,9 +32,12 @@ fn agrees_with_the_live_kernel() {
         eprintln!("skipped: the maps cannot be made here");
         return;
     };
+    let options =
+        Options { profile: KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 }, ..Options::default() };
     let (count, seed) = (env("SKEP_FUZZ", 1000), env("SKEP_SEED", 1));
     let show = env("SKEP_FUZZ_SHOW", 3);
     let (mut both_accept, mut both_reject, mut unsupported) = (0u64, 0u64, 0u64);
+    let mut rejected: BTreeMap<&str, u64> = BTreeMap::new();
     let mut wrong_accepts: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     let mut wrong_rejects: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for n in seed..seed + count {
@@ -44,23 +47,27 @@ fn agrees_with_the_live_kernel() {
         let again = || kernel::load_with(&program, &fds, 1).map_or(String::new(), |a| complaint(&a.log).to_owned());
         if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
             let log = kernel::load_with(&program, &fds, 2).map_or(String::new(), |a| a.log);
-            let ours = match verify(program.clone(), &Options { log: true, ..Options::default() }) {
+            let ours = match verify(program.clone(), &Options { log: true, ..options.clone() }) {
                 Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
                 Err(r) => format!("{}\n{} {r}", r.log, r.reason),
             };
             println!("{n} {:?} flags {}\n{log}\nhere:\n{ours}", program.prog_type, program.flags);
         }
-        match (verify(program.clone(), &Options::default()), answer.errno) {
+        match (verify(program.clone(), &options), answer.errno) {
             (Ok(_), 0) => both_accept += 1,
             // Refused after verification: not what is compared here.
             (Ok(_), _) if again().is_empty() => both_accept += 1,
             (Ok(_), _) => wrong_accepts.entry(again()).or_default().push(n),
             (Err(r), _) if r.outcome == Outcome::Unsupported => unsupported += 1,
             (Err(r), 0) => wrong_rejects.entry(format!("{}: {}", r.reason, r.message)).or_default().push(n),
-            (Err(_), _) => both_reject += 1,
+            (Err(r), _) => {
+                both_reject += 1;
+                *rejected.entry(r.reason).or_default() += 1;
+            }
         }
     }
     println!("{count} programs: {both_accept} accepted, {both_reject} rejected by both, {unsupported} unsupported");
+    println!("{rejected:?}");
     for (what, of) in [("wrong accepts", &wrong_accepts), ("wrong rejects", &wrong_rejects)] {
         println!("{what}: {}", of.values().map(Vec::len).sum::<usize>());
         for (why, seeds) in of {

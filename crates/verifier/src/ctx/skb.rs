@@ -45,7 +45,7 @@ fn common(a: Access) -> Option<Loaded> {
             return None;
         }
         return Some(Loaded::Pointer { kind: Kind::SockCommon, nullable: true });
-    } else if a.off == HWTSTAMP {
+    } else if a.begins_in(HWTSTAMP, 8) {
         !a.write && a.size == 8
     } else if a.off >= TSTAMP_TYPE && a.off < HWTSTAMP {
         false

@@ -175,7 +175,7 @@ impl Gen<'_> {
         self.prologue();
         let n = 4 + self.rng.below(14);
         self.body(n, 0);
-        if self.rng.chance(80) {
+        if self.rng.chance(95) {
             self.mov_imm(0, 0);
         }
         self.emit(EXIT, 0, 0, 0, 0);
@@ -337,7 +337,7 @@ impl Gen<'_> {
         self.emit(LD_IMM64, 5, pseudo::MAP_IDX_VALUE, 0, 8);
         self.emit(0, 0, 0, 0, 0);
         self.mov(4, r);
-        if self.rng.chance(40) {
+        if self.rng.chance(85) {
             let mask = self.rng.pick(&[7, 15, 31, 63, 60]);
             self.emit(class::ALU64 | alu::AND, 4, 0, 0, mask);
         }
@@ -370,7 +370,7 @@ impl Gen<'_> {
     fn stack_variable(&mut self) {
         let r = self.number();
         self.mov(4, r);
-        let mask = self.rng.pick(&[8, 16, 24, 7]);
+        let mask = self.rng.pick(&[8, 16, 24, 24, 24, 16, 8, 7]);
         self.emit(class::ALU64 | alu::AND, 4, 0, 0, mask);
         self.mov(5, 10);
         self.add(5, -32);
@@ -393,7 +393,7 @@ impl Gen<'_> {
     }
 
     fn map_value(&mut self, depth: u32) {
-        let map = self.rng.pick(&[0usize, 0, 1, 1, 2, 3, 7, 8]);
+        let map = self.rng.pick(&[0usize, 0, 0, 1, 1, 1, 3, 3, 8, 8, 8, 0, 1, 3, 2, 7]);
         self.key();
         self.map(1, map);
         self.call(1);
@@ -666,7 +666,8 @@ impl Gen<'_> {
         if self.in_subprog {
             return self.arith();
         }
-        let f = 1 + self.rng.below(2) as usize;
+        let used = self.calls.iter().map(|c| c.1).max().unwrap_or(0);
+        let f = 1 + self.rng.below(used.min(1) as u64 + 1) as usize;
         if self.rng.chance(60) {
             self.mov(1, 6);
         }

@@ -135,3 +135,10 @@ pub fn load_with(prog: &Program, maps: &[OwnedFd], log_level: u32) -> Option<Ans
     let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
     Some(Answer { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
 }
+
+/// Number of CPUs that this kernel counts with.
+pub fn cpus() -> u32 {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<u32>().ok());
+    last.map_or(1, |n| n + 1)
+}
