@@ -35,7 +35,7 @@ fn main() {
     }
 
     let mut rustc = rustc(&manifest.join("blob/main.rs"), "skep_blob", &out.join("blob.elf"), &externs);
-    rustc.args(["--crate-type=bin", "-Clto=fat", "-Dwarnings"]).args(dispatch);
+    rustc.args(["--crate-type=bin", "-Clto=fat"]).args(dispatch);
     for arg in [
         "-nostartfiles",
         "-nostdlib",
