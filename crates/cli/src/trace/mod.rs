@@ -380,9 +380,9 @@ impl Tracing<'_> {
                     }
                 }
                 InjectorEvent::Exited { .. } => return Ok(Some(End::Target)),
-                InjectorEvent::Failed { pid, error } => {
+                InjectorEvent::Failed { error, .. } => {
                     self.status.clear();
-                    say(format_args!("note: process {pid}: {error}; it runs on without probes"));
+                    say(format_args!("note: {error}; it runs on without probes"));
                     for link in self.session.links() {
                         self.missing.insert(link.index(), error.clone());
                     }

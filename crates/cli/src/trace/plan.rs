@@ -36,6 +36,10 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
             plan.left_out.push((name(), format!("not supported: {why}")));
             continue;
         };
+        if !info.autoload {
+            plan.left_out.push((name(), "its section begins with `?`: it is not loaded unless asked for".into()));
+            continue;
+        }
         match place(&info.section, prog_type) {
             Ok(place) => plan.placements.push(Placement { program: name(), place }),
             // It runs by tail calls.
@@ -74,4 +78,45 @@ pub fn called(object: &Object) -> Vec<String> {
             InitialValue::Map(_) => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str) -> Object {
+        let path = format!("{}/../../bpf/test/{name}", env!("CARGO_MANIFEST_DIR"));
+        Object::parse(name, &std::fs::read(path).unwrap()).unwrap()
+    }
+
+    fn placed(name: &str, funcs: &[&str]) -> Result<Vec<String>, Failure> {
+        let funcs: Vec<String> = funcs.iter().map(|f| (*f).to_owned()).collect();
+        let plan = plan(&object(name), &funcs)?;
+        Ok(plan.placements.iter().map(|p| format!("{} {:?} {}", p.program, p.place.when, p.place)).collect())
+    }
+
+    #[test]
+    fn functions_of_the_sections_and_given_ones() {
+        assert_eq!(placed("count.bpf.o", &[]).unwrap(), ["on_entry Entry probed", "on_return Return probed"]);
+        let two =
+            ["on_entry Entry f", "on_entry Entry /lib/x.so:g", "on_return Return f", "on_return Return /lib/x.so:g"];
+        assert_eq!(placed("two.bpf.o", &["f", "/lib/x.so:g"]).unwrap(), two);
+        assert_eq!(placed("two_entry.bpf.o", &["f+0x10"]).unwrap(), ["on_entry Entry f+0x10"]);
+        assert!(placed("two.bpf.o", &["f+0x10"]).is_err(), "a return probe has no offset");
+        assert!(placed("count.bpf.o", &["f"]).is_err(), "all name their function");
+    }
+
+    #[test]
+    fn what_runs_by_tail_calls_is_not_placed() {
+        let plan = plan(&object("tail.bpf.o"), &[]).unwrap();
+        assert_eq!((plan.placements.len(), plan.left_out.len()), (1, 0));
+        assert_eq!(called(&object("tail.bpf.o")), ["counted"]);
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_left_out_with_a_reason() {
+        let plan = plan(&object("packet.bpf.o"), &[]).unwrap();
+        assert!(plan.placements.is_empty());
+        assert!(plan.left_out.iter().any(|(name, why)| name == "swap" && why.contains("inside the kernel")));
+    }
 }
