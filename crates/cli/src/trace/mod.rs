@@ -284,12 +284,13 @@ impl Tracing<'_> {
             if waiting {
                 timeout = timeout.min(RETRY);
             }
-            let [_, injector, signal, target] = self.poll(timeout)?;
+            let [_, _, signal, target] = self.poll(timeout)?;
             self.drain()?;
             if signal && self.signals.take().is_some() {
                 return Ok(End::Asked);
             }
-            if injector && let Some(end) = self.injector_events()? {
+            // Also when its socket is silent: an event may have come together with an answer.
+            if let Some(end) = self.injector_events()? {
                 return Ok(end);
             }
             if target {
@@ -349,46 +350,59 @@ impl Tracing<'_> {
         Ok(())
     }
 
+    /// Deals with all that the injector has told.
     fn injector_events(&mut self) -> Result<Option<End>, Failure> {
-        for event in self.injector.events(0) {
-            match event {
-                InjectorEvent::Attached(attached) => {
-                    let pid = attached.pid;
-                    // The image that was there is gone, and with it what its threads held.
-                    self.session.sweep(PROC_INDEX);
-                    self.drain()?;
-                    let known: Vec<u32> = self.missing.keys().copied().collect();
-                    self.outcomes(&attached)?;
-                    for (link, error) in &self.missing {
-                        if !known.contains(link) && !self.placed.contains(link) {
-                            let line = self.missing_line(*link, error);
-                            say(format_args!("note: {line}; waiting for the next program that it executes"));
-                        }
-                    }
-                    self.report.places = Places::of(pid);
-                    self.go(pid)?;
-                }
-                InjectorEvent::Exec { pid } => {
-                    self.session.sweep(PROC_INDEX);
-                    if matches!(self.target, Some(Target::Process { .. })) {
-                        self.status.clear();
-                        say("the process has executed another program: its probes are gone");
-                        return Ok(Some(End::Asked));
-                    }
-                    if !self.followed {
-                        self.attach_again(pid)?;
-                    }
-                }
-                InjectorEvent::Exited { .. } => return Ok(Some(End::Target)),
-                InjectorEvent::Failed { error, .. } => {
-                    self.status.clear();
-                    say(format_args!("note: {error}; it runs on without probes"));
-                    for link in self.session.links() {
-                        self.missing.insert(link.index(), error.clone());
-                    }
-                }
-                InjectorEvent::InjectorGone => return Ok(Some(End::Injector)),
+        loop {
+            let events = self.injector.events(0);
+            if events.is_empty() {
+                return Ok(None);
             }
+            for event in events {
+                if let Some(end) = self.injector_event(event)? {
+                    return Ok(Some(end));
+                }
+            }
+        }
+    }
+
+    fn injector_event(&mut self, event: InjectorEvent) -> Result<Option<End>, Failure> {
+        match event {
+            InjectorEvent::Attached(attached) => {
+                let pid = attached.pid;
+                // The image that was there is gone, and with it what its threads held.
+                self.session.sweep(PROC_INDEX);
+                self.drain()?;
+                let known: Vec<u32> = self.missing.keys().copied().collect();
+                self.outcomes(&attached)?;
+                for (link, error) in &self.missing {
+                    if !known.contains(link) && !self.placed.contains(link) {
+                        let line = self.missing_line(*link, error);
+                        say(format_args!("note: {line}; waiting for the next program that it executes"));
+                    }
+                }
+                self.report.places = Places::of(pid);
+                self.go(pid)?;
+            }
+            InjectorEvent::Exec { pid } => {
+                self.session.sweep(PROC_INDEX);
+                if matches!(self.target, Some(Target::Process { .. })) {
+                    self.status.clear();
+                    say("the process has executed another program: its probes are gone");
+                    return Ok(Some(End::Asked));
+                }
+                if !self.followed {
+                    self.attach_again(pid)?;
+                }
+            }
+            InjectorEvent::Exited { .. } => return Ok(Some(End::Target)),
+            InjectorEvent::Failed { error, .. } => {
+                self.status.clear();
+                say(format_args!("note: {error}; it runs on without probes"));
+                for link in self.session.links() {
+                    self.missing.insert(link.index(), error.clone());
+                }
+            }
+            InjectorEvent::InjectorGone => return Ok(Some(End::Injector)),
         }
         Ok(None)
     }
