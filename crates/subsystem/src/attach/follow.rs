@@ -236,7 +236,7 @@ impl Follow {
 
     /// Attaches, and holds the process.
     fn attach(&mut self, mut world: World, point: Point) -> Result<InjectorEvent, AttachError> {
-        let (target, attached) = match Target::attach(&mut world, &self.session, &self.probes, point) {
+        let (target, attached) = match Target::attach(&mut world, &self.session, &self.probes, point, None) {
             Ok(done) => done,
             // Dropping the world lets the process run.
             Err(error) => return Ok(InjectorEvent::Failed { pid: self.pid, error }),

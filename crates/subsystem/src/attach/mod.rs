@@ -4,14 +4,14 @@
 //! controller just long enough to undo everything: whatever kills the controller, the injector finds its socket closed,
 //! restores the text of all targets byte for byte, and ends.
 //!
-//! The road of one attach, all of it while every thread of the target stands still ([`world`]):
+//! The road of one attach, all of it while every thread of the target stands still (`world`):
 //!
-//! 1. [`checks`] refuses what cannot be traced, and says why; [`leftover`] undoes what a killed session left.
-//! 2. [`symbols`] finds the functions, [`site`] proves which instructions may give way to a jump.
-//! 3. [`install`] maps the session's memory and the agent into the target by system calls made there ([`remote`]); no
+//! 1. `checks` refuses what cannot be traced, and says why; `leftover` undoes what a killed session left.
+//! 2. `symbols` finds the functions, `site` proves which instructions may give way to a jump.
+//! 3. `install` maps the session's memory and the agent into the target by system calls made there (`remote`); no
 //!    descriptor and no thread stays behind.
-//! 4. [`code`] makes the trampolines and return stubs; [`unwind`] tells the target's unwinder about the stubs.
-//! 5. [`patch`] moves instruction pointers out of the way and writes the text, through `/proc/PID/mem`.
+//! 4. `code` makes the trampolines and return stubs; `unwind` tells the target's unwinder about the stubs.
+//! 5. `patch` moves instruction pointers out of the way and writes the text, through `/proc/PID/mem`.
 //!
 //! `unsafe` in this module is for system calls that no safe wrapper offers (ptrace, waitpid, process-wide mappings).
 

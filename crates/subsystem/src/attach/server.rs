@@ -17,7 +17,7 @@ use super::follow::{Follow, Happened};
 use super::install::{MapFd, Session, SharedFd};
 use super::procfs;
 use super::request::{Attached, InjectorEvent, ProbeSpec};
-use super::target::{Point, Target};
+use super::target::{self, Point, Target};
 use super::wire::{self, Answer, Job, Request};
 use super::world::{World, release_strays};
 
@@ -208,8 +208,9 @@ impl Server {
         let pidfd = Pid::from_raw(pid as i32)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
             .ok_or(AttachError::NoSuchProcess { pid })?;
+        let prepared = target::prepare(pid, &probes);
         let mut world = World::stop(pid)?;
-        let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running)?;
+        let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running, prepared)?;
         self.tracees.insert(pid, Tracee::Running(Box::new(Running { target, world: Some(world), pidfd })));
         Ok(attached)
     }

@@ -89,6 +89,16 @@ impl Modules {
         Modules { pid, list }
     }
 
+    /// Takes over what an earlier look at the same modules has read.
+    pub fn adopt(&self, earlier: Modules) {
+        for mut old in earlier.list {
+            let same = self.list.iter().find(|m| m.path == old.path && m.mappings == old.mappings);
+            if let (Some(module), Some(Some(loaded))) = (same, old.loaded.take()) {
+                let _ = module.loaded.set(Some(loaded));
+            }
+        }
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.pid

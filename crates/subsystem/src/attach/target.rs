@@ -44,6 +44,18 @@ pub struct Target {
     pub needs_unwinder: bool,
 }
 
+/// Reads the symbols that an attach will need while the process still runs. What goes wrong will go wrong again later.
+pub fn prepare(pid: u32, probes: &[ProbeSpec]) -> Option<Modules> {
+    let modules = Modules::of(pid, &procfs::maps(pid).ok()?, &Auxv::read(pid).ok()?);
+    for probe in probes {
+        let _ = modules.find(&probe.target);
+    }
+    if probes.iter().any(|probe| probe.kind == ProbeKind::Return) {
+        let _ = unwind::unwinders(&modules);
+    }
+    Some(modules)
+}
+
 impl Target {
     /// Attaches. The world stays stopped.
     pub fn attach(
@@ -51,11 +63,15 @@ impl Target {
         session: &Session,
         probes: &[ProbeSpec],
         point: Point,
+        prepared: Option<Modules>,
     ) -> Result<(Target, Attached), AttachError> {
         let pid = world.pid;
         let maps = procfs::maps(pid)?;
         let restored = leftover::undo(world, &maps)?;
         let modules = Modules::of(pid, &maps, &Auxv::read(pid)?);
+        if let Some(prepared) = prepared {
+            modules.adopt(prepared);
+        }
         let mut plan = plan::plan(world, &maps, &modules, probes)?;
         if restored != 0 {
             plan.notes
