@@ -350,7 +350,7 @@ pub static HELPERS: [Helper; 211] = [
     h(116, "tcp_send_ack", Integer, &[Btf, Anything], 0, STRUCT_OPS),
     h(117, "send_signal_thread", Integer, &[Anything], 0, ANY),
     h(118, "jiffies64", Integer, &[], 0, ANY),
-    h(119, "read_branch_records", Integer, &[Ctx, READ_OR_NULL, SizeOrZero, Anything], GPL, PERF_EVENT),
+    h(119, "read_branch_records", Integer, &[Ctx, UPDATE_OR_NULL, SizeOrZero, Anything], GPL, PERF_EVENT),
     h(120, "get_ns_current_pid_tgid", Integer, &[Anything, Anything, WRITE, Size], 0, ANY),
     h(121, "xdp_output", Integer, &[Btf, MapPtr, Anything, READ, SizeOrZero], GPL, SYSCALL | TRACING | LSM),
     h(122, "get_netns_cookie", Integer, &[CtxOrNull], 0, TC | SOCKET_FILTER | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),

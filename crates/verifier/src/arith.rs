@@ -15,7 +15,8 @@ pub fn apply(op: u8, dst: &mut Scalar, mut src: Scalar, is32: bool) {
     } else {
         src.bits.is_const() && src.smin == src.smax && src.umin == src.umax
     };
-    let shift_known = src_const && if is32 { (src.umax32 as u64) < width } else { src.umax < width };
+    // The whole register bounds the shift, also where only its low half is used: so does the kernel.
+    let shift_known = src_const && src.umax < width;
     let tracked = match op {
         alu::ADD | alu::SUB | alu::NEG | alu::AND | alu::OR | alu::XOR | alu::MUL => true,
         alu::LSH | alu::RSH | alu::ARSH => shift_known,

@@ -17,8 +17,6 @@ pub(crate) struct Function {
     pub tail_calls: bool,
     /// It loads packet data by `LD_ABS` or `LD_IND`.
     pub loads_packet: bool,
-    /// It is named by a function pointer.
-    pub is_callback: bool,
     /// Functions that it calls or has called back.
     pub calls: Vec<usize>,
 }
@@ -111,14 +109,8 @@ impl Cfg {
         self.functions.binary_search_by_key(&start, |f| f.start).ok()
     }
 
-    /// The function that an instruction belongs to.
-    pub fn function_of(&self, at: usize) -> usize {
-        self.functions.partition_point(|f| f.start <= at).saturating_sub(1)
-    }
-
     fn find_functions(&mut self, insns: &[Insn]) -> Check {
         let mut starts = vec![0];
-        let mut callbacks = Vec::new();
         let mut at = 0;
         while let Some(&i) = insns.get(at) {
             let wide = i.is_ld_imm64();
@@ -134,9 +126,6 @@ impl Cfg {
                     .at(at));
                 };
                 starts.push(target);
-                if pointer {
-                    callbacks.push(target);
-                }
             }
             if wide {
                 if let Some(p) = self.points.get_mut(at + 1) {
@@ -162,7 +151,6 @@ impl Cfg {
                 moves_packet: false,
                 tail_calls: false,
                 loads_packet: false,
-                is_callback: callbacks.contains(&start),
                 calls: Vec::new(),
             });
         }

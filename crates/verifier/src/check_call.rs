@@ -269,6 +269,9 @@ impl Env<'_> {
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
         }
+        if h.has(helper::CALLBACK) {
+            self.call_back(id, &facts)?;
+        }
         self.clear_caller_saved();
         let r0 = self.helper_result(h, &facts)?;
         *self.state.reg_mut(0) = r0;
@@ -379,9 +382,10 @@ fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
         124 | 100 | 110 | 128 | 129 | 136..=140 | 178 | 196 => "sockets as kernel types",
         111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
         149 | 150 => "BTF pointers",
+        165 => "format strings",
         153 | 154 => "per-CPU kernel variables",
         158 => "pointers to kernel types",
-        164 | 181 | 209 => "callbacks",
+        209 => "callbacks",
         169..=172 => "timers",
         194 => "kptrs",
         197..=203 => "dynptrs",

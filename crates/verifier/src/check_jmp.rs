@@ -101,11 +101,6 @@ impl Env<'_> {
         Ok(Next::At(next))
     }
 
-    fn check_may_goto(&mut self, i: Insn) -> Check<Next> {
-        let _ = i;
-        crate::fail::unsupported!(UnsupportedFeature, "may_goto is not judged yet")
-    }
-
     /// Finds everything with this id; what does not fit the list loses its link.
     fn collect_linked(&mut self, id: u32, linked: &mut Vec<Place>) {
         let add = |r: &mut Reg, place: Place, linked: &mut Vec<Place>| {

@@ -113,7 +113,14 @@ fn frames_equal(old: &Frame, cur: &Frame, regs: u16, slots: u64, ids: &mut IdMap
         if exact == Exact::No && slots & 1u64.checked_shl(n as u32).unwrap_or(0) == 0 {
             continue;
         }
-        let o = old.stack.get(n).unwrap_or(&Slot::EMPTY);
+        let Some(o) = old.stack.get(n) else {
+            // The old one did not use it; whatever data is there now reads as data.
+            let c = cur.stack.get(n).unwrap_or(&Slot::EMPTY);
+            if exact == Exact::Yes || c.bytes.contains(&Byte::Dynptr) || c.is_spill() && !c.reg.is_scalar() {
+                return false;
+            }
+            continue;
+        };
         let c = cur.stack.get(n).unwrap_or(&Slot::EMPTY);
         if !slot_safe(o, c, ids, exact) {
             return false;

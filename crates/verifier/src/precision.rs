@@ -9,7 +9,6 @@ use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 use crate::cfg;
 use crate::env::Env;
 use crate::fail::Check;
-use crate::reg::Reg;
 use crate::state::{FP, Frame, Place, State, StateId, Step};
 
 const ARGS: u16 = 0b11_1110;
@@ -223,14 +222,19 @@ impl Walk<'_> {
                 }
             }
             jmp::EXIT => {
+                let call = later.and_then(|l| l.checked_sub(1)).and_then(|c| self.insns.get(c));
+                let after_call = call.is_some_and(|c| c.is_subprog_call());
                 if later.is_some_and(|l| (self.calls_back)(l)) {
+                    // It may be the end of the callback, or of the function called just before.
+                    if after_call {
+                        return Err(Lost);
+                    }
                     want.regs[want.frame] &= !ARGS;
                 }
                 if here(want) & ARGS != 0 {
                     return Err(Lost);
                 }
-                let call = later.and_then(|l| l.checked_sub(1)).and_then(|c| self.insns.get(c));
-                let result = call.is_some_and(|c| c.is_subprog_call()) && want.has(0);
+                let result = after_call && want.has(0);
                 want.clear(0);
                 want.to_callee()?;
                 if result {
@@ -332,6 +336,20 @@ impl Env<'_> {
         self.walk_back();
     }
 
+    /// Marks every number in every saved state on the path: always right, never cheap.
+    pub fn mark_all_precise(&mut self) {
+        let mut parent = self.state.parent;
+        while let Some(id) = parent {
+            let state = self.explored.state_mut(id);
+            state.each_reg(|r| {
+                if r.is_scalar() {
+                    r.precise = true;
+                }
+            });
+            parent = state.parent;
+        }
+    }
+
     /// Walks back from the current instruction, itself left out.
     fn walk_back(&mut self) {
         if self.backtrack.is_empty() {
@@ -392,7 +410,7 @@ impl Env<'_> {
         // At the entry only arguments are left, of which the caller knows nothing.
         let entry_only = want.slots == [0; 8] && want.regs[0] & !ARGS == 0 && want.regs[1..] == [0; 7];
         if lost || !entry_only {
-            mark_all(self);
+            self.mark_all_precise();
         }
         self.backtrack = want;
     }
@@ -419,19 +437,5 @@ fn mark_wanted(state: &mut State, want: &mut Backtrack) {
                 want.slots[f] &= !(1 << s);
             }
         }
-    }
-}
-
-/// Marks every number in every saved state on the path: always right, never cheap.
-fn mark_all(env: &mut Env<'_>) {
-    let mut parent = env.state.parent;
-    while let Some(id) = parent {
-        let state = env.explored.state_mut(id);
-        state.each_reg(|r: &mut Reg| {
-            if r.is_scalar() {
-                r.precise = true;
-            }
-        });
-        parent = state.parent;
     }
 }

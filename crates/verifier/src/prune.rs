@@ -1,5 +1,8 @@
 //! Saved states: recognising that a path was checked before, or that it goes in circles.
 
+use skep_ebpf::insn::jmp;
+
+use crate::cfg::is_jump;
 use crate::compare::{self, Exact};
 use crate::env::Env;
 use crate::fail::{Check, invalid};
@@ -12,6 +15,9 @@ struct Saved {
     misses: u32,
     /// No longer looked at; kept while paths from it are open.
     retired: bool,
+    /// A path from here ended in a loop that was still being followed: what is known of reads and precision behind
+    /// this state is not all, so it only stands for states that lie in it whole.
+    in_loop: bool,
 }
 
 /// All saved states, by the instruction where they stand.
@@ -83,6 +89,33 @@ impl Explored {
         }
     }
 
+    /// The newest open state at this instruction that fits.
+    pub fn newest_open(&self, insn: usize, fits: impl Fn(&State) -> bool) -> Option<StateId> {
+        let ids = self.at.get(insn)?;
+        ids.iter().rev().copied().find(|id| {
+            let state = self.state(*id);
+            state.branches > 0 && fits(state)
+        })
+    }
+
+    /// Marks the states from `from` up to the outermost loop that is still being followed.
+    fn mark_in_loop(&mut self, from: Option<StateId>, is_loop: impl Fn(usize) -> bool) {
+        let mut chain = Vec::new();
+        let mut outermost = 0;
+        let mut next = from;
+        while let Some(id) = next {
+            let state = self.state(id);
+            chain.push(id);
+            if is_loop(state.insn) {
+                outermost = chain.len();
+            }
+            next = state.parent;
+        }
+        for id in &chain[..outermost] {
+            self.saved[id.0 as usize].in_loop = true;
+        }
+    }
+
     fn discard(&mut self, id: StateId) {
         self.saved[id.0 as usize].state = State::default();
         self.free.push(id);
@@ -91,7 +124,7 @@ impl Explored {
 
     fn insert(&mut self, state: State) -> StateId {
         let at = state.insn;
-        let saved = Saved { state, hits: 0, misses: 0, retired: false };
+        let saved = Saved { state, hits: 0, misses: 0, retired: false, in_loop: false };
         let id = match self.free.pop() {
             Some(id) => {
                 self.saved[id.0 as usize] = saved;
@@ -130,8 +163,15 @@ impl Env<'_> {
             }
             let open = old.branches > 0;
             if open {
-                let old = self.explored.state(id);
-                if maybe_looping(old, &self.state)
+                let may_goto = self.insns[at].op() == jmp::JCOND && is_jump(self.insns[at]);
+                let another_round = point.calls_back || may_goto && old.may_goto_depth != self.state.may_goto_depth;
+                if another_round && compare::states_equal(self, old, &self.state, Exact::Within) {
+                    self.explored.saved[id.0 as usize].hits += 1;
+                    self.end_in_loop();
+                    return Ok(true);
+                }
+                if !point.calls_back
+                    && maybe_looping(old, &self.state)
                     && old.may_goto_depth == self.state.may_goto_depth
                     && old.callback_unroll == self.state.callback_unroll
                     && compare::states_equal(self, old, &self.state, Exact::Yes)
@@ -144,13 +184,20 @@ impl Env<'_> {
                 if !force && jumps < 20 && insns < 100 {
                     save = false;
                 }
-            } else if compare::states_equal(self, self.explored.state(id), &self.state, Exact::No) {
-                self.explored.saved[id.0 as usize].hits += 1;
-                if point.jump {
-                    self.record_step(None, Vec::new());
+            } else {
+                let in_loop = self.explored.saved[id.0 as usize].in_loop;
+                if compare::states_equal(self, old, &self.state, if in_loop { Exact::Within } else { Exact::No }) {
+                    self.explored.saved[id.0 as usize].hits += 1;
+                    if point.jump {
+                        self.record_step(None, Vec::new());
+                    }
+                    if in_loop {
+                        self.end_in_loop();
+                    } else {
+                        self.propagate_precision(id);
+                    }
+                    return Ok(true);
                 }
-                self.propagate_precision(id);
-                return Ok(true);
             }
             if save {
                 let s = &mut self.explored.saved[id.0 as usize];
@@ -184,6 +231,14 @@ impl Env<'_> {
         self.state.parent = Some(id);
         self.state.first_insn = at;
         Ok(false)
+    }
+
+    /// The path ends in a loop that is still being followed: what happens behind is not known to the states on it, so
+    /// they must keep everything.
+    fn end_in_loop(&mut self) {
+        let points = &self.cfg.points;
+        self.explored.mark_in_loop(self.state.parent, |insn| points.get(insn).is_some_and(|p| p.force));
+        self.mark_all_precise();
     }
 }
 

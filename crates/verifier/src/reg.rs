@@ -100,11 +100,6 @@ impl Reg {
         Reg { num: Scalar::constant(x), ..Reg::UNKNOWN }
     }
 
-    /// A number.
-    pub const fn number(num: Scalar) -> Reg {
-        Reg { num, ..Reg::UNKNOWN }
-    }
-
     /// A pointer with offset 0.
     pub const fn pointer(kind: Kind) -> Reg {
         Reg { kind, num: Scalar::constant(0), ..Reg::NOT_INIT }

@@ -68,10 +68,8 @@ impl Slot {
 pub(crate) struct Callback {
     /// The helper that calls this frame back, 0 for a plain call.
     pub helper: u32,
-    /// Its return value must be in this range.
-    pub ret: Option<(i32, i32)>,
-    /// Called later, not by the instruction that named it (timers).
-    pub is_async: bool,
+    /// References held when it was called: how many, and which.
+    pub held: (u32, u32),
 }
 
 /// One active function.
@@ -226,11 +224,6 @@ impl State {
                 }
             }
         }
-    }
-
-    /// True if the reference is held.
-    pub fn holds(&self, id: u32) -> bool {
-        self.held.iter().any(|h| h.id == id)
     }
 }
 
