@@ -40,6 +40,8 @@ pub struct Target {
     installed: Option<Installed>,
     changes: Vec<Change>,
     unwinders: Vec<(u64, Option<u64>)>,
+    /// As read for the attach; the detach looks at them again.
+    modules: Option<Modules>,
     /// Return probes wait for the unwinder that the program may load later.
     pub needs_unwinder: bool,
 }
@@ -83,10 +85,12 @@ impl Target {
             installed: None,
             changes: Vec::new(),
             unwinders: Vec::new(),
+            modules: None,
             needs_unwinder: false,
         };
         if !plan.sites.is_empty() {
             target.install(world, &maps, &modules, session, &plan, point)?;
+            target.modules = Some(modules);
         }
         Ok((target, Attached { pid, probes: plan.outcomes, notes: plan.notes }))
     }
@@ -252,6 +256,9 @@ impl Target {
         let unwinders = std::mem::take(&mut self.unwinders);
         if !unwinders.is_empty() {
             let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
+            if let Some(earlier) = self.modules.take() {
+                modules.adopt(earlier);
+            }
             let Ok(tid) = unwind::safe_thread(world, &modules, &maps) else { return Ok(false) };
             let mut remote = Remote::begin(world, Some(tid), &maps)?;
             let told = unwind::deregister(&mut remote, &unwinders, installed.section)?;
