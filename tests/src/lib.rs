@@ -260,7 +260,12 @@ impl Trace {
         while let Ok(line) = self.err.recv_timeout(Duration::from_secs(10)) {
             err.push(line);
         }
-        Finished { status, lines: std::mem::take(&mut self.seen), plain: std::mem::take(&mut self.plain), stderr: err.join("\n") }
+        Finished {
+            status,
+            lines: std::mem::take(&mut self.seen),
+            plain: std::mem::take(&mut self.plain),
+            stderr: err.join("\n"),
+        }
     }
 }
 

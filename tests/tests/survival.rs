@@ -14,14 +14,13 @@ fn plain(program: &std::path::Path, args: &[&str]) -> (Vec<String>, Option<i32>)
 fn exceptions_jumps_recursion_fork_and_exec() {
     let program = build("unwind.cc", &["-rdynamic"]);
     let want = plain(&program, &["300"]);
-    let done = Trace::command(
-        &object("test/count.bpf.o"),
-        [program.as_os_str(), "300".as_ref()],
-    )
-    .finish();
+    let done = Trace::command(&object("test/count.bpf.o"), [program.as_os_str(), "300".as_ref()]).finish();
     assert_eq!(done.plain, want.0, "{}", done.stderr);
     assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
-    assert_eq!(done.summary("on_entry")["exit_status"].as_i64().or(done.summary("on_entry")["status"].as_i64()), want.1.map(i64::from));
+    assert_eq!(
+        done.summary("on_entry")["exit_status"].as_i64().or(done.summary("on_entry")["status"].as_i64()),
+        want.1.map(i64::from)
+    );
     assert!(done.count("on_entry", "hits") >= 300 * 3 + 20 * 1001);
     assert!(done.count("on_return", "hits") >= 20 * 1001);
 }
@@ -61,8 +60,7 @@ fn reads_of_bad_memory_fail_and_harm_nothing() {
     let n: u64 = std::env::var("SKEP_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
     let program = build("faults.c", &[]);
     let times = n.to_string();
-    let done =
-        Trace::command(&object("test/read.bpf.o"), [program.as_os_str(), times.as_str().as_ref()]).finish();
+    let done = Trace::command(&object("test/read.bpf.o"), [program.as_os_str(), times.as_str().as_ref()]).finish();
     assert_eq!(done.plain, ["lived"], "{}", done.stderr);
     assert_eq!(done.count("on_entry", "hits"), 4 * n);
     let answers = |errno: i64| {
@@ -175,5 +173,9 @@ fn the_target_is_killed() {
     let done = trace.finish();
     assert!(start.elapsed() < Duration::from_secs(20));
     assert!(done.count("on_entry", "hits") > 0, "{}", done.stderr);
-    assert!(done.stderr.contains("killed") || done.stderr.contains("SIGKILL") || done.stderr.contains("ended"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("killed") || done.stderr.contains("SIGKILL") || done.stderr.contains("ended"),
+        "{}",
+        done.stderr
+    );
 }

@@ -32,7 +32,9 @@ fn main() {
     };
     let kernel = kernel_program().inspect_err(|e| eprintln!("no kernel columns: bpf(2): {e}")).ok();
     println!("ns added to a call: median / least of {rounds} interleaved rounds; program `r0 = 0; exit`\n");
-    println!("| function | call | skep entry | skep return | kernel uprobe | kernel uretprobe | uprobe / skep | uretprobe / skep |");
+    println!(
+        "| function | call | skep entry | skep return | kernel uprobe | kernel uretprobe | uprobe / skep | uretprobe / skep |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for function in ["probed", "pushes"] {
         let offset = file_offset(&program, function);
