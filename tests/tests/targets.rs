@@ -1,8 +1,6 @@
 //! Real programs, one row each in `targets.tsv`.
 
-use std::process::Command;
-
-use skep_tests::{Trace, build, object, root, scratch, skip};
+use skep_tests::{Trace, build, object, root, skip};
 
 #[test]
 fn real_programs() {
@@ -19,13 +17,9 @@ fn real_programs() {
 }
 
 fn one(name: &str, function: &str, minimum: u64, arg1: &str, command: &str) -> Result<(), String> {
-    let dir = scratch();
     let program = command.split(' ').next().unwrap_or_default();
     let command = command.replace("{static}", &build("static.c", &["-static"]).to_string_lossy());
-    let command = match command.contains("{rust}") {
-        true => command.replace("{rust}", &rust(&dir)?),
-        false => command,
-    };
+    let command = command.replace("{rust}", env!("CARGO_BIN_EXE_rusty"));
     if program.starts_with('/') && !std::path::Path::new(program).exists() {
         skip(&format!("{name}: {program} is not installed"));
         return Ok(());
@@ -51,22 +45,4 @@ fn one(name: &str, function: &str, minimum: u64, arg1: &str, command: &str) -> R
         }
     }
     Ok(())
-}
-
-/// A Rust binary, built with the compiler that built this test.
-fn rust(dir: &std::path::Path) -> Result<String, String> {
-    let out = dir.join("rust-target");
-    if !out.exists() {
-        let source = root().join("tests/targets/rusty.rs");
-        let done = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
-            .args(["-O", "-o"])
-            .arg(&out)
-            .arg(source)
-            .status()
-            .map_err(|e| format!("rustc: {e}"))?;
-        if !done.success() {
-            return Err("rustc could not build the target".into());
-        }
-    }
-    Ok(out.to_string_lossy().into_owned())
 }
