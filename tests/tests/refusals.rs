@@ -90,6 +90,27 @@ fn a_process_that_is_traced_already() {
 }
 
 #[test]
+fn a_process_under_a_seccomp_filter() {
+    let filtered = build("filtered.c", &[]);
+    let quiet = build("quiet.c", &[]);
+    let target = Target::start(&filtered, &[quiet.to_str().expect("path")]);
+    trace_pid(&object("test/count.bpf.o"), target.pid(), 2, &["seccomp", "same container"]);
+    drop(target);
+    // In the same sandbox there is nothing to fear.
+    let program = build("static.c", &[]);
+    let out = Command::new(&filtered)
+        .arg(skep_bin())
+        .args(["trace", "--json"])
+        .arg(object("test/count.bpf.o"))
+        .arg("--")
+        .args([program.as_os_str(), "100".as_ref()])
+        .output()
+        .expect("runs");
+    let (text, err) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(text.matches("\"hits\":100,").count(), 2, "{text}\n{err}");
+}
+
+#[test]
 fn no_such_process() {
     trace_pid(&object("test/count.bpf.o"), 4_194_300, 2, &["no process with pid 4194300"]);
 }

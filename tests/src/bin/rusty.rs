@@ -1,5 +1,6 @@
 //! A Rust program with a function to trace.
 
+/// What is traced.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn probed(a: u64, b: u64) -> u64 {

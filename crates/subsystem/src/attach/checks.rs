@@ -40,11 +40,12 @@ pub fn check(pid: u32) -> Result<(), AttachError> {
 
 /// Refuses an image that cannot be attached to, whoever runs it.
 pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
-    if status.seccomp != 0 {
+    if status.seccomp != 0 && !has_our_filters(pid, status) {
         return Err(AttachError::Unsuitable {
             pid,
             command: status.name.clone(),
-            reason: "it runs under a seccomp filter, which may kill it for the system calls that attaching makes there"
+            reason: "it runs under a seccomp filter that skep does not run under; the filter may kill it for the system \
+                     calls that attaching makes there: run skep in the same container or sandbox"
                 .into(),
         });
     }
@@ -56,6 +57,15 @@ pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
         });
     }
     check_executable(pid, status)
+}
+
+/// Is the process under the filters that this process is under (as in one container)? What they allow here, which is all that
+/// attaching does, they allow there. Filters have no names: as many of them, and the same control group.
+fn has_our_filters(pid: u32, status: &Status) -> bool {
+    let group = |pid: u32| fs::read(format!("/proc/{pid}/cgroup")).ok();
+    let ours = procfs::status(std::process::id());
+    ours.is_ok_and(|ours| ours.filters != 0 && (ours.seccomp, ours.filters) == (status.seccomp, status.filters))
+        && group(pid).is_some_and(|theirs| group(std::process::id()) == Some(theirs))
 }
 
 /// Is a process or thread traced by an injector that is not this process?

@@ -85,6 +85,8 @@ pub struct Status {
     pub tracer: u32,
     /// 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Number of seccomp filters.
+    pub filters: u32,
     /// True for a kernel thread.
     pub kernel_thread: bool,
     /// Does the processor check return addresses against a second stack?
@@ -108,6 +110,7 @@ pub fn status(pid: u32) -> Result<Status, AttachError> {
             "Tgid" => status.tgid = number(),
             "TracerPid" => status.tracer = number(),
             "Seccomp" => status.seccomp = number(),
+            "Seccomp_filters" => status.filters = number(),
             "VmSize" => status.kernel_thread = false,
             "x86_Thread_features" => status.shadow_stack = value.split(' ').any(|feature| feature == "shstk"),
             "SigPnd" => status.signals[0] = mask(),

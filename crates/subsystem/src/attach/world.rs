@@ -43,8 +43,12 @@ impl Memory {
     /// Opens it.
     pub fn open(pid: u32) -> Result<Memory, AttachError> {
         let path = format!("/proc/{pid}/mem");
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        Ok(Memory { pid, file: file.map_err(|e| AttachError::os(format!("opening {path}"), &e))? })
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Ok(Memory { pid, file }),
+            // The right to trace is asked for here already.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(checks::explain(pid, &error)),
+            Err(error) => Err(AttachError::os(format!("opening {path}"), &error)),
+        }
     }
 
     /// Reads exactly `buffer`.
