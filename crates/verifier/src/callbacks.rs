@@ -15,6 +15,8 @@ use crate::state::{Callback, Frame, State, StateId};
 
 const FOR_EACH_MAP_ELEM: u32 = 164;
 const LOOP: u32 = 181;
+/// Rounds of one path through loops of unknown length that are followed.
+const MAX_ROUNDS: u32 = 4096;
 
 impl Env<'_> {
     /// Lets a helper call its function: one path goes through a round, the current one behind the call.
@@ -31,6 +33,7 @@ impl Env<'_> {
         let Some(function) = facts.function.map(|f| f as usize).filter(|f| *f < self.cfg.functions.len()) else {
             return invalid!(CallTarget, "the helper has no function to call");
         };
+        self.check_rounds(self.state.callback_unroll)?;
         let depth = self.state.frames.len();
         if depth >= MAX_CALL_FRAMES {
             return Err(Failure::new(
@@ -91,7 +94,7 @@ impl Env<'_> {
         let Some(frame) = self.state.frames.pop() else {
             return invalid!(SubprogramReturn, "there is no caller to return to");
         };
-        if let Some(before) = self.previous_round(frame.callsite) {
+        if let Some(before) = self.previous_round(frame.callsite, None) {
             let mut state = std::mem::take(&mut self.state);
             widen(self.saved(before), &mut state);
             self.state = state;
@@ -103,7 +106,8 @@ impl Env<'_> {
         if i.is_x() || i.src() != 0 || i.dst() != 0 || i.imm != 0 || i.class() != skep_ebpf::insn::class::JMP {
             return invalid!(ReservedField, "may_goto uses fields that must be zero");
         }
-        let before = self.previous_round(self.insn);
+        self.check_rounds(self.state.may_goto_depth)?;
+        let before = self.previous_round(self.insn, self.state.parent);
         let next = self.insn + 1;
         let mut round = std::mem::take(self.push_path(next)?);
         round.may_goto_depth += 1;
@@ -120,9 +124,17 @@ impl Env<'_> {
         }
     }
 
-    /// The state of the round before, at the same instruction of the same call.
-    fn previous_round(&self, insn: usize) -> Option<StateId> {
-        self.explored.newest_open(insn, |old| {
+    /// Loops that do not converge cost the square of their rounds.
+    fn check_rounds(&self, rounds: u32) -> Check {
+        if rounds >= MAX_ROUNDS {
+            return unsupported!(UnsupportedFeature, "the loop does not converge within {MAX_ROUNDS} rounds");
+        }
+        Ok(())
+    }
+
+    /// The state of the round before, at the same instruction of the same call; `this` is the one just saved there.
+    fn previous_round(&self, insn: usize, this: Option<StateId>) -> Option<StateId> {
+        self.explored.newest_open(insn, this, |old| {
             old.frames.len() == self.state.frames.len()
                 && old.frames.iter().zip(&self.state.frames).skip(1).all(|(o, c)| o.callsite == c.callsite)
         })

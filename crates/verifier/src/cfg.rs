@@ -173,10 +173,10 @@ impl Cfg {
                         self.functions[n].moves_packet = true;
                     }
                 } else if i.is_subprog_call() || i.is_ld_imm64() && i.src() == pseudo::FUNC {
-                    if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t)) {
-                        if !self.functions[n].calls.contains(&callee) {
-                            self.functions[n].calls.push(callee);
-                        }
+                    if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t))
+                        && !self.functions[n].calls.contains(&callee)
+                    {
+                        self.functions[n].calls.push(callee);
                     }
                 } else if i.class() == class::LD && matches!(i.mode(), mode::ABS | mode::IND) {
                     self.functions[n].loads_packet = true;
@@ -228,10 +228,10 @@ impl Cfg {
                 if let Some(s) = seen.get_mut(at + 1) {
                     *s = true;
                 }
-                if i.src() == pseudo::FUNC {
-                    if let Ok(t) = usize::try_from(callee(at, i)) {
-                        todo.push(t);
-                    }
+                if i.src() == pseudo::FUNC
+                    && let Ok(t) = usize::try_from(callee(at, i))
+                {
+                    todo.push(t);
                 }
             } else if i.is_subprog_call() {
                 self.mark(at + 1, |p| (p.prune, p.jump) = (true, true));

@@ -325,10 +325,10 @@ pub(crate) fn settle(n: &mut Scalar) {
 /// Keeps offsets so small that sums of them cannot overflow.
 fn check_sane(reg: &Reg, ptr: &Reg) -> Check {
     let limit = -MAX_OFFSET + 1..MAX_OFFSET;
-    if let Some(k) = reg.num.as_const() {
-        if !limit.contains(&(k as i64)) {
-            return invalid!(PointerOutOfRange, "{} cannot be moved by {}", ptr.describe(), k as i64);
-        }
+    if let Some(k) = reg.num.as_const()
+        && !limit.contains(&(k as i64))
+    {
+        return invalid!(PointerOutOfRange, "{} cannot be moved by {}", ptr.describe(), k as i64);
     }
     if !limit.contains(&i64::from(reg.off)) {
         return invalid!(PointerOutOfRange, "{} has an offset of {}", ptr.describe(), reg.off);

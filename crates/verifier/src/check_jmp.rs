@@ -153,11 +153,11 @@ impl Env<'_> {
 
 fn make_not_null(maps: &[crate::map_facts::MapFacts<'_>], reg: &mut Reg) {
     reg.flags &= !crate::reg::flag::NULLABLE;
-    if reg.kind == Kind::MapValue {
-        if let Some(inner) = maps.get(reg.what as usize).and_then(|m| m.inner) {
-            reg.kind = Kind::Map;
-            reg.what = inner;
-        }
+    if reg.kind == Kind::MapValue
+        && let Some(inner) = maps.get(reg.what as usize).and_then(|m| m.inner)
+    {
+        reg.kind = Kind::Map;
+        reg.what = inner;
     }
 }
 

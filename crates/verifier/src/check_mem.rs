@@ -169,10 +169,10 @@ impl Env<'_> {
             Kind::MapValue => {
                 self.check_map_permission(&ptr, a.write)?;
                 self.check_map_value(a.reg, &ptr, off, a.size.into(), false, true)?;
-                if !a.write {
-                    if let Some(x) = self.frozen_value(&ptr, off, a)? {
-                        loaded = Reg::constant(x);
-                    }
+                if !a.write
+                    && let Some(x) = self.frozen_value(&ptr, off, a)?
+                {
+                    loaded = Reg::constant(x);
                 }
             }
             Kind::MapKey => {

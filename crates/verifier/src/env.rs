@@ -221,12 +221,12 @@ impl<'p> Env<'p> {
 
     /// Records how the path came here, or adds to what is recorded for this instruction.
     pub fn record_step(&mut self, stack: Option<(u8, u8)>, linked: Vec<Place>) {
-        if self.step_open {
-            if let Some(s) = self.state.steps.last_mut() {
-                s.stack = s.stack.or(stack);
-                s.linked.extend(linked);
-                return;
-            }
+        if self.step_open
+            && let Some(s) = self.state.steps.last_mut()
+        {
+            s.stack = s.stack.or(stack);
+            s.linked.extend(linked);
+            return;
         }
         self.step_open = true;
         self.state.steps.push(Step { insn: self.insn as u32, prev: self.prev as u32, stack, linked });
@@ -335,11 +335,11 @@ impl<'p> Env<'p> {
     /// Makes what was a pointer or null the pointer that it is.
     pub fn make_not_null(&mut self, reg: &mut Reg) {
         reg.flags &= !flag::NULLABLE;
-        if reg.kind == Kind::MapValue {
-            if let Some(inner) = self.maps.get(reg.what as usize).and_then(|m| m.inner) {
-                reg.kind = Kind::Map;
-                reg.what = inner;
-            }
+        if reg.kind == Kind::MapValue
+            && let Some(inner) = self.maps.get(reg.what as usize).and_then(|m| m.inner)
+        {
+            reg.kind = Kind::Map;
+            reg.what = inner;
         }
     }
 

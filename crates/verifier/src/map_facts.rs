@@ -122,10 +122,10 @@ pub(crate) fn collect(prog: &Program) -> Vec<MapFacts<'_>> {
 
 fn fields(btf: Option<&Btf>, def: &MapDef) -> Vec<Field> {
     let mut found = Vec::new();
-    if let Some(btf) = btf {
-        if def.value_type_id != 0 {
-            walk(btf, def.value_type_id, 0, 0, &mut found);
-        }
+    if let Some(btf) = btf
+        && def.value_type_id != 0
+    {
+        walk(btf, def.value_type_id, 0, 0, &mut found);
     }
     found
 }

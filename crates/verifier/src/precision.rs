@@ -70,7 +70,7 @@ impl Backtrack {
     }
 
     /// Leaves a function backwards: at its first instruction, towards the call.
-    fn to_caller(&mut self) -> Result<(), Lost> {
+    fn back_to_caller(&mut self) -> Result<(), Lost> {
         if self.frame == 0 {
             return Err(Lost);
         }
@@ -79,7 +79,7 @@ impl Backtrack {
     }
 
     /// Enters a function backwards: at its exit, coming from behind the call.
-    fn to_callee(&mut self) -> Result<(), Lost> {
+    fn back_into_callee(&mut self) -> Result<(), Lost> {
         if self.frame >= 7 {
             return Err(Lost);
         }
@@ -170,7 +170,7 @@ impl Walk<'_> {
                     return Err(Lost);
                 }
                 want.clear(0);
-                want.to_callee()?;
+                want.back_into_callee()?;
             }
             class::LD => {
                 if want.has(i.dst()) {
@@ -204,7 +204,7 @@ impl Walk<'_> {
                 }
                 let args = here(want);
                 want.regs[want.frame] = 0;
-                want.to_caller()?;
+                want.back_to_caller()?;
                 want.regs[want.frame] |= args;
             }
             jmp::CALL => {
@@ -214,7 +214,7 @@ impl Walk<'_> {
                         return Err(Lost);
                     }
                     want.regs[want.frame] = 0;
-                    return want.to_caller();
+                    return want.back_to_caller();
                 }
                 want.clear(0);
                 if here(want) & ARGS != 0 {
@@ -236,16 +236,14 @@ impl Walk<'_> {
                 }
                 let result = after_call && want.has(0);
                 want.clear(0);
-                want.to_callee()?;
+                want.back_into_callee()?;
                 if result {
                     want.set(0);
                 }
             }
-            _ if i.is_x() => {
-                if want.has(i.dst()) || want.has(i.src()) {
-                    want.set(i.dst());
-                    want.set(i.src());
-                }
+            _ if i.is_x() && (want.has(i.dst()) || want.has(i.src())) => {
+                want.set(i.dst());
+                want.set(i.src());
             }
             _ => {}
         }

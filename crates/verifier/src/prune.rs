@@ -89,12 +89,12 @@ impl Explored {
         }
     }
 
-    /// The newest open state at this instruction that fits.
-    pub fn newest_open(&self, insn: usize, fits: impl Fn(&State) -> bool) -> Option<StateId> {
+    /// The newest open state at this instruction that fits and is not `this`.
+    pub fn newest_open(&self, insn: usize, this: Option<StateId>, fits: impl Fn(&State) -> bool) -> Option<StateId> {
         let ids = self.at.get(insn)?;
         ids.iter().rev().copied().find(|id| {
             let state = self.state(*id);
-            state.branches > 0 && fits(state)
+            Some(*id) != this && state.branches > 0 && fits(state)
         })
     }
 

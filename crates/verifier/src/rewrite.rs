@@ -18,10 +18,8 @@ pub(crate) fn rewrite(insns: &[Insn], facts: &[Fact]) -> Vec<Insn> {
         let fact = facts.get(at).copied().unwrap_or_default();
         if !fact.seen {
             out[at] = TRAP;
-            if wide {
-                if let Some(second) = out.get_mut(at + 1) {
-                    *second = TRAP;
-                }
+            if wide && let Some(second) = out.get_mut(at + 1) {
+                *second = TRAP;
             }
         } else if let Some(off) = fact.pointer_load {
             // The field is 32 bits wide for the program, the pointer is 64.

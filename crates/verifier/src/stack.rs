@@ -125,10 +125,8 @@ impl Env<'_> {
                 for b in &mut target.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte] {
                     *b = if zero { Byte::Zero } else { Byte::Misc };
                 }
-                if zero {
-                    if let Some((r, _)) = value {
-                        self.mark_precise(r)?;
-                    }
+                if zero && let Some((r, _)) = value {
+                    self.mark_precise(r)?;
                 }
                 return Ok(());
             }
@@ -180,10 +178,8 @@ impl Env<'_> {
                 s.bytes[byte] = Byte::Misc;
             }
         }
-        if kept_zero {
-            if let Some((r, _)) = value {
-                self.mark_precise(r)?;
-            }
+        if kept_zero && let Some((r, _)) = value {
+            self.mark_precise(r)?;
         }
         Ok(())
     }

@@ -99,11 +99,8 @@ fn context_accesses() {
                     if code == class::LDX | mode::MEMSX && size == size::DW {
                         continue;
                     }
-                    let access = if store {
-                        Insn::new(code | size, 1, if code & 7 == class::STX { 0 } else { 0 }, off, 0)
-                    } else {
-                        Insn::new(code | size, 0, 1, off, 0)
-                    };
+                    let access =
+                        if store { Insn::new(code | size, 1, 0, off, 0) } else { Insn::new(code | size, 0, 1, off, 0) };
                     let insns = vec![
                         Insn::new(class::ALU64 | alu::MOV, 0, 0, 0, 0),
                         access,
@@ -123,7 +120,7 @@ fn maps() -> Vec<MapDef> {
     let mut frozen = MapDef::new("rodata", MapType::Array, 4, 32, 1);
     frozen.flags = map_flags::RDONLY_PROG;
     frozen.frozen = true;
-    frozen.initial = Some(b"hello %d\0world\0................"[..32.min(31)].to_vec());
+    frozen.initial = Some(b"hello %d\0world\0................"[..31].to_vec());
     let def = MapDef::new;
     let mut lpm = def("lpm", MapType::LpmTrie, 8, 8, 4);
     lpm.flags = map_flags::NO_PREALLOC;
@@ -160,7 +157,7 @@ enum Value {
     CtxMoved,
     Stack,
     StackShort,
-    MapValue,
+    InMap,
     MapValueEnd,
     Frozen,
     MapValueOrNull,
@@ -178,7 +175,7 @@ const VALUES: [Value; 14] = [
     Value::CtxMoved,
     Value::Stack,
     Value::StackShort,
-    Value::MapValue,
+    Value::InMap,
     Value::MapValueEnd,
     Value::Frozen,
     Value::MapValueOrNull,
@@ -238,7 +235,7 @@ fn set(p: &mut Vec<Insn>, r: u8, v: Value, ty: ProgType) -> bool {
         Value::CtxMoved => p.extend([copy(r, 6), add(r, 8)]),
         Value::Stack => p.extend([copy(r, 10), add(r, -64)]),
         Value::StackShort => p.extend([copy(r, 10), add(r, -4)]),
-        Value::MapValue => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 0, 0)),
+        Value::InMap => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 0, 0)),
         Value::MapValueEnd => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 0, 60)),
         Value::Frozen => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 1, 0)),
         Value::MapValueOrNull => p.push(copy(r, 8)),
