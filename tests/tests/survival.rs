@@ -89,9 +89,7 @@ fn attach_and_detach_many_times_on_a_busy_process() {
     let mut before: Option<(u64, Vec<u8>)> = None;
     for _ in 0..cycles {
         let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
-        let at = trace.attached(2)[0]["address"].clone();
-        let at = at.as_u64().or_else(|| u64::from_str_radix(at.as_str()?.trim_start_matches("0x"), 16).ok());
-        let at = at.expect("address");
+        let at = address(&trace.attached(2)[0]);
         trace.interrupt();
         let done = trace.finish();
         assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
@@ -157,6 +155,79 @@ fn after_a_kill_a_new_trace_counts_exactly() {
         assert_eq!(done.count("on_entry", "hits"), 200_000, "{}", done.stderr);
         assert_eq!(done.count("on_return", "hits"), 200_000, "{}", done.stderr);
     }
+}
+
+/// The bytes of a mapping of the target, by the name that its memfd has.
+fn mapping(pid: u32, name: &str) -> Option<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let line = maps.lines().find(|l| l.contains(name))?;
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    let mut bytes = vec![0; (end - start) as usize];
+    std::fs::File::open(format!("/proc/{pid}/mem")).ok()?.read_exact_at(&mut bytes, start).ok()?;
+    Some(bytes)
+}
+
+#[test]
+fn after_a_kill_the_text_is_restored_within_a_second() {
+    let program = build("calls.c", &[]);
+    let mut target = Target::start(&program, &["2", "400000000000000", "go"]);
+    let symbol = |trace: &mut Trace| address(&trace.attached(2)[0]);
+    let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+    let at = symbol(&mut trace);
+    let patched = text(target.pid(), at);
+    target.go();
+    trace.kill();
+    std::thread::sleep(Duration::from_secs(1));
+    let restored = text(target.pid(), at);
+    assert_ne!(patched, restored, "the text is still patched");
+    let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+    assert_eq!(symbol(&mut trace), at);
+    trace.interrupt();
+    trace.finish();
+    assert_eq!(text(target.pid(), at), restored);
+}
+
+#[test]
+fn when_the_injector_is_killed_too_counters_stand_still_and_a_new_trace_works() {
+    let program = build("calls.c", &[]);
+    let mut target = Target::start(&program, &["2", "400000000000000", "go"]);
+    let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+    trace.attached(2);
+    target.go();
+    let injector = children(trace.child.id());
+    assert_eq!(injector.len(), 1, "skep has one child, its injector");
+    std::thread::sleep(Duration::from_millis(100));
+    for pid in injector {
+        // SAFETY: the injector of the skep that this test started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    trace.kill();
+    std::thread::sleep(Duration::from_secs(1));
+    let counters = mapping(target.pid(), "skep-shared").expect("the arena is still mapped");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(mapping(target.pid(), "skep-shared") == Some(counters), "hits are still counted");
+    let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+    trace.attached(2);
+    std::thread::sleep(Duration::from_millis(100));
+    trace.interrupt();
+    let done = trace.finish();
+    assert!(done.count("on_entry", "hits") > 0, "{}", done.stderr);
+    assert!(target.child.try_wait().expect("wait").is_none(), "the target died");
+}
+
+/// The children of a process.
+fn children(pid: u32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+    lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// Where a probe was attached.
+fn address(attached: &skep_tests::Value) -> u64 {
+    let text = attached["address"].as_str().unwrap_or_default();
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or_else(|_| panic!("no address: {attached}"))
 }
 
 #[test]

@@ -44,9 +44,10 @@ pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
         return Err(AttachError::Unsuitable {
             pid,
             command: status.name.clone(),
-            reason: "it runs under a seccomp filter that skep does not run under; the filter may kill it for the system \
+            reason:
+                "it runs under a seccomp filter that skep does not run under; the filter may kill it for the system \
                      calls that attaching makes there: run skep in the same container or sandbox"
-                .into(),
+                    .into(),
         });
     }
     if status.shadow_stack {
