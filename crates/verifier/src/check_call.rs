@@ -218,6 +218,13 @@ impl Env<'_> {
         if h.has(helper::SLEEPS) && self.prog.flags & prog_flags::SLEEPABLE == 0 {
             return invalid!(HelperSleeps, "bpf_{} may sleep, this program must not", h.name);
         }
+        if id == GET_FUNC_IP && prog_type != ProgType::Kprobe {
+            return Err(Failure::new(
+                Errno::ENOTSUPP,
+                Reason::HelperNotAllowed,
+                format!("bpf_{} does not work in programs of type {prog_type}", h.name),
+            ));
+        }
         if let Some(why) = not_judged(id, prog_type) {
             return unsupported!(UnsupportedHelper, "bpf_{} is not judged yet: {why}", h.name);
         }
@@ -373,6 +380,7 @@ const TCP_SOCK: u32 = 96;
 const PROBE_READ_USER_STR: u32 = 114;
 const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
+const GET_FUNC_IP: u32 = 173;
 
 /// Helpers with rules of their own that are not there yet.
 fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {

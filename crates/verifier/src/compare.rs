@@ -188,8 +188,7 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     }
     // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
     if exact == Exact::No && old.bytes.iter().all(|b| matches!(b, Byte::Misc | Byte::Invalid)) {
-        let number = !cur.is_spill() || cur.reg.is_scalar();
-        return number && !cur.bytes.contains(&Byte::Dynptr);
+        return !cur.bytes.contains(&Byte::Dynptr);
     }
     if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
         return reg_safe(&o, &c, ids, exact);
