@@ -40,7 +40,7 @@ fn one(name: &str, function: &str, minimum: u64, arg1: &str, command: &str) -> R
     if arg1 != "-" {
         let want: u64 = arg1.parse().map_err(|e| format!("{arg1}: {e}"))?;
         let seen = |l: &&skep_tests::Value| l["name"] == "arguments" && l["key"].as_u64() == Some(want);
-        if !done.kind("map").iter().any(|l| seen(l)) {
+        if !done.kind("map").iter().any(seen) {
             return Err(format!("{function} was never seen with a first argument of {want}"));
         }
     }
