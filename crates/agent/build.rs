@@ -42,6 +42,8 @@ fn main() {
         "-static-pie",
         "-Wl,--entry=skep_hit",
         "-Wl,--undefined=skep_return",
+        "-Wl,--undefined=skep_guard",
+        "-Wl,--undefined=skep_trap",
         "-Wl,--build-id=none",
         "-Wl,--no-eh-frame-hdr",
         "-Wl,--no-dynamic-linker",

@@ -8,11 +8,11 @@
 mod mem;
 
 use skep_ebpf::uapi::PtRegs;
-use skep_runtime::hit;
-use skep_runtime::session::{HitFn, Proc, ReturnFn, Site};
+use skep_runtime::session::{GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo, Site, TrapFn};
+use skep_runtime::{guard, hit, trap};
 
 // The signatures are those that trampolines are made for.
-const _: (HitFn, ReturnFn) = (skep_hit, skep_return);
+const _: (HitFn, ReturnFn, GuardFn, TrapFn) = (skep_hit, skep_return, skep_guard, skep_trap);
 
 /// Called by the trampoline of a site.
 ///
@@ -32,6 +32,26 @@ unsafe extern "C" fn skep_hit(site: *const Site, regs: *mut PtRegs) -> u64 {
 unsafe extern "C" fn skep_return(proc: *const Proc, entry: u32, regs: *mut PtRegs) -> u64 {
     // SAFETY: the stub's promise.
     unsafe { hit::ret(proc, entry, regs) }
+}
+
+/// Called by the trampoline of a site with a guard.
+///
+/// # Safety
+/// As [`guard::guard`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skep_guard(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the trampoline's promise.
+    unsafe { guard::guard(site, regs) }
+}
+
+/// Called by the handler of `SIGTRAP`.
+///
+/// # Safety
+/// As [`trap::trap`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skep_trap(signal: i32, info: *mut SigInfo, context: *mut SigContext, proc: *const Proc) -> u64 {
+    // SAFETY: the stub's promise.
+    unsafe { trap::trap(signal, info, context, proc) }
 }
 
 /// Not reached: the data plane has no panicking path. A trap is what can be seen from outside.

@@ -6,6 +6,8 @@ use skep_agent::{BLOB, Blob, BlobError};
 
 /// System calls that the data plane may make.
 const SYSCALLS: &[(u64, &str)] = &[
+    (13, "rt_sigaction"),
+    (14, "rt_sigprocmask"),
     (39, "getpid"),
     (102, "getuid"),
     (104, "getgid"),
@@ -14,6 +16,7 @@ const SYSCALLS: &[(u64, &str)] = &[
     (186, "gettid"),
     (202, "futex"),
     (228, "clock_gettime"),
+    (297, "rt_tgsigqueueinfo"),
     (310, "process_vm_readv"),
 ];
 

@@ -7,6 +7,7 @@
 mod clock;
 pub mod env;
 mod format;
+pub mod guard;
 pub mod helpers;
 pub mod hit;
 pub mod image;
@@ -20,6 +21,7 @@ mod ret_entry;
 pub mod session;
 mod sys;
 mod thread;
+pub mod trap;
 mod view;
 
 pub use image::Image;

@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x02");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
@@ -215,6 +215,14 @@ pub struct Proc {
     pub nsites: u32,
     /// Offset of the first [`Site`] from the head of this block.
     pub sites: u64,
+    /// Address of a [`TrapState`]; 0 if no site is a breakpoint.
+    pub trap_state: u64,
+    /// Address of `[Trap; ntraps]` (in this block), by address.
+    pub traps: u64,
+    /// Number of breakpoints.
+    pub ntraps: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 /// Links that one site can carry.
@@ -243,6 +251,71 @@ pub struct Site {
     pub has_return: AtomicU32,
     /// The links, as indices into the control arena's table.
     pub links: [AtomicU32; SITE_LINKS],
+    /// One of [`guard`].
+    pub guard: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process.
+pub mod guard {
+    /// Nothing.
+    pub const NONE: u32 = 0;
+    /// It is a `sigaction`: the action for `SIGTRAP` is kept for later, `SIGTRAP` is taken out of all others' masks.
+    pub const SIGACTION: u32 = 1;
+    /// Plus `n`: argument `n` points to a set of signals to block, out of which `SIGTRAP` is taken.
+    pub const MASK: u32 = 2;
+}
+
+/// A breakpoint: where it is, and its site.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// Address of the byte `0xcc`.
+    pub address: u64,
+    /// Address of the [`Site`].
+    pub site: u64,
+}
+
+/// Actions for `SIGTRAP` that are kept: the present one and those that a handler on its way may still be reading.
+pub const TRAP_ACTIONS: usize = 64;
+/// Sets of signals that are kept, a power of two.
+pub const TRAP_MASKS: usize = 1024;
+
+/// A signal's action as the kernel has it.
+#[repr(C)]
+#[derive(Default)]
+pub struct TrapAction {
+    /// Address of the handler, or `SIG_DFL` or `SIG_IGN`.
+    pub handler: AtomicU64,
+    /// Flags.
+    pub flags: AtomicU64,
+    /// Where the handler returns to.
+    pub restorer: AtomicU64,
+    /// Signals blocked while it runs.
+    pub mask: AtomicU64,
+}
+
+/// What a process with breakpoints keeps of its signals, in its private area.
+#[repr(C)]
+pub struct TrapState {
+    /// Index (modulo [`TRAP_ACTIONS`]) of the action that the target believes `SIGTRAP` has.
+    pub current: AtomicU32,
+    /// Where the next action goes.
+    pub next: AtomicU32,
+    /// Process id, as the process itself sees it.
+    pub pid: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// Address of the real handler.
+    pub handler: u64,
+    /// Address of the C library's `rt_sigreturn` code.
+    pub restorer: u64,
+    /// See `current`.
+    pub actions: [TrapAction; TRAP_ACTIONS],
+    /// Sets of signals without `SIGTRAP`, each with the zeroes that a `sigset_t` ends in; the first one is empty, in the
+    /// others a zero means that the place is free. Written once.
+    pub masks: [[AtomicU64; 16]; TRAP_MASKS],
 }
 
 /// What a process knows of one of its threads, found by the thread's TLS base.
@@ -343,3 +416,68 @@ pub type HitFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::u
 /// What the common part of the return stubs calls, with the stub's number. Returns the real return address; the entry is free
 /// from then on.
 pub type ReturnFn = unsafe extern "C" fn(proc: *const Proc, entry: u32, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
+
+/// What the trampoline of a site with a [`guard`] calls. Returns 0 to run on at [`Site::body`], with the registers as they
+/// are then, or 1 to return to the caller with `rax` as it is then.
+pub type GuardFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
+
+/// What the handler of `SIGTRAP` calls, with the kernel's arguments for a handler. Returns 0 if the signal is dealt with, or
+/// the address of the target's own handler, which is to be run in place of ours.
+pub type TrapFn =
+    unsafe extern "C" fn(signal: i32, info: *mut SigInfo, context: *mut SigContext, proc: *const Proc) -> u64;
+
+/// The part of a `siginfo_t` that matters here.
+#[repr(C)]
+pub struct SigInfo {
+    /// The signal.
+    pub signo: i32,
+    /// Its errno.
+    pub errno: i32,
+    /// Where it comes from.
+    pub code: i32,
+}
+
+/// A `ucontext_t` as the kernel writes it for a handler.
+#[repr(C)]
+pub struct SigContext {
+    /// Flags, link and alternate stack.
+    pub head: [u64; 5],
+    /// r8 to r15.
+    pub r8_r15: [u64; 8],
+    /// As named.
+    pub rdi: u64,
+    /// As named.
+    pub rsi: u64,
+    /// As named.
+    pub rbp: u64,
+    /// As named.
+    pub rbx: u64,
+    /// As named.
+    pub rdx: u64,
+    /// As named.
+    pub rax: u64,
+    /// As named.
+    pub rcx: u64,
+    /// As named.
+    pub rsp: u64,
+    /// As named.
+    pub rip: u64,
+    /// As named.
+    pub eflags: u64,
+    /// cs, gs, fs, ss: 16 bits each.
+    pub segments: u64,
+    /// Error code of the exception.
+    pub err: u64,
+    /// Number of the exception.
+    pub trapno: u64,
+    /// Mask of old, and address of a fault.
+    pub tail: [u64; 2],
+    /// Address of the saved vector registers.
+    pub fpstate: u64,
+    /// Reserved by the kernel.
+    pub reserved: [u64; 8],
+    /// Signals blocked before, and again after the handler.
+    pub mask: u64,
+}
+
+const _: () = assert!(core::mem::offset_of!(SigContext, mask) == 296);

@@ -4,6 +4,8 @@
 
 use core::arch::asm;
 
+const RT_SIGACTION: usize = 13;
+const RT_SIGPROCMASK: usize = 14;
 const GETPID: usize = 39;
 const GETUID: usize = 102;
 const GETGID: usize = 104;
@@ -12,6 +14,7 @@ const PRCTL: usize = 157;
 const GETTID: usize = 186;
 const FUTEX: usize = 202;
 const CLOCK_GETTIME: usize = 228;
+const RT_TGSIGQUEUEINFO: usize = 297;
 const PROCESS_VM_READV: usize = 310;
 
 const PR_GET_NAME: usize = 16;
@@ -121,6 +124,40 @@ pub(crate) fn alternate_stack() -> (u64, u64) {
     // SAFETY: only asks; `old` has the layout of a stack_t.
     let ret = unsafe { call(SIGALTSTACK, 0, &raw mut old as usize, 0) };
     if ret < 0 || old.flags & SS_DISABLE != 0 { (0, 0) } else { (old.sp, old.sp.saturating_add(old.size)) }
+}
+
+/// Sets the action of a signal: handler, flags, restorer, mask.
+///
+/// # Safety
+/// The handler, if any, and the restorer are code that is fit for it.
+pub(crate) unsafe fn sigaction(signal: i32, action: [u64; 4]) {
+    const SIZE: usize = 8;
+    // SAFETY: the action has the kernel's layout; the rest is the caller's promise.
+    unsafe { call6(RT_SIGACTION, [signal as usize, action.as_ptr() as usize, 0, SIZE, 0, 0]) };
+}
+
+/// Blocks these signals in the calling thread, besides those that are.
+///
+/// # Safety
+/// The thread can do without them.
+pub(crate) unsafe fn block_signals(mask: u64) {
+    const SIG_BLOCK: usize = 0;
+    // SAFETY: the set is eight bytes long; the rest is the caller's promise.
+    unsafe { call6(RT_SIGPROCMASK, [SIG_BLOCK, &raw const mask as usize, 0, 8, 0, 0]) };
+}
+
+/// Sends the calling thread a signal with this information.
+///
+/// # Safety
+/// `info` is a whole `siginfo_t`.
+pub(crate) unsafe fn signal_self(signal: i32, info: *const crate::session::SigInfo) {
+    // SAFETY: the kernel reads the information only.
+    unsafe {
+        call6(
+            RT_TGSIGQUEUEINFO,
+            [getpid() as usize, gettid() as usize, signal as usize, info as usize, 0, 0],
+        )
+    };
 }
 
 /// Wakes one process that waits on a futex in shared memory.

@@ -8,7 +8,7 @@ use crate::env::SlotArea;
 use crate::image::Image;
 use crate::session::{
     Control, Link, LinkCount, Proc, ProgCell, RetEntry, RetHead, SLOTS_OFFSET, SharedHead, Slot, TID_MASK, ThreadEntry,
-    count_offset,
+    Trap, TrapState, count_offset,
 };
 
 /// Tables are found by offsets in the head, which the controller alone writes.
@@ -145,5 +145,26 @@ impl Proc {
     pub(crate) unsafe fn ret_head(&self) -> &RetHead {
         // SAFETY: mapped for as long as the block is.
         unsafe { &*(self.ret_head as *const RetHead) }
+    }
+
+    /// The breakpoints, by address.
+    ///
+    /// # Safety
+    /// As [`Proc::alive`].
+    pub(crate) unsafe fn traps(&self) -> &[Trap] {
+        if self.traps == 0 {
+            return &[];
+        }
+        // SAFETY: the table has `ntraps` entries, and lives as long as the block.
+        unsafe { core::slice::from_raw_parts(self.traps as *const Trap, self.ntraps as usize) }
+    }
+
+    /// What is kept of the process's signals.
+    ///
+    /// # Safety
+    /// As [`Proc::alive`].
+    pub(crate) unsafe fn trap_state(&self) -> Option<&TrapState> {
+        // SAFETY: 0, or mapped for as long as the block is.
+        unsafe { (self.trap_state as *const TrapState).as_ref() }
     }
 }

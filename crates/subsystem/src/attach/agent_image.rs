@@ -18,6 +18,8 @@ pub struct AgentImage {
     pub hit: u64,
     /// `skep_return`, relative to the base.
     pub ret: u64,
+    /// `skep_guard` and `skep_trap`, relative to the base. Without them there are no breakpoints.
+    pub traps: Option<(u64, u64)>,
 }
 
 struct Segment {
@@ -74,7 +76,8 @@ impl AgentImage {
                 .map(|s| s.address())
                 .ok_or_else(|| bad(format!("it does not define `{name}`")))
         };
-        Ok(AgentImage { relative, span, hit: symbol("skep_hit")?, ret: symbol("skep_return")?, segments })
+        let traps = symbol("skep_guard").ok().zip(symbol("skep_trap").ok());
+        Ok(AgentImage { relative, span, hit: symbol("skep_hit")?, ret: symbol("skep_return")?, traps, segments })
     }
 
     /// The agent that skep is built with.

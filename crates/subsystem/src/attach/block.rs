@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use skep_maps::MapRef;
-use skep_runtime::session::{MAGIC, PROC_NAME, Proc, SITE_LINKS, Site};
+use skep_runtime::session::{MAGIC, PROC_NAME, Proc, SITE_LINKS, Site, Trap};
 
 use super::AttachError;
 use super::plan::PlannedSite;
@@ -26,6 +26,7 @@ pub struct Block {
     size: usize,
     maps: usize,
     sites: usize,
+    traps: usize,
 }
 
 /// Addresses in the target, and numbers, that go into [`Proc`].
@@ -57,6 +58,8 @@ pub struct Addresses {
     pub stubs: u64,
     /// See [`Proc`].
     pub fsgsbase: bool,
+    /// See [`Proc`].
+    pub trap_state: u64,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -64,11 +67,12 @@ fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
 }
 
 impl Block {
-    /// Makes an empty block with room for so many maps and sites.
-    pub fn new(maps: usize, sites: usize) -> Result<Block, AttachError> {
+    /// Makes an empty block with room for so many maps, sites and breakpoints.
+    pub fn new(maps: usize, sites: usize, traps: usize) -> Result<Block, AttachError> {
         let maps_at = size_of::<Proc>().next_multiple_of(64);
         let sites_at = (maps_at + maps * size_of::<MapRef>()).next_multiple_of(64);
-        let size = (sites_at + sites * size_of::<Site>()).next_multiple_of(4096);
+        let traps_at = sites_at + sites * size_of::<Site>();
+        let size = (traps_at + traps * size_of::<Trap>()).next_multiple_of(4096);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create(PROC_NAME, flags).map_err(os("memfd_create"))?;
         // Allocated now, so that no later write can fault for want of memory.
@@ -78,7 +82,7 @@ impl Block {
             rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         };
         let base = NonNull::new(base.map_err(os("mmap"))?.cast()).ok_or_else(|| AttachError::last_os("mmap"))?;
-        let block = Block { fd, base, size, maps: maps_at, sites: sites_at };
+        let block = Block { fd, base, size, maps: maps_at, sites: sites_at, traps: traps_at };
         let seals = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&block.fd, seals).map_err(os("sealing"))?;
         Ok(block)
@@ -100,8 +104,14 @@ impl Block {
     }
 
     /// Writes everything. `at` is the block's address in the target; `maps` are header and data addresses there.
-    pub fn fill(&self, at: u64, addresses: &Addresses, maps: &[(u64, u64)], sites: &[PlannedSite], jumps: &[[u8; 5]]) {
+    pub fn fill(&self, at: u64, addresses: &Addresses, maps: &[(u64, u64)], sites: &[PlannedSite]) {
         let a = addresses;
+        let site = |(n, site): (usize, &PlannedSite)| {
+            let trap = Trap { address: site.window.address, site: self.site_address(at, n) };
+            site.window.trap.then_some(trap)
+        };
+        let mut traps: Vec<Trap> = sites.iter().enumerate().filter_map(site).collect();
+        traps.sort_by_key(|trap| trap.address);
         let proc = Proc {
             magic: MAGIC,
             index: a.index,
@@ -120,14 +130,21 @@ impl Block {
             fsgsbase: u32::from(a.fsgsbase),
             nsites: sites.len() as u32,
             sites: self.sites as u64,
+            trap_state: a.trap_state,
+            traps: at + self.traps as u64,
+            ntraps: traps.len() as u32,
+            reserved: 0,
         };
         self.put(0, proc);
         for (n, &(header, data)) in maps.iter().enumerate() {
             let map = MapRef { hdr: header as *const _, data: data as *mut u8 };
             self.put(self.maps + n * size_of::<MapRef>(), map);
         }
-        for (n, (site, jump)) in sites.iter().zip(jumps).enumerate() {
-            self.put(self.sites + n * size_of::<Site>(), make_site(at, site, jump));
+        for (n, site) in sites.iter().enumerate() {
+            self.put(self.sites + n * size_of::<Site>(), make_site(at, site));
+        }
+        for (n, trap) in traps.into_iter().enumerate() {
+            self.put(self.traps + n * size_of::<Trap>(), trap);
         }
     }
 
@@ -154,15 +171,16 @@ impl Drop for Block {
     }
 }
 
-fn make_site(proc: u64, planned: &PlannedSite, jump: &[u8; 5]) -> Site {
-    // The kept text begins at `ip`, an `endbr64` before the jump included.
+fn make_site(proc: u64, planned: &PlannedSite) -> Site {
+    // The kept text begins at `ip`, an `endbr64` before the patch included.
+    let patch = &planned.patch;
     let lead = (planned.window.address - planned.ip) as usize;
     let mut original = [0; TEXT];
     let mut patched = [0; TEXT];
-    let len = lead + jump.len();
+    let len = lead + patch.len();
     original[..len].copy_from_slice(&planned.text[..len]);
     patched[..lead].copy_from_slice(&planned.text[..lead]);
-    patched[lead..len].copy_from_slice(jump);
+    patched[lead..len].copy_from_slice(patch);
     let links: [AtomicU32; SITE_LINKS] =
         std::array::from_fn(|n| AtomicU32::new(planned.links.get(n).map_or(0, |(link, _)| *link)));
     Site {
@@ -176,5 +194,7 @@ fn make_site(proc: u64, planned: &PlannedSite, jump: &[u8; 5]) -> Site {
         nlinks: AtomicU32::new(planned.links.len() as u32),
         has_return: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Return))),
         links,
+        guard: planned.guard,
+        reserved: 0,
     }
 }

@@ -27,6 +27,8 @@ pub struct Trampoline {
     pub hit: u64,
     /// Inside a function the red zone and the flags are in use; at its entry neither is.
     pub inside: bool,
+    /// `hit` is a `skep_guard`, which may answer in the function's place.
+    pub guard: bool,
 }
 
 /// A growing piece of code.
@@ -126,6 +128,16 @@ pub fn trampoline(t: &Trampoline) -> Vec<u8> {
         code.raise(16 + skip);
         return code.0;
     }
+    if t.guard {
+        let mut answer = Code::default();
+        answer.pop_regs().raise(REGS - 120);
+        answer.put(&[0xc3]); // ret
+        code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
+        code.imm32(&[0x0f, 0x84], answer.0.len() as i32); // jz past it
+        code.put(&answer.0);
+        code.pop_regs().raise(REGS - 120);
+        return code.0;
+    }
     // Through a return stub: rax is its address. It travels in the place of ss, which is 16 below the final rsp and thus safe
     // from signal handlers (red zone).
     let mut stub = Code::default();
@@ -157,9 +169,24 @@ pub struct Stubs {
     pub ret: u64,
 }
 
-/// Bytes that [`stubs`] makes at most.
+/// Bytes that [`stubs`] and [`trap_handler`] make at most.
 pub const fn stubs_size(count: u32) -> u64 {
-    count as u64 * STUB_SIZE + 1024
+    count as u64 * STUB_SIZE + 2048
+}
+
+/// The handler of `SIGTRAP`: asks `trap` (`skep_trap`), and runs the target's own handler in its place if that is the answer.
+pub fn trap_handler(proc: u64, trap: u64) -> Vec<u8> {
+    let mut code = Code::default();
+    code.put(&[0x57, 0x56, 0x52]); // push rdi, rsi, rdx; the stack is aligned then
+    code.imm64(&[0x48, 0xb9], proc); // mov rcx, proc
+    code.imm64(&[0x48, 0xb8], trap); // mov rax, trap
+    code.put(&[0xff, 0xd0]); // call rax
+    code.put(&[0x5a, 0x5e, 0x5f]); // pop rdx, rsi, rdi
+    code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
+    code.put(&[0x74, 0x02]); // jz past the jump
+    code.put(&[0xff, 0xe0]); // jmp rax
+    code.put(&[0xc3]); // ret
+    code.0
 }
 
 /// The code of the stubs. The entries must lie within 2 GiB.
@@ -210,8 +237,8 @@ mod tests {
 
     #[test]
     fn trampolines_are_balanced() {
-        for inside in [false, true] {
-            let code = trampoline(&Trampoline { site: 0x1122, ip: 0x3344, hit: 0x5566, inside });
+        for (inside, guard) in [(false, false), (true, false), (false, true)] {
+            let code = trampoline(&Trampoline { site: 0x1122, ip: 0x3344, hit: 0x5566, inside, guard });
             assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
             let insns = decode(&code, 0x1000);
             assert!(insns.iter().all(|i| !i.is_invalid()));
@@ -231,7 +258,7 @@ mod tests {
     fn stubs_point_at_their_entries() {
         let s = Stubs { stubs: 0x10000, count: 3, rets: 0x9000, ret_size: 64, body: 8, proc: 0x77, ret: 0x88 };
         let code = stubs(&s);
-        assert!(code.len() as u64 <= stubs_size(3));
+        assert!((code.len() + 16 + trap_handler(1, 2).len()) as u64 <= stubs_size(3));
         let insns = decode(&code, s.stubs);
         assert!(insns.iter().all(|i| !i.is_invalid()));
         let calls: Vec<u64> =

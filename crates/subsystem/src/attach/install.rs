@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use skep_runtime::session::{RetEntry, RetHead, SLOT_STACK, STUB_SIZE, Site, ThreadEntry};
+use skep_runtime::session::{RetEntry, RetHead, SLOT_STACK, STUB_SIZE, Site, ThreadEntry, TrapState, guard};
 
 use super::AttachError;
 use super::agent_image::AgentImage;
@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::procfs::{Auxv, Mapping, at};
 use super::ptrace::Tid;
 use super::remote::{Channel, Remote, SCRATCH};
-use super::site::jump;
+use super::sigtrap::Handler;
 use super::unwind;
 use super::world::World;
 
@@ -83,29 +83,25 @@ pub struct Installed {
     pub objects: u64,
     /// Free to use between stops.
     pub scratch: u64,
-    /// The jump of each site of the plan.
-    pub jumps: Vec<[u8; 5]>,
+    /// The handler of breakpoints, if there are any.
+    pub handler: Option<Handler>,
 }
 
 /// Maps everything. The text is not touched yet.
 pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Plan) -> Result<Installed, AttachError> {
-    let block = Block::new(session.maps.len(), plan.sites.len())?;
+    let traps = plan.sites.iter().filter(|site| site.window.trap).count();
+    let block = Block::new(session.maps.len(), plan.sites.len(), traps)?;
     let auxv = Auxv::read(world.pid)?;
-    let mut jumps = Vec::new();
-    for site in &plan.sites {
-        let far = || AttachError::NoRoom { module: site.symbol.clone(), bytes: 0 };
-        jumps.push(jump(site.window.address, site.code).ok_or_else(far)?);
-    }
     let worker: Option<Tid> = None;
     let mut remote = Remote::begin(world, worker, maps)?;
     let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new() };
     let result = mapper.map_all(session, plan, &block, &auxv);
     match result {
-        Ok((addresses, block_at, section, objects, scratch, map_refs)) => {
+        Ok((addresses, block_at, section, objects, scratch, map_refs, handler)) => {
             let Mapper { regions, code, .. } = mapper;
             remote.finish()?;
-            block.fill(block_at, &addresses, &map_refs, &plan.sites, &jumps);
-            Ok(Installed { block, regions, code, addresses, section, objects, scratch, jumps })
+            block.fill(block_at, &addresses, &map_refs, &plan.sites);
+            Ok(Installed { block, regions, code, addresses, section, objects, scratch, handler })
         }
         Err(error) => {
             let regions = mapper.regions;
@@ -123,7 +119,7 @@ pub fn undo(remote: &mut Remote, regions: &[Range<u64>]) {
     }
 }
 
-type Mapped = (Addresses, u64, u64, u64, u64, Vec<(u64, u64)>);
+type Mapped = (Addresses, u64, u64, u64, u64, Vec<(u64, u64)>, Option<Handler>);
 
 struct Mapper<'r, 'w> {
     remote: &'r mut Remote<'w>,
@@ -141,7 +137,9 @@ impl Mapper<'_, '_> {
         }
         let scratch = self.anonymous(SCRATCH.max(PAGE), RW)?;
         let agent = self.load_agent(&session.agent)?;
-        let private = self.map_private(session.nslots)?;
+        // `check_guards` leaves a restorer where there are breakpoints only.
+        let traps = plan.restorer.zip(session.agent.traps);
+        let private = self.map_private(session.nslots, traps.is_some())?;
         let alive = self.anonymous(PAGE, RW)?;
         self.remote.syscall("madvise", libc::SYS_madvise, [alive, PAGE, WIPE_ON_FORK, 0, 0, 0])?;
         self.remote.world.memory.write(alive, &1u64.to_le_bytes())?;
@@ -165,8 +163,9 @@ impl Mapper<'_, '_> {
             ret_head: private.ret_head,
             stubs: private.stubs,
             fsgsbase: auxv.get(at::HWCAP2).unwrap_or(0) & 2 != 0,
+            trap_state: private.trap_state,
         };
-        let stubs = code::stubs(&Stubs {
+        let mut stubs = code::stubs(&Stubs {
             stubs: private.stubs,
             count: NRET,
             rets: private.rets,
@@ -175,15 +174,25 @@ impl Mapper<'_, '_> {
             proc: block_at,
             ret: agent + session.agent.ret,
         });
+        let handler = traps.map(|(restorer, (_, trap))| {
+            stubs.resize(stubs.len().next_multiple_of(16), 0xcc);
+            let address = private.stubs + stubs.len() as u64;
+            stubs.extend(code::trap_handler(block_at, agent + trap));
+            Handler { state: private.trap_state, address, restorer }
+        });
         let memory = &self.remote.world.memory;
         memory.write(private.stubs, &stubs)?;
         let range = private.stubs..private.stubs + u64::from(NRET) * STUB_SIZE;
         memory.write(private.section, &unwind::eh_frame(range, private.rets))?;
         for (n, site) in plan.sites.iter().enumerate() {
-            memory.write(site.code, &site.make_code(block.site_address(block_at, n), agent + session.agent.hit))?;
+            let hit = match (site.guard, session.agent.traps) {
+                (guard::NONE, _) | (_, None) => session.agent.hit,
+                (_, Some((guard, _))) => guard,
+            };
+            memory.write(site.code, &site.make_code(block.site_address(block_at, n), agent + hit))?;
         }
         let map_refs = session.maps.iter().zip(maps).map(|(map, data)| (control + map.header_offset, data)).collect();
-        Ok((addresses, block_at, private.section, private.objects, scratch, map_refs))
+        Ok((addresses, block_at, private.section, private.objects, scratch, map_refs, handler))
     }
 
     fn anonymous(&mut self, len: u64, prot: i32) -> Result<u64, AttachError> {
@@ -205,8 +214,8 @@ impl Mapper<'_, '_> {
         Ok(base)
     }
 
-    /// The private area, in one piece, so that stubs reach their entries: stubs, entries, threads, stacks.
-    fn map_private(&mut self, nslots: u32) -> Result<Private, AttachError> {
+    /// The private area, in one piece, so that stubs reach their entries: stubs, entries, threads, signals, stacks.
+    fn map_private(&mut self, nslots: u32, traps: bool) -> Result<Private, AttachError> {
         let mut end = 0u64;
         let mut take = |bytes: u64| {
             let start = end;
@@ -218,6 +227,7 @@ impl Mapper<'_, '_> {
         let heads = take(PAGE);
         let section = take(PAGE);
         let threads = take(u64::from(NTHREADS) * size_of::<ThreadEntry>() as u64);
+        let trap_state = if traps { take(size_of::<TrapState>() as u64) } else { 0 };
         // A guard page below the stacks, which programs' frames must not leave downwards.
         take(PAGE);
         let stacks = take(u64::from(nslots) * SLOT_STACK as u64);
@@ -233,6 +243,7 @@ impl Mapper<'_, '_> {
             section: base + section,
             objects: base + heads + size_of::<RetHead>() as u64,
             threads: base + threads,
+            trap_state: if traps { base + trap_state } else { 0 },
             stacks: base + stacks,
         })
     }
@@ -266,6 +277,7 @@ struct Private {
     section: u64,
     objects: u64,
     threads: u64,
+    trap_state: u64,
     stacks: u64,
 }
 

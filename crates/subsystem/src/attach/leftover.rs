@@ -9,6 +9,7 @@ use skep_runtime::session::{Control, MAGIC, PROC_NAME, Proc, Site, TID_MASK};
 
 use super::AttachError;
 use super::patch::{self, Change};
+use super::sigtrap;
 use super::procfs::Mapping;
 use super::world::{Memory, World};
 
@@ -16,21 +17,27 @@ use super::world::{Memory, World};
 const LIMIT: u32 = 1 << 16;
 
 /// Restores the text of dead sessions. Returns how many places there were. A live session is an error.
-pub fn undo(world: &World, maps: &[Mapping]) -> Result<usize, AttachError> {
+pub fn undo(world: &mut World, maps: &[Mapping]) -> Result<usize, AttachError> {
     let name = format!("/memfd:{PROC_NAME}");
     let mut restored = 0;
     // The newest first: its jumps are the ones in the text.
     let blocks = maps.iter().filter(|m| m.name.starts_with(&name) && m.offset == 0);
     for block in blocks {
         let changes = changes(&world.memory, block)?;
-        if changes.is_empty() {
-            continue;
+        if !changes.is_empty() {
+            if is_alive(&world.memory, block.range.start)? {
+                return Err(AttachError::AlreadyProbed { pid: world.pid });
+            }
+            patch::write(world, &changes)?;
+            restored += changes.len();
         }
-        if is_alive(&world.memory, block.range.start)? {
-            return Err(AttachError::AlreadyProbed { pid: world.pid });
+        // Its handler may be left even where its text is not.
+        if world.memory.word(block.range.start + offset_of!(Proc, magic) as u64)? == MAGIC {
+            let state = world.memory.word(block.range.start + offset_of!(Proc, trap_state) as u64)?;
+            if state != 0 {
+                sigtrap::undo(world, maps, state)?;
+            }
         }
-        patch::write(world, &changes)?;
-        restored += changes.len();
     }
     Ok(restored)
 }

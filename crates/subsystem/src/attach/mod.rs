@@ -24,6 +24,7 @@ mod elf_file;
 mod error;
 mod follow;
 mod frames;
+mod guards;
 mod injector;
 mod install;
 mod leftover;
@@ -35,7 +36,7 @@ mod ptrace;
 mod remote;
 mod request;
 mod server;
-
+mod sigtrap;
 mod site;
 mod symbols;
 mod target;

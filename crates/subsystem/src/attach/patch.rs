@@ -75,6 +75,22 @@ pub fn evict(world: &World, maps: &[Mapping], moves: &HashMap<u64, u64>) -> Resu
     })
 }
 
+/// Calls `visit` with the address of rip in each signal frame, or what looks like one, on the stacks of all threads.
+pub fn for_each_frame(
+    world: &World,
+    maps: &[Mapping],
+    mut visit: impl FnMut(&World, u64) -> Result<(), AttachError>,
+) -> Result<(), AttachError> {
+    for_each_stack(world, maps, |world, base, words| {
+        for (n, frame) in words.windows(3).enumerate() {
+            if signal_frame(frame) {
+                visit(world, base + n as u64 * 8)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Is no thread inside `code`, and no return address into it on any thread's stack?
 pub fn is_clear(world: &World, maps: &[Mapping], code: &[Range<u64>]) -> Result<bool, AttachError> {
     let ours = |address: &u64| code.iter().any(|range| range.contains(address));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use skep_runtime::session::SITE_LINKS;
+use skep_runtime::session::{SITE_LINKS, guard};
 
 use super::AttachError;
 use super::arrivals;
@@ -12,7 +12,8 @@ use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
 use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec};
-use super::site::{self, BodyCopy, Function, JUMP, Refusal, Window};
+use super::guards;
+use super::site::{self, BodyCopy, Function, Refusal, Window};
 use super::symbols::{Found, Loaded, Module, Modules};
 use super::world::World;
 
@@ -34,29 +35,48 @@ pub struct PlannedSite {
     pub symbol: String,
     /// The text at `ip` as it is.
     pub text: [u8; 16],
-    module: usize,
+    /// One of [`guard`].
+    pub guard: u32,
+    /// What it was found as.
+    pub found: Found,
+    /// What is written at the window's address.
+    pub patch: Vec<u8>,
+    /// Why a breakpoint is not a jump.
+    pub why_no_jump: String,
     /// Where its trampoline goes.
     pub code: u64,
     /// The copy, which follows the trampoline.
     pub body: BodyCopy,
+    /// Branches into its window have been looked for.
+    checked: bool,
 }
 
 impl PlannedSite {
     /// Address of the displaced instructions' copy.
     pub fn body_address(&self) -> u64 {
-        self.code + trampoline_len(!self.window.entry)
+        self.code + self.trampoline(0, 0).len() as u64
     }
 
-    /// The whole code of the site.
+    /// The whole code of the site; `hit` is what its trampoline calls.
     pub fn make_code(&self, site: u64, hit: u64) -> Vec<u8> {
-        let mut bytes = code::trampoline(&Trampoline { site, ip: self.ip, hit, inside: !self.window.entry });
+        let mut bytes = self.trampoline(site, hit);
         bytes.extend_from_slice(&self.body.code);
         bytes
     }
-}
 
-fn trampoline_len(inside: bool) -> u64 {
-    code::trampoline(&Trampoline { site: 0, ip: 0, hit: 0, inside }).len() as u64
+    /// A breakpoint needs none.
+    fn trampoline(&self, site: u64, hit: u64) -> Vec<u8> {
+        if self.window.trap {
+            return Vec::new();
+        }
+        let guard = self.guard != guard::NONE;
+        code::trampoline(&Trampoline { site, ip: self.ip, hit, inside: !self.window.entry, guard })
+    }
+
+    /// Is it there for guarding alone?
+    pub fn is_guard(&self) -> bool {
+        self.links.is_empty()
+    }
 }
 
 /// What is to be done to a process.
@@ -70,6 +90,10 @@ pub struct Plan {
     pub outcomes: Vec<ProbeOutcome>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// Address of the C library's `rt_sigreturn` code, if a site is a breakpoint.
+    pub restorer: Option<u64>,
+    /// Sites that guard.
+    pub guards: usize,
 }
 
 /// Makes the plan.
@@ -90,7 +114,9 @@ pub fn plan(world: &mut World, maps: &[Mapping], modules: &Modules, probes: &[Pr
         }
     }
     plan.check_arrivals(world, modules);
+    plan.add_guards(world, modules);
     plan.place(maps, modules);
+    plan.check_guards();
     Ok(plan)
 }
 
@@ -135,52 +161,153 @@ impl Plan {
             site.links.push(link);
             return Ok(placed);
         }
-        let window = find_window(world, module, loaded, &found)?;
-        if let Some(other) = self.sites.iter().find(|other| overlap(&other.window, &window)) {
-            return Err(AttachError::NoJump {
-                symbol,
-                module: module.path.clone(),
-                address: ip,
-                reason: format!("the jump of the probe at `{}` is too near", other.symbol),
-            });
+        let (window, why_no_jump) = match self.find_jump(world, module, loaded, &found) {
+            Err(AttachError::NoJump { reason, .. }) => {
+                (self.find_trap(world, module, loaded, &found, &reason)?, reason)
+            }
+            other => (other?, String::new()),
+        };
+        let method = if window.trap { Method::Int3 } else { Method::Jump };
+        let site = self.push(world, found, window);
+        site.links.push(link);
+        site.why_no_jump = why_no_jump;
+        Ok(Placed { method, ..placed })
+    }
+
+    /// A window for a jump that is clear of all other sites.
+    pub(super) fn find_jump(
+        &self,
+        world: &World,
+        module: &Module,
+        loaded: &Loaded,
+        found: &Found,
+    ) -> Result<Window, AttachError> {
+        let window = find_window(world, module, loaded, found, site::window)?;
+        match self.too_near(found, &window) {
+            None => Ok(window),
+            Some(reason) => Err(no_jump(module, found, reason)),
         }
+    }
+
+    /// A window for a breakpoint, where for `reason` no jump fits.
+    fn find_trap(
+        &self,
+        world: &World,
+        module: &Module,
+        loaded: &Loaded,
+        found: &Found,
+        reason: &str,
+    ) -> Result<Window, AttachError> {
+        let why_not = match guards::traps_kill(module, found.module) {
+            Some(why) => why.to_owned(),
+            None => match find_window(world, module, loaded, found, site::trap_window) {
+                Ok(window) => match self.too_near(found, &window) {
+                    None => return Ok(window),
+                    // The same that keeps a jump away.
+                    Some(_) => return Err(no_jump(module, found, reason)),
+                },
+                Err(AttachError::NoJump { reason: why, .. }) if why == reason => {
+                    return Err(no_jump(module, found, reason));
+                }
+                Err(AttachError::NoJump { reason: why, .. }) => why,
+                Err(other) => return Err(other),
+            },
+        };
+        Err(no_jump(module, found, format!("{reason}; nor a breakpoint: {why_not}")))
+    }
+
+    /// Why a window cannot be beside those that there are.
+    fn too_near(&self, found: &Found, window: &Window) -> Option<String> {
+        let (ip, taken) = (found.address.wrapping_add(found.offset), window.taken());
+        let overlap = |other: &&PlannedSite| {
+            let others = other.window.taken();
+            other.ip != ip && taken.start < others.end && others.start < taken.end
+        };
+        let other = self.sites.iter().find(overlap)?;
+        Some(format!("the probe at `{}` is too near", other.symbol))
+    }
+
+    /// Adds a site.
+    pub(super) fn push(&mut self, world: &World, found: Found, window: Window) -> &mut PlannedSite {
+        let ip = found.address.wrapping_add(found.offset);
         let mut text = [0; 16];
         let read = world.memory.read_up_to(ip, text.len());
         text[..read.len()].copy_from_slice(&read);
         let body = BodyCopy { code: Vec::new(), moves: Vec::new() };
-        self.sites.push(PlannedSite { ip, window, links: vec![link], symbol, text, module: index, code: 0, body });
-        Ok(placed)
+        let symbol = found.display();
+        self.sites.push_mut(PlannedSite {
+            ip,
+            window,
+            links: Vec::new(),
+            symbol,
+            text,
+            guard: guard::NONE,
+            found,
+            why_no_jump: String::new(),
+            patch: Vec::new(),
+            code: 0,
+            body,
+            checked: false,
+        })
     }
 
-    /// Drops the sites whose inner bytes a branch of some other function leads to.
-    fn check_arrivals(&mut self, world: &World, modules: &Modules) {
+    /// Gives the sites whose inner bytes a branch of some other function leads to a breakpoint instead, or drops them.
+    pub(super) fn check_arrivals(&mut self, world: &World, modules: &Modules) {
         let mut failed: Vec<(u64, AttachError)> = Vec::new();
+        let mut changed: Vec<(u64, Window, String)> = Vec::new();
         for index in self.modules() {
             let Some(module) = modules.get(index) else { continue };
-            let of_module = self.sites.iter().filter(|site| site.module == index);
+            let jumps = self.sites.iter().filter(|site| !site.window.trap && !site.checked);
+            let of_module = jumps.filter(|site| site.found.module == index);
             let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.inner())).collect();
             let branches = arrivals::find(&world.memory, module, &windows);
             for site in of_module {
-                if let Some(branch) = branches.get(&site.window.address) {
-                    let (symbol, module) = (site.symbol.clone(), module.path.clone());
-                    let reason = format!("the branch at {branch:#x} leads into it");
-                    failed.push((site.ip, AttachError::NoJump { symbol, module, address: site.ip, reason }));
+                let (Some(branch), Some(loaded)) = (branches.get(&site.window.address), module.loaded()) else { continue };
+                let reason = format!("the branch at {branch:#x} leads into it");
+                let instead = match site.guard {
+                    guard::NONE => self.find_trap(world, module, loaded, &site.found, &reason),
+                    _ => Err(no_jump(module, &site.found, &reason)),
+                };
+                match instead {
+                    Ok(window) => changed.push((site.ip, window, reason)),
+                    Err(error) => failed.push((site.ip, error)),
                 }
             }
+        }
+        for (ip, window, reason) in changed {
+            if let Some(site) = self.sites.iter_mut().find(|site| site.ip == ip) {
+                site.window = window;
+                site.why_no_jump = reason;
+            }
+            for placed in self.outcomes.iter_mut().filter_map(|outcome| outcome.result.as_mut().ok()) {
+                if placed.address == ip {
+                    placed.method = Method::Int3;
+                }
+            }
+        }
+        for site in &mut self.sites {
+            site.checked = true;
         }
         self.fail(failed);
     }
 
+    /// Needs no room where nothing is to be put.
+    pub(super) fn tidy(&mut self) {
+        if self.sites.is_empty() {
+            self.areas.clear();
+        }
+    }
+
     /// Indices of the modules that have sites.
     fn modules(&self) -> Vec<usize> {
-        let mut indices: Vec<usize> = self.sites.iter().map(|site| site.module).collect();
+        let mut indices: Vec<usize> = self.sites.iter().map(|site| site.found.module).collect();
         indices.sort_unstable();
         indices.dedup();
         indices
     }
 
     /// Takes sites out again, and tells their probes why.
-    fn fail(&mut self, failed: Vec<(u64, AttachError)>) {
+    pub(super) fn fail(&mut self, failed: Vec<(u64, AttachError)>) {
         let failed: HashMap<u64, AttachError> = failed.into_iter().collect();
         self.sites.retain(|site| !failed.contains_key(&site.ip));
         for outcome in &mut self.outcomes {
@@ -196,7 +323,7 @@ impl Plan {
         let mut failed: Vec<(u64, AttachError)> = Vec::new();
         for index in self.modules() {
             let Some(module) = modules.get(index) else { continue };
-            let sites: Vec<&mut PlannedSite> = self.sites.iter_mut().filter(|site| site.module == index).collect();
+            let sites: Vec<&mut PlannedSite> = self.sites.iter_mut().filter(|site| site.found.module == index).collect();
             let size = (sites.len() as u64 * SITE_CODE).next_multiple_of(4096);
             let Some(area) = place_code::find(maps, &self.areas, &module.range, size) else {
                 let error = AttachError::NoRoom { module: module.path.clone(), bytes: size };
@@ -206,23 +333,20 @@ impl Plan {
             self.areas.push(area..area + size);
             for (site, n) in sites.into_iter().zip(0u64..) {
                 site.code = area + n * SITE_CODE;
-                match site.window.copy_to(site.body_address()) {
-                    Ok(body) if body.code.len() as u64 <= BODY_MAX => site.body = body,
-                    Ok(_) => {
+                match (site.window.copy_to(site.body_address()), site.window.patch(site.code)) {
+                    (Ok(body), Some(patch)) if body.code.len() as u64 <= BODY_MAX => {
+                        site.body = body;
+                        site.patch = patch;
+                    }
+                    (Ok(_), _) => {
                         failed.push((site.ip, AttachError::NoRoom { module: module.path.clone(), bytes: SITE_CODE }))
                     }
-                    Err(reason) => {
-                        let symbol = site.symbol.clone();
-                        let module = module.path.clone();
-                        failed.push((site.ip, AttachError::NoJump { symbol, module, address: site.ip, reason }));
-                    }
+                    (Err(reason), _) => failed.push((site.ip, no_jump(module, &site.found, reason))),
                 }
             }
         }
         self.fail(failed);
-        if self.sites.is_empty() {
-            self.areas.clear();
-        }
+        self.tidy();
     }
 }
 
@@ -243,9 +367,10 @@ fn peculiar(name: &str, kind: ProbeKind) -> Option<&'static str> {
     }
 }
 
-fn overlap(a: &Window, b: &Window) -> bool {
-    let end = |w: &Window| w.address + w.len.max(JUMP as u64);
-    a.address < end(b) && b.address < end(a)
+/// The error for a place that cannot be patched.
+pub(super) fn no_jump(module: &Module, found: &Found, reason: impl Into<String>) -> AttachError {
+    let address = found.address.wrapping_add(found.offset);
+    AttachError::NoJump { symbol: found.display(), module: module.path.clone(), address, reason: reason.into() }
 }
 
 /// Calls a chooser (`STT_GNU_IFUNC`), which looks at the processor's features only.
@@ -257,7 +382,13 @@ fn choose(world: &mut World, maps: &[Mapping], chooser: u64) -> Option<u64> {
 }
 
 /// Reads a function and finds the window in it.
-fn find_window(world: &World, module: &Module, loaded: &Loaded, found: &Found) -> Result<Window, AttachError> {
+fn find_window(
+    world: &World,
+    module: &Module,
+    loaded: &Loaded,
+    found: &Found,
+    finder: fn(&Function, u64) -> Result<Window, Refusal>,
+) -> Result<Window, AttachError> {
     let start = found.address.wrapping_sub(loaded.bias);
     let symbols = loaded.elf.symbols.iter();
     let size = symbols.filter(|s| s.address == start).map(|s| s.size).max().unwrap_or(0);
@@ -277,15 +408,10 @@ fn find_window(world: &World, module: &Module, loaded: &Loaded, found: &Found) -
         exceptions: loaded.elf.exceptions,
         inner_symbols: &inner,
     };
-    site::window(&function, found.offset).map_err(|refusal| match refusal {
+    finder(&function, found.offset).map_err(|refusal| match refusal {
         Refusal::MidInstruction { before, after } => {
             AttachError::MidInstruction { symbol: found.display(), module: module.path.clone(), before, after }
         }
-        Refusal::NoJump(reason) => AttachError::NoJump {
-            symbol: found.display(),
-            module: module.path.clone(),
-            address: found.address.wrapping_add(found.offset),
-            reason,
-        },
+        Refusal::NoJump(reason) => no_jump(module, found, reason),
     })
 }

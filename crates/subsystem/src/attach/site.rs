@@ -10,6 +10,8 @@ use iced_x86::{
     InstructionBlock, Mnemonic, OpKind, Register,
 };
 
+/// `int3`.
+const BREAKPOINT: u8 = 0xcc;
 /// Bytes of a `jmp rel32`.
 pub const JUMP: usize = 5;
 
@@ -38,6 +40,8 @@ pub struct Window {
     pub len: u64,
     /// Does the probed instruction begin the function?
     pub entry: bool,
+    /// It gives way to a breakpoint: one instruction, of which one byte is replaced.
+    pub trap: bool,
     insns: Vec<Instruction>,
 }
 
@@ -83,9 +87,44 @@ pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
-    let window = Window { address, len, entry, insns: taken };
+    let window = Window { address, len, entry, trap: false, insns: taken };
     check_arrivals(function, &insns, &window, address != start + offset)?;
     Ok(window)
+}
+
+/// Finds the instruction that gives way to a breakpoint, for a probe at `offset` into a function where no jump fits.
+pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> {
+    let start = function.range.start;
+    let insns = decode(function);
+    let Some(position) = insns.iter().position(|i| i.ip() >= start + offset) else {
+        return no_jump("it is past the end of the function");
+    };
+    if insns[position].ip() != start + offset {
+        let before = position.checked_sub(1).and_then(|p| insns.get(p)).map_or(0, |i| i.ip() - start);
+        return Err(Refusal::MidInstruction { before, after: insns[position].ip() - start });
+    }
+    let entry = offset == 0;
+    let mut insn = insns[position];
+    if entry
+        && insn.mnemonic() == Mnemonic::Endbr64
+        && let Some(next) = insns.get(position + 1)
+        && !insns.iter().any(|i| branch_target(i) == Some(next.ip()))
+    {
+        insn = *next;
+    }
+    if insn.is_invalid() {
+        return no_jump("its instruction cannot be decoded");
+    }
+    let movable = match insn.flow_control() {
+        FlowControl::Next | FlowControl::ConditionalBranch => !insn.is_loop() && !insn.is_jcx_short(),
+        FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return => true,
+        FlowControl::Call | FlowControl::IndirectCall => is_movable_call(&insn),
+        FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception => false,
+    };
+    if !movable {
+        return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
+    }
+    Ok(Window { address: insn.ip(), len: insn.len() as u64, entry, trap: true, insns: vec![insn] })
 }
 
 /// The instructions of a function, in order.
@@ -226,9 +265,19 @@ fn branch_target(insn: &Instruction) -> Option<u64> {
 }
 
 impl Window {
-    /// Addresses behind the first byte that threads may stand at.
+    /// Addresses behind the first byte that threads may stand at, and must not once the text is patched.
     pub fn inner(&self) -> Range<u64> {
-        self.address + 1..self.address + self.len
+        self.address + 1..self.address + if self.trap { 1 } else { self.len }
+    }
+
+    /// Addresses whose instructions are no longer run there.
+    pub fn taken(&self) -> Range<u64> {
+        self.address..self.address + if self.trap { 1 } else { self.len.max(JUMP as u64) }
+    }
+
+    /// What the text begins with when it is patched; a jump goes to `code`, if it is not too far.
+    pub fn patch(&self, code: u64) -> Option<Vec<u8>> {
+        if self.trap { Some(vec![BREAKPOINT]) } else { jump(self.address, code).map(Vec::from) }
     }
 
     /// Makes the copy that runs at `at`.
@@ -386,6 +435,35 @@ mod tests {
 
         // call [rsp+8]
         assert!(reason(&[0xff, 0x54, 0x24, 0x08, 0x90, 0xc3], 6, 0).contains("Call"));
+    }
+
+    #[test]
+    fn breakpoints_take_one_instruction() {
+        // ret, another function behind it
+        let w = trap_window(&function(&[0xc3, 0x55], 1), 0).unwrap();
+        assert_eq!((w.address, w.len, w.taken()), (0x7000_0000, 1, 0x7000_0000..0x7000_0001));
+        assert_eq!((w.patch(0), w.copy_to(0x7000_1000).unwrap().code), (Some(vec![0xcc]), vec![0xc3]));
+
+        // nop; nop; dec edi; jne to +1; ret
+        let text = [0x90, 0x90, 0xff, 0xcf, 0x75, 0xfb, 0xc3];
+        let f = function(&text, 7);
+        let copy = trap_window(&f, 0).unwrap().copy_to(0x6fff_0000).unwrap();
+        let back = Decoder::with_ip(64, &copy.code[1..], 0x6fff_0001, 0).decode();
+        assert_eq!((copy.code[0], back.near_branch_target()), (0x90, 0x7000_0001));
+        // The conditional branch itself: to its target, or on.
+        let copy = trap_window(&f, 4).unwrap().copy_to(0x6fff_0000).unwrap();
+        let insns: Vec<_> = Decoder::with_ip(64, &copy.code, 0x6fff_0000, 0).into_iter().collect();
+        assert_eq!((insns[0].mnemonic(), insns[0].near_branch_target()), (Mnemonic::Jne, 0x7000_0001));
+        assert_eq!(insns[1].near_branch_target(), 0x7000_0006);
+        assert_eq!(trap_window(&f, 3).unwrap_err(), Refusal::MidInstruction { before: 2, after: 4 });
+
+        // endbr64; dec edi; jne to behind endbr64: a hit there would be no call
+        let text = [0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0xcf, 0x75, 0xfc, 0xc3];
+        assert_eq!(trap_window(&function(&text, 9), 0).unwrap().address, 0x7000_0000);
+        assert_eq!(trap_window(&function(&[0xf3, 0x0f, 0x1e, 0xfa, 0xc3], 5), 0).unwrap().address, 0x7000_0004);
+        for bad in [&[0x0f, 0x05, 0xc3][..], &[0xcc, 0xc3], &[0xe2, 0xfe, 0xc3], &[0xff, 0x54, 0x24, 0x08]] {
+            assert!(trap_window(&function(bad, bad.len() as u64), 0).is_err(), "{bad:x?}");
+        }
     }
 
     #[test]

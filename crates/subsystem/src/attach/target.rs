@@ -13,6 +13,7 @@ use super::plan::{self, Plan};
 use super::procfs::{self, Auxv, Mapping};
 use super::remote::Remote;
 use super::request::{Attached, ProbeKind, ProbeSpec};
+use super::sigtrap::{self, Armed};
 use super::symbols::Modules;
 use super::unwind::{self, Unwinders};
 use super::world::World;
@@ -40,6 +41,8 @@ pub struct Target {
     installed: Option<Installed>,
     changes: Vec<Change>,
     unwinders: Vec<(u64, Option<u64>)>,
+    /// What breakpoints have changed of the target's signals.
+    armed: Option<Armed>,
     /// As read for the attach; the detach looks at them again.
     modules: Option<Modules>,
     /// Return probes wait for the unwinder that the program may load later.
@@ -85,6 +88,7 @@ impl Target {
             installed: None,
             changes: Vec::new(),
             unwinders: Vec::new(),
+            armed: None,
             modules: None,
             needs_unwinder: false,
         };
@@ -110,11 +114,28 @@ impl Target {
             true => self.tell_unwinders(world, maps, modules, point),
             false => Ok(()),
         };
-        if let Err(error) = unwinder.and_then(|()| self.patch(world, plan)) {
+        let armed = unwinder.and_then(|()| self.arm(world, maps));
+        if let Err(error) = armed.and_then(|()| self.patch(world, plan)) {
             self.remove(world)?;
             return Err(error);
         }
         Ok(())
+    }
+
+    /// Makes breakpoints safe, before the first one is written.
+    fn arm(&mut self, world: &mut World, maps: &[Mapping]) -> Result<(), AttachError> {
+        if let Some(handler) = self.installed.as_ref().and_then(|installed| installed.handler) {
+            sigtrap::arm(world, maps, handler, self.armed.insert(Armed::new(handler)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the target its signals back, once no breakpoint is left.
+    fn disarm(&mut self, world: &mut World) -> Result<(), AttachError> {
+        match self.armed.take() {
+            Some(armed) => sigtrap::disarm(world, &procfs::maps(self.pid)?, &armed),
+            None => Ok(()),
+        }
     }
 
     /// Makes the target's unwinders know the return stubs.
@@ -172,19 +193,18 @@ impl Target {
         Ok(())
     }
 
-    /// Writes the jumps.
+    /// Writes the jumps and breakpoints.
     fn patch(&mut self, world: &World, plan: &Plan) -> Result<(), AttachError> {
         let Some(installed) = &self.installed else { return Ok(()) };
         let changes: Vec<Change> = plan
             .sites
             .iter()
-            .zip(&installed.jumps)
-            .map(|(site, jump)| {
+            .map(|site| {
                 let lead = (site.window.address - site.ip) as usize;
                 Change {
                     address: site.window.address,
-                    old: site.text[lead..lead + jump.len()].to_vec(),
-                    new: jump.to_vec(),
+                    old: site.text[lead..lead + site.patch.len()].to_vec(),
+                    new: site.patch.clone(),
                 }
             })
             .collect();
@@ -229,12 +249,18 @@ impl Target {
             }
             world.breathe(Duration::from_micros(moment))?;
         }
+        if !sigtrap::is_pending(world) {
+            self.disarm(world)?;
+        }
         Ok(false)
     }
 
     /// Is no thread in our code, and none to return through a stub?
     fn is_idle(&self, world: &World) -> Result<bool, AttachError> {
         let Some(installed) = &self.installed else { return Ok(true) };
+        if self.armed.is_some() && sigtrap::is_pending(world) {
+            return Ok(false);
+        }
         let a = &installed.addresses;
         let fresh = world.memory.word(a.ret_head + std::mem::offset_of!(RetHead, fresh) as u64)? as u32;
         for k in 0..u64::from(fresh.min(a.nret)) {
@@ -251,6 +277,7 @@ impl Target {
 
     /// Unmaps everything, the unwinders told first. Returns false if they cannot be told.
     fn remove(&mut self, world: &mut World) -> Result<bool, AttachError> {
+        self.disarm(world)?;
         let Some(installed) = self.installed.take() else { return Ok(true) };
         let mut maps = procfs::maps(self.pid)?;
         let unwinders = std::mem::take(&mut self.unwinders);

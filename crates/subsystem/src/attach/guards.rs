@@ -1,0 +1,158 @@
+//! What breakpoints need besides themselves: `SIGTRAP` must reach our handler in every thread, whatever the target does.
+//!
+//! A thread that runs into a breakpoint while `SIGTRAP` is blocked, or has another action, dies. So the C library's functions
+//! that change masks and actions get sites of their own, guards (`skep-runtime`'s `guard` module is what runs there). Where one
+//! cannot be guarded there are no breakpoints. What cannot be known is a target that makes these system calls itself.
+
+use skep_runtime::session::guard;
+
+use super::AttachError;
+use super::plan::Plan;
+use super::request::ProbeKind;
+use super::symbols::{Found, Module, Modules};
+use super::world::{Memory, World};
+
+/// The functions to guard; the last number is the argument that points to a mask.
+const GUARDED: [(&str, u32); 9] = [
+    ("sigaction", guard::SIGACTION),
+    ("sigprocmask", guard::MASK + 1),
+    ("pthread_sigmask", guard::MASK + 1),
+    ("sigsuspend", guard::MASK),
+    ("ppoll", guard::MASK + 3),
+    ("pselect", guard::MASK + 5),
+    ("epoll_pwait", guard::MASK + 4),
+    ("epoll_pwait2", guard::MASK + 4),
+    ("pthread_attr_setsigmask_np", guard::MASK + 1),
+];
+/// Those without which nothing is guarded.
+const NEEDED: [&str; 2] = ["sigaction", "sigprocmask"];
+
+/// `mov rax, 15; syscall`: unwinders know the frames of signals by these bytes, so every C library has them.
+const RESTORER: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
+
+/// Why a breakpoint in this module would kill.
+pub fn traps_kill(module: &Module, index: usize) -> Option<&'static str> {
+    // A static program is its own C library, and cannot be told from it.
+    let libc = index != 0 && defines(module, "sigaction");
+    let name = module.file_name();
+    let system = ["ld-", "ld.so", "libc.", "libc-", "libgcc_s", "libpthread", "libunwind"];
+    (libc || system.iter().any(|prefix| name.starts_with(prefix)))
+        .then_some("the C library and its helpers run with all signals blocked at times, when a breakpoint is deadly")
+}
+
+/// Does a module define a function that others can call?
+fn defines(module: &Module, name: &str) -> bool {
+    module.loaded().is_some_and(|loaded| loaded.elf.find(name).iter().any(|symbol| symbol.global && symbol.function))
+}
+
+impl Plan {
+    /// Adds the guards that breakpoints need. If one cannot be, the breakpoints are dropped.
+    pub(super) fn add_guards(&mut self, world: &World, modules: &Modules) {
+        if !self.has_traps() {
+            return;
+        }
+        if let Err(why) = self.try_guards(world, modules) {
+            self.drop_traps(&why);
+        }
+    }
+
+    fn has_traps(&self) -> bool {
+        self.sites.iter().any(|site| site.window.trap)
+    }
+
+    fn try_guards(&mut self, world: &World, modules: &Modules) -> Result<(), String> {
+        let mut there: Vec<&str> = Vec::new();
+        for (index, module) in modules.iter().enumerate() {
+            let Some(loaded) = module.loaded() else { continue };
+            for (name, guard) in GUARDED {
+                for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
+                    let address = symbol.address.wrapping_add(loaded.bias);
+                    let found = Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false };
+                    self.guard(world, module, found, guard)?;
+                    there.push(name);
+                }
+            }
+            if self.restorer.is_none() && defines(module, "sigaction") {
+                self.restorer = find_restorer(&world.memory, module);
+            }
+        }
+        if let Some(missing) = NEEDED.iter().find(|name| !there.contains(name)) {
+            return Err(format!("no C library with a `{missing}` to watch is known"));
+        }
+        if self.restorer.is_none() {
+            return Err("the C library's way back from signal handlers is not known".into());
+        }
+        self.guards = self.count_guards();
+        self.check_arrivals(world, modules);
+        match self.count_guards() == self.guards {
+            true => Ok(()),
+            false => Err("a function of the C library that changes signal masks cannot take a jump".into()),
+        }
+    }
+
+    fn count_guards(&self) -> usize {
+        self.sites.iter().filter(|site| site.guard != guard::NONE).count()
+    }
+
+    /// Guards one function.
+    fn guard(&mut self, world: &World, module: &Module, found: Found, guard: u32) -> Result<(), String> {
+        let name = &found.name;
+        if let Some(site) = self.sites.iter_mut().find(|site| site.ip == found.address) {
+            if site.window.trap || site.links.iter().any(|(_, kind)| *kind == ProbeKind::Return) {
+                return Err(format!("`{name}` must be watched, and has another probe that is in the way"));
+            }
+            site.guard = guard;
+            return Ok(());
+        }
+        let loaded = module.loaded().ok_or_else(|| format!("`{name}` cannot be read"))?;
+        let window = self.find_jump(world, module, loaded, &found).map_err(|error| error.to_string())?;
+        self.push(world, found, window).guard = guard;
+        Ok(())
+    }
+
+    /// Drops the breakpoints if a guard has been dropped, and the guards if there are no breakpoints.
+    pub(super) fn check_guards(&mut self) {
+        if !self.has_traps() || self.count_guards() != self.guards {
+            self.drop_traps("there is no room for the code that watches the C library");
+        }
+    }
+
+    /// Drops breakpoints and guards; `why` is for the user.
+    fn drop_traps(&mut self, why: &str) {
+        let mut failed = Vec::new();
+        for site in self.sites.iter().filter(|site| site.window.trap) {
+            let placed = self.outcomes.iter().filter_map(|o| o.result.as_ref().ok()).find(|p| p.address == site.ip);
+            let module = placed.map_or_else(String::new, |placed| placed.module.clone());
+            let reason = format!("{}; nor a breakpoint: {why}", site.why_no_jump);
+            let symbol = site.symbol.clone();
+            failed.push((site.ip, AttachError::NoJump { symbol, module, address: site.ip, reason }));
+        }
+        self.fail(failed);
+        self.sites.retain(|site| !site.is_guard());
+        // One with probes, too, keeps the code that has been made for it; without breakpoints it does nothing more.
+        for site in self.sites.iter_mut().filter(|site| site.code == 0) {
+            site.guard = guard::NONE;
+        }
+        self.restorer = None;
+        self.tidy();
+    }
+}
+
+/// Finds the code that signal handlers return to.
+fn find_restorer(memory: &Memory, module: &Module) -> Option<u64> {
+    for range in module.code() {
+        let mut at = range.start;
+        while at < range.end {
+            let bytes = memory.read_up_to(at, (range.end - at).min(1 << 20) as usize);
+            if let Some(offset) = bytes.windows(RESTORER.len()).position(|window| window == RESTORER) {
+                return Some(at + offset as u64);
+            }
+            // Some bytes again, for a sequence across the chunks.
+            match (bytes.len() as u64).checked_sub(RESTORER.len() as u64) {
+                Some(step) if step > 0 => at += step,
+                _ => break,
+            }
+        }
+    }
+    None
+}

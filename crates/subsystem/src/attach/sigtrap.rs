@@ -1,0 +1,234 @@
+//! `SIGTRAP` in a process with breakpoints: our handler in, every mask without it; and back again.
+//!
+//! What a target believes its action to be is kept in its [`TrapState`], where the guards change it.
+
+use std::mem::offset_of;
+use std::time::Duration;
+
+use skep_runtime::session::{SigContext, TRAP_ACTIONS, TrapAction, TrapState};
+use skep_runtime::trap::handler_flags;
+
+use super::AttachError;
+use super::patch;
+use super::procfs::{self, Mapping};
+use super::ptrace::{self, Tid};
+use super::remote::Remote;
+use super::world::World;
+
+/// The bit of a signal in a set.
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+const TRAP: u64 = bit(libc::SIGTRAP);
+/// The last signal.
+const LAST: i32 = 64;
+/// Signals that C libraries keep to themselves: handlers of theirs that run nothing else.
+const INTERNAL: std::ops::RangeInclusive<i32> = 32..=33;
+/// Bytes below the stack pointer where an action is put for the kernel: past the red zone.
+const BELOW: u64 = 1024;
+/// Before rip in a signal frame: the address of the code that handlers return to.
+const FRAME_START: u64 = offset_of!(SigContext, rip) as u64 + 8;
+/// From rip in a signal frame to the signals that were blocked before.
+const FRAME_MASK: u64 = (offset_of!(SigContext, mask) - offset_of!(SigContext, rip)) as u64;
+/// How often threads get time to take their pending traps.
+const PATIENCE: u32 = 100;
+
+/// Our handler of `SIGTRAP`.
+#[derive(Clone, Copy, Debug)]
+pub struct Handler {
+    /// Address of the [`TrapState`].
+    pub state: u64,
+    /// Address of the handler.
+    pub address: u64,
+    /// Address of the C library's `rt_sigreturn` code.
+    pub restorer: u64,
+}
+
+/// What was changed to make breakpoints safe.
+#[derive(Debug)]
+pub struct Armed {
+    handler: Handler,
+    /// Threads that had `SIGTRAP` blocked.
+    masked: Vec<Tid>,
+    /// Signals whose handlers had it blocked.
+    actions: Vec<(i32, Action, Action)>,
+}
+
+impl Armed {
+    /// Nothing has been changed yet.
+    pub fn new(handler: Handler) -> Armed {
+        Armed { handler, masked: Vec::new(), actions: Vec::new() }
+    }
+}
+
+/// A signal's action, as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Action {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
+impl Action {
+    fn words(self) -> [u64; 4] {
+        [self.handler, self.flags, self.restorer, self.mask]
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        self.words().iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    fn get(remote: &mut Remote, signal: i32) -> Result<Action, AttachError> {
+        let at = scratch(remote);
+        remote.syscall("rt_sigaction", libc::SYS_rt_sigaction, [signal as u64, 0, at, 8, 0, 0])?;
+        Action::read(remote.world, at)
+    }
+
+    fn set(self, remote: &mut Remote, signal: i32) -> Result<(), AttachError> {
+        let at = scratch(remote);
+        remote.world.memory.write(at, &self.bytes())?;
+        remote.syscall("rt_sigaction", libc::SYS_rt_sigaction, [signal as u64, at, 0, 8, 0, 0]).map(drop)
+    }
+
+    fn read(world: &World, at: u64) -> Result<Action, AttachError> {
+        let word = |n: u64| world.memory.word(at + n * 8);
+        Ok(Action { handler: word(0)?, flags: word(1)?, restorer: word(2)?, mask: word(3)? })
+    }
+}
+
+// The kernel's order of an action's fields is that of ours.
+const _: () = assert!(
+    offset_of!(TrapAction, handler) == 0
+        && offset_of!(TrapAction, flags) == 8
+        && offset_of!(TrapAction, restorer) == 16
+        && offset_of!(TrapAction, mask) == 24
+);
+
+/// Memory of the target for an action.
+fn scratch(remote: &Remote) -> u64 {
+    remote.saved().rsp.wrapping_sub(BELOW) & !15
+}
+
+/// Installs the handler, and unblocks `SIGTRAP` wherever it is blocked. `armed` tells what was done, even if it fails.
+pub fn arm(world: &mut World, maps: &[Mapping], handler: Handler, armed: &mut Armed) -> Result<(), AttachError> {
+    strip_calls(world)?;
+    strip_frames(world, maps, handler.restorer)?;
+    for tid in world.threads().collect::<Vec<_>>() {
+        let Ok(mask) = ptrace::signal_mask(tid) else { continue };
+        if mask & TRAP != 0 && ptrace::set_signal_mask(tid, mask & !TRAP).is_ok() {
+            armed.masked.push(tid);
+        }
+    }
+    let mut remote = Remote::begin(world, None, maps)?;
+    let pid = remote.syscall("getpid", libc::SYS_getpid, [0; 6])?;
+    let theirs = Action::get(&mut remote, libc::SIGTRAP)?;
+    let memory = &remote.world.memory;
+    let field = |offset: usize| handler.state + offset as u64;
+    memory.write(field(offset_of!(TrapState, next)), &1u32.to_le_bytes())?;
+    memory.write(field(offset_of!(TrapState, pid)), &(pid as u32).to_le_bytes())?;
+    memory.write(field(offset_of!(TrapState, handler)), &handler.address.to_le_bytes())?;
+    memory.write(field(offset_of!(TrapState, restorer)), &handler.restorer.to_le_bytes())?;
+    memory.write(field(offset_of!(TrapState, actions)), &theirs.bytes())?;
+    for signal in (1..=LAST).filter(|signal| !INTERNAL.contains(signal)) {
+        if [libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(&signal) {
+            continue;
+        }
+        let old = Action::get(&mut remote, signal)?;
+        if old.handler > libc::SIG_IGN as u64 && old.mask & TRAP != 0 {
+            let new = Action { mask: old.mask & !TRAP, ..old };
+            new.set(&mut remote, signal)?;
+            armed.actions.push((signal, old, new));
+        }
+    }
+    let flags = handler_flags(theirs.handler, theirs.flags);
+    let ours = Action { handler: handler.address, flags, restorer: handler.restorer, mask: 0 };
+    ours.set(&mut remote, libc::SIGTRAP)?;
+    remote.finish()
+}
+
+/// Takes `SIGTRAP` out of the masks that system calls under way will install when they are started again.
+fn strip_calls(world: &World) -> Result<(), AttachError> {
+    for tid in world.threads() {
+        let Some(regs) = world.regs(tid) else { continue };
+        let set = match regs.orig_rax.cast_signed() {
+            libc::SYS_rt_sigsuspend => regs.rdi,
+            libc::SYS_ppoll => regs.r10,
+            libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => regs.r8,
+            libc::SYS_pselect6 => world.memory.word(regs.r9).unwrap_or(0),
+            _ => continue,
+        };
+        if let Ok(mask) = world.memory.word(set)
+            && mask & TRAP != 0
+        {
+            world.memory.write(set, &(mask & !TRAP).to_le_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes `SIGTRAP` out of the masks that handlers under way will return to.
+fn strip_frames(world: &World, maps: &[Mapping], restorer: u64) -> Result<(), AttachError> {
+    patch::for_each_frame(world, maps, |world, rip| {
+        let start = world.memory.word(rip.wrapping_sub(FRAME_START));
+        if start.is_ok_and(|start| start == restorer)
+            && let Ok(mask) = world.memory.word(rip + FRAME_MASK)
+            && mask & TRAP != 0
+        {
+            world.memory.write(rip + FRAME_MASK, &(mask & !TRAP).to_le_bytes())?;
+        }
+        Ok(())
+    })
+}
+
+/// Has a thread run into a breakpoint without having met its handler yet?
+pub fn is_pending(world: &World) -> bool {
+    let pending = |tid: Tid| procfs::status(tid as u32).is_ok_and(|status| status.signals[0] & TRAP != 0);
+    world.threads().any(pending)
+}
+
+/// Undoes what [`arm`] did, where the target has not changed it since. No breakpoint is in the text any more.
+pub fn disarm(world: &mut World, maps: &[Mapping], armed: &Armed) -> Result<(), AttachError> {
+    let mut remote = Remote::begin(world, None, maps)?;
+    give_back(&mut remote, armed.handler.state)?;
+    for &(signal, old, new) in &armed.actions {
+        if Action::get(&mut remote, signal)? == new {
+            old.set(&mut remote, signal)?;
+        }
+    }
+    remote.finish()?;
+    let threads: Vec<Tid> = world.threads().filter(|tid| armed.masked.contains(tid)).collect();
+    for tid in threads {
+        if let Ok(mask) = ptrace::signal_mask(tid) {
+            let _ = ptrace::set_signal_mask(tid, mask | TRAP);
+        }
+    }
+    Ok(())
+}
+
+/// Gives the target the action for `SIGTRAP` that it believes to have, if the handler is still the state's.
+fn give_back(remote: &mut Remote, state: u64) -> Result<(), AttachError> {
+    let ours = remote.world.memory.word(state + offset_of!(TrapState, handler) as u64)?;
+    let now = Action::get(remote, libc::SIGTRAP)?;
+    if ours == 0 || now.handler != ours {
+        return Ok(());
+    }
+    let index = remote.world.memory.word(state + offset_of!(TrapState, current) as u64)? as u32;
+    let place = index as usize % TRAP_ACTIONS * size_of::<TrapAction>();
+    let theirs = Action::read(remote.world, state + (offset_of!(TrapState, actions) + place) as u64)?;
+    theirs.set(remote, libc::SIGTRAP)
+}
+
+/// Takes away the handler that a dead session has left; its text is restored.
+pub fn undo(world: &mut World, maps: &[Mapping], state: u64) -> Result<(), AttachError> {
+    for _ in 0..PATIENCE {
+        if !is_pending(world) {
+            break;
+        }
+        world.breathe(Duration::from_micros(200))?;
+    }
+    let mut remote = Remote::begin(world, None, maps)?;
+    give_back(&mut remote, state)?;
+    remote.finish()
+}
