@@ -159,7 +159,7 @@ impl Plan {
                 return Err(AttachError::TooManyLinks { symbol, address: ip, limit: SITE_LINKS });
             }
             site.links.push(link);
-            return Ok(placed);
+            return Ok(Placed { method: site.window.method(), ..placed });
         }
         let (window, why_no_jump) = match self.find_jump(world, module, loaded, &found) {
             Err(AttachError::NoJump { reason, .. }) => {
@@ -167,7 +167,7 @@ impl Plan {
             }
             other => (other?, String::new()),
         };
-        let method = if window.trap { Method::Int3 } else { Method::Jump };
+        let method = window.method();
         let site = self.push(world, found, window);
         site.links.push(link);
         site.why_no_jump = why_no_jump;

@@ -10,6 +10,8 @@ use iced_x86::{
     InstructionBlock, Mnemonic, OpKind, Register,
 };
 
+use super::request::Method;
+
 /// `int3`.
 const BREAKPOINT: u8 = 0xcc;
 /// Bytes of a `jmp rel32`.
@@ -273,6 +275,11 @@ impl Window {
     /// Addresses whose instructions are no longer run there.
     pub fn taken(&self) -> Range<u64> {
         self.address..self.address + if self.trap { 1 } else { self.len.max(JUMP as u64) }
+    }
+
+    /// How it is patched.
+    pub fn method(&self) -> Method {
+        if self.trap { Method::Int3 } else { Method::Jump }
     }
 
     /// What the text begins with when it is patched; a jump goes to `code`, if it is not too far.
