@@ -4,6 +4,9 @@
 //! that change masks and actions get sites of their own, guards (`skep-runtime`'s `guard` module is what runs there). Where one
 //! cannot be guarded there are no breakpoints. What cannot be known is a target that makes these system calls itself.
 
+use std::ops::Range;
+
+use iced_x86::{Code, Decoder, DecoderOptions};
 use skep_runtime::session::guard;
 
 use super::AttachError;
@@ -26,6 +29,9 @@ const GUARDED: [(&str, u32); 9] = [
 ];
 /// Those without which nothing is guarded.
 const NEEDED: [&str; 2] = ["sigaction", "sigprocmask"];
+
+/// Bytes of a function in which its system call is.
+const HAZARD: u64 = 512;
 
 /// `mov rax, 15; syscall`: unwinders know the frames of signals by these bytes, so every C library has them.
 const RESTORER: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
@@ -96,6 +102,7 @@ impl Plan {
 
     /// Guards one function.
     fn guard(&mut self, world: &World, module: &Module, found: Found, guard: u32) -> Result<(), String> {
+        self.hazards.extend(hazards(&world.memory, found.address));
         let name = &found.name;
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == found.address) {
             if site.window.trap || site.links.iter().any(|(_, kind)| *kind == ProbeKind::Return) {
@@ -134,8 +141,23 @@ impl Plan {
             site.guard = guard::NONE;
         }
         self.restorer = None;
+        self.hazards.clear();
         self.tidy();
     }
+}
+
+/// The first part of a guarded function, and of the functions that it calls or goes on in: all that is run before the system
+/// call, and some more.
+fn hazards(memory: &Memory, address: u64) -> Vec<Range<u64>> {
+    let text = memory.read_up_to(address, HAZARD as usize);
+    let insns = Decoder::with_ip(64, &text, address, DecoderOptions::NONE).into_iter();
+    let targets = insns.take_while(|insn| !insn.is_invalid()).filter_map(|insn| {
+        let away = matches!(insn.code(), Code::Call_rel32_64 | Code::Jmp_rel32_64);
+        away.then(|| insn.near_branch_target())
+    });
+    let mut starts: Vec<u64> = targets.filter(|target| target.wrapping_sub(address) >= HAZARD).collect();
+    starts.push(address);
+    starts.into_iter().map(|start| start..start + HAZARD).collect()
 }
 
 /// Finds the code that signal handlers return to.

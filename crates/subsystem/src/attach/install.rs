@@ -85,6 +85,8 @@ pub struct Installed {
     pub scratch: u64,
     /// The handler of breakpoints, if there are any.
     pub handler: Option<Handler>,
+    /// See [`Plan::hazards`].
+    pub hazards: Vec<Range<u64>>,
 }
 
 /// Maps everything. The text is not touched yet.
@@ -101,7 +103,8 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
             let Mapper { regions, code, .. } = mapper;
             remote.finish()?;
             block.fill(block_at, &addresses, &map_refs, &plan.sites);
-            Ok(Installed { block, regions, code, addresses, section, objects, scratch, handler })
+            let hazards = plan.hazards.clone();
+            Ok(Installed { block, regions, code, addresses, section, objects, scratch, handler, hazards })
         }
         Err(error) => {
             let regions = mapper.regions;

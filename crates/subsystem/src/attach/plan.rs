@@ -94,6 +94,8 @@ pub struct Plan {
     pub restorer: Option<u64>,
     /// Sites that guard.
     pub guards: usize,
+    /// Where a thread may be on its way to change masks or actions unguarded.
+    pub hazards: Vec<Range<u64>>,
 }
 
 /// Makes the plan.
@@ -360,6 +362,12 @@ fn peculiar(name: &str, kind: ProbeKind) -> Option<&'static str> {
             ProbeKind::Return,
         )
         | ("vfork" | "__vfork", ProbeKind::Return) => Some("it returns more than once"),
+        (
+            "_start" | "_dl_start_user" | "_dl_runtime_resolve_xsave" | "_dl_runtime_resolve_xsavec"
+            | "_dl_runtime_resolve_fxsave" | "_dl_runtime_profile_avx" | "_dl_runtime_profile_avx512"
+            | "_dl_runtime_profile_sse" | "__morestack",
+            ProbeKind::Return,
+        ) => Some("what is on the stack at its entry is not a return address"),
         ("dlopen" | "dlmopen" | "dlsym" | "dlvsym", ProbeKind::Return) => {
             Some("it finds its caller by the return address, which a return probe replaces; probe its entry")
         }

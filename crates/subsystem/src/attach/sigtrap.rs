@@ -3,6 +3,7 @@
 //! What a target believes its action to be is kept in its [`TrapState`], where the guards change it.
 
 use std::mem::offset_of;
+use std::ops::Range;
 use std::time::Duration;
 
 use skep_runtime::session::{SigContext, TRAP_ACTIONS, TrapAction, TrapState};
@@ -31,6 +32,8 @@ const BELOW: u64 = 1024;
 const FRAME_START: u64 = offset_of!(SigContext, rip) as u64 + 8;
 /// From rip in a signal frame to the signals that were blocked before.
 const FRAME_MASK: u64 = (offset_of!(SigContext, mask) - offset_of!(SigContext, rip)) as u64;
+/// The instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// How often threads get time to take their pending traps.
 const PATIENCE: u32 = 100;
 
@@ -43,6 +46,13 @@ pub struct Handler {
     pub address: u64,
     /// Address of the C library's `rt_sigreturn` code.
     pub restorer: u64,
+}
+
+impl Handler {
+    /// The sets that arguments of system calls under way may point to.
+    pub fn kept(&self) -> Range<u64> {
+        self.state..self.state + size_of::<TrapState>() as u64
+    }
 }
 
 /// What was changed to make breakpoints safe.
@@ -112,7 +122,24 @@ fn scratch(remote: &Remote) -> u64 {
 }
 
 /// Installs the handler, and unblocks `SIGTRAP` wherever it is blocked. `armed` tells what was done, even if it fails.
-pub fn arm(world: &mut World, maps: &[Mapping], handler: Handler, armed: &mut Armed) -> Result<(), AttachError> {
+///
+/// A thread that is past a guard's place in one of the `hazards`, yet before the system call there, would still block it.
+pub fn arm(
+    world: &mut World,
+    maps: &[Mapping],
+    handler: Handler,
+    hazards: &[Range<u64>],
+    armed: &mut Armed,
+) -> Result<(), AttachError> {
+    let mut patience = PATIENCE;
+    while !is_calm(world, hazards) || frames_hazard(world, hazards)? {
+        patience = patience.checked_sub(1).ok_or_else(|| AttachError::Unsuitable {
+            pid: world.pid,
+            command: procfs::status(world.pid).map_or_else(|_| String::new(), |status| status.name),
+            reason: "a handler has interrupted a change of signal masks, so that breakpoints are not safe now".into(),
+        })?;
+        world.breathe(Duration::from_micros(50))?;
+    }
     strip_calls(world)?;
     strip_frames(world, maps, handler.restorer)?;
     for tid in world.threads().collect::<Vec<_>>() {
@@ -146,6 +173,34 @@ pub fn arm(world: &mut World, maps: &[Mapping], handler: Handler, armed: &mut Ar
     let ours = Action { handler: handler.address, flags, restorer: handler.restorer, mask: 0 };
     ours.set(&mut remote, libc::SIGTRAP)?;
     remote.finish()
+}
+
+/// Is this where a change of masks or actions may be about to be made? Behind a system call it has been made.
+fn is_hazard(world: &World, hazards: &[Range<u64>], pc: u64) -> bool {
+    hazards.iter().any(|range| range.contains(&pc)) && world.memory.read_up_to(pc.wrapping_sub(2), 2) != SYSCALL
+}
+
+/// Is no thread about to change masks or actions?
+pub fn is_calm(world: &World, hazards: &[Range<u64>]) -> bool {
+    !world.threads().filter_map(|tid| world.regs(tid)).any(|regs| is_hazard(world, hazards, regs.rip))
+}
+
+/// Will a handler return to where a change is about to be made?
+fn frames_hazard(world: &World, hazards: &[Range<u64>]) -> Result<bool, AttachError> {
+    let mut found = false;
+    patch::for_each_frame(world, &procfs::maps(world.pid)?, |world, rip| {
+        found |= world.memory.word(rip).is_ok_and(|pc| is_hazard(world, hazards, pc));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Has a thread an address of this range in a register?
+pub fn registers_hold(world: &World, range: &Range<u64>) -> bool {
+    let all = |r: ptrace::Regs| {
+        [r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15]
+    };
+    world.threads().filter_map(|tid| world.regs(tid)).flat_map(all).any(|register| range.contains(&register))
 }
 
 /// Takes `SIGTRAP` out of the masks that system calls under way will install when they are started again.

@@ -1,6 +1,7 @@
 //! One attached process: from a stopped world to patched text, and back.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use skep_runtime::session::{RetEntry, RetHead, STUB_SIZE};
@@ -124,8 +125,11 @@ impl Target {
 
     /// Makes breakpoints safe, before the first one is written.
     fn arm(&mut self, world: &mut World, maps: &[Mapping]) -> Result<(), AttachError> {
-        if let Some(handler) = self.installed.as_ref().and_then(|installed| installed.handler) {
-            sigtrap::arm(world, maps, handler, self.armed.insert(Armed::new(handler)))?;
+        if let Some(installed) = &self.installed
+            && let Some(handler) = installed.handler
+        {
+            let armed = self.armed.insert(Armed::new(handler));
+            sigtrap::arm(world, maps, handler, &installed.hazards, armed)?;
         }
         Ok(())
     }
@@ -258,7 +262,7 @@ impl Target {
     /// Is no thread in our code, and none to return through a stub?
     fn is_idle(&self, world: &World) -> Result<bool, AttachError> {
         let Some(installed) = &self.installed else { return Ok(true) };
-        if self.armed.is_some() && sigtrap::is_pending(world) {
+        if self.armed.is_some() && (sigtrap::is_pending(world) || !sigtrap::is_calm(world, &installed.hazards)) {
             return Ok(false);
         }
         let a = &installed.addresses;
@@ -272,7 +276,14 @@ impl Target {
                 return Ok(false);
             }
         }
-        patch::is_clear(world, &procfs::maps(self.pid)?, &installed.code)
+        let kept = installed.handler.map(|handler| handler.kept());
+        if let Some(kept) = &kept
+            && sigtrap::registers_hold(world, kept)
+        {
+            return Ok(false);
+        }
+        let ours: Vec<Range<u64>> = installed.code.iter().cloned().chain(kept).collect();
+        patch::is_clear(world, &procfs::maps(self.pid)?, &ours)
     }
 
     /// Unmaps everything, the unwinders told first. Returns false if they cannot be told.
