@@ -161,12 +161,17 @@ fn state(pid: u32) -> (Vec<String>, Vec<u64>) {
     let mut masks = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten() {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        masks.extend(status.lines().filter(|l| ["SigBlk", "SigIgn", "SigCgt"].iter().any(|k| l.starts_with(k))).map(str::to_owned));
+        masks.extend(
+            status
+                .lines()
+                .filter(|l| ["SigBlk", "SigIgn", "SigCgt"].iter().any(|k| l.starts_with(k)))
+                .map(str::to_owned),
+        );
     }
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
     let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("memory");
     let mut text = Vec::new();
-    for line in maps.lines().filter(|l| l.contains(" r-xp ") && (l.ends_with("traps") || l.contains("/libc"))) {
+    for line in maps.lines().filter(|l| l.contains(" r-xp ") && (l.contains("/traps") || l.contains("/libc"))) {
         let (start, end) = line.split(' ').next().and_then(|r| r.split_once('-')).expect("range");
         let parse = |s| u64::from_str_radix(s, 16).expect("address");
         let mut bytes = vec![0; (parse(end) - parse(start)) as usize];

@@ -9,8 +9,8 @@ use skep_runtime::session::{Control, MAGIC, PROC_NAME, Proc, Site, TID_MASK};
 
 use super::AttachError;
 use super::patch::{self, Change};
-use super::sigtrap;
 use super::procfs::Mapping;
+use super::sigtrap;
 use super::world::{Memory, World};
 
 /// Sites that a left-over may have; more is not a table that skep wrote.

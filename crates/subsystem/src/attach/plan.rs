@@ -8,11 +8,11 @@ use skep_runtime::session::{SITE_LINKS, guard};
 use super::AttachError;
 use super::arrivals;
 use super::code::{self, Trampoline};
+use super::guards;
 use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
 use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec};
-use super::guards;
 use super::site::{self, BodyCopy, Function, Refusal, Window};
 use super::symbols::{Found, Loaded, Module, Modules};
 use super::world::World;
@@ -264,7 +264,9 @@ impl Plan {
             let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.inner())).collect();
             let branches = arrivals::find(&world.memory, module, &windows);
             for site in of_module {
-                let (Some(branch), Some(loaded)) = (branches.get(&site.window.address), module.loaded()) else { continue };
+                let (Some(branch), Some(loaded)) = (branches.get(&site.window.address), module.loaded()) else {
+                    continue;
+                };
                 let reason = format!("the branch at {branch:#x} leads into it");
                 let instead = match site.guard {
                     guard::NONE => self.find_trap(world, module, loaded, &site.found, &reason),
@@ -325,7 +327,8 @@ impl Plan {
         let mut failed: Vec<(u64, AttachError)> = Vec::new();
         for index in self.modules() {
             let Some(module) = modules.get(index) else { continue };
-            let sites: Vec<&mut PlannedSite> = self.sites.iter_mut().filter(|site| site.found.module == index).collect();
+            let sites: Vec<&mut PlannedSite> =
+                self.sites.iter_mut().filter(|site| site.found.module == index).collect();
             let size = (sites.len() as u64 * SITE_CODE).next_multiple_of(4096);
             let Some(area) = place_code::find(maps, &self.areas, &module.range, size) else {
                 let error = AttachError::NoRoom { module: module.path.clone(), bytes: size };
@@ -363,9 +366,15 @@ fn peculiar(name: &str, kind: ProbeKind) -> Option<&'static str> {
         )
         | ("vfork" | "__vfork", ProbeKind::Return) => Some("it returns more than once"),
         (
-            "_start" | "_dl_start_user" | "_dl_runtime_resolve_xsave" | "_dl_runtime_resolve_xsavec"
-            | "_dl_runtime_resolve_fxsave" | "_dl_runtime_profile_avx" | "_dl_runtime_profile_avx512"
-            | "_dl_runtime_profile_sse" | "__morestack",
+            "_start"
+            | "_dl_start_user"
+            | "_dl_runtime_resolve_xsave"
+            | "_dl_runtime_resolve_xsavec"
+            | "_dl_runtime_resolve_fxsave"
+            | "_dl_runtime_profile_avx"
+            | "_dl_runtime_profile_avx512"
+            | "_dl_runtime_profile_sse"
+            | "__morestack",
             ProbeKind::Return,
         ) => Some("what is on the stack at its entry is not a return address"),
         ("dlopen" | "dlmopen" | "dlsym" | "dlvsym", ProbeKind::Return) => {
