@@ -75,7 +75,7 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
 /// # Safety
 /// As [`guard`].
 unsafe fn mask(state: &TrapState, n: u32, regs: &mut PtRegs) {
-    let how = regs.rdi;
+    let (how, top) = (regs.rdi, regs.rsp as *const u8);
     let argument = match n {
         0 => &mut regs.rdi,
         1 => &mut regs.rsi,
@@ -84,9 +84,12 @@ unsafe fn mask(state: &TrapState, n: u32, regs: &mut PtRegs) {
         4 => &mut regs.r8,
         _ => &mut regs.r9,
     };
+    if *argument == 0 || (n == 1 && how == UNBLOCK) {
+        return;
+    }
     let mut set = 0u64;
-    // SAFETY: eight bytes into a local.
-    if *argument == 0 || (n == 1 && how == UNBLOCK) || !unsafe { read::read((&raw mut set).cast(), *argument, 8) } {
+    // SAFETY: eight bytes into a local; a trampoline runs on the stack that the function was called on.
+    if !unsafe { read::read_near((&raw mut set).cast(), *argument, 8, top) } {
         return;
     }
     if set & TRAP_BIT != 0
