@@ -40,10 +40,14 @@ const RESTORER: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05]
 pub fn traps_kill(module: &Module, index: usize) -> Option<&'static str> {
     // A static program is its own C library, and cannot be told from it.
     let libc = index != 0 && defines(module, "sigaction");
-    let name = module.file_name();
-    let system = ["ld-", "ld.so", "libc.", "libc-", "libgcc_s", "libpthread", "libunwind"];
-    (libc || system.iter().any(|prefix| name.starts_with(prefix)))
+    let helper = ["libgcc_s", "libunwind"].iter().any(|prefix| module.file_name().starts_with(prefix));
+    (libc || helper || is_system(module))
         .then_some("the C library and its helpers run with all signals blocked at times, when a breakpoint is deadly")
+}
+
+/// Is this the dynamic linker or a part of the C library?
+fn is_system(module: &Module) -> bool {
+    ["ld-", "ld.so", "libc.", "libc-", "libpthread"].iter().any(|prefix| module.file_name().starts_with(prefix))
 }
 
 /// Does a module define a function that others can call?
@@ -69,6 +73,10 @@ impl Plan {
     fn try_guards(&mut self, world: &World, modules: &Modules) -> Result<(), String> {
         let mut there: Vec<&str> = Vec::new();
         for (index, module) in modules.iter().enumerate() {
+            // A library that stands before the C library's functions ends up in those.
+            if index != 0 && !is_system(module) {
+                continue;
+            }
             let Some(loaded) = module.loaded() else { continue };
             for (name, guard) in GUARDED {
                 for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
