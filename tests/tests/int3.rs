@@ -239,6 +239,33 @@ fn after_a_kill_a_new_trace_counts_exactly() {
 }
 
 #[test]
+fn skep_is_killed_at_random_times() {
+    let kills: u64 = std::env::var("SKEP_TRAP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    let program = build("traps.c", &[]);
+    let words = ["4", "4000000000", "go", "before", "after", "mask", "timer"];
+    let mut target = Target::start(&program, &words);
+    target.go();
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(std::process::id());
+    for n in 0..kills {
+        seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        let mut trace = Trace::pid(&object("test/traps.bpf.o"), target.pid());
+        std::thread::sleep(std::time::Duration::from_micros((seed >> 33) % 150_000));
+        // Now and then nobody is left to clean up.
+        if n % 4 == 0
+            && let Some(injector) = injector_of(trace.child.id())
+        {
+            // SAFETY: a process that this test's child has started.
+            unsafe { libc::kill(injector, libc::SIGKILL) };
+        }
+        trace.kill();
+        assert_eq!(target.child.try_wait().expect("wait"), None, "the target died after kill {n}");
+    }
+    let trace = attach(&target);
+    trace.interrupt();
+    assert_eq!(trace.finish().status.code(), Some(0));
+}
+
+#[test]
 fn a_session_whose_injector_is_killed_too() {
     let program = build("traps.c", &[]);
     let words = ["before", "after", "timer"];
@@ -247,7 +274,7 @@ fn a_session_whose_injector_is_killed_too() {
         let mut target = Target::start(&program, &[&["4", "5000", "go"][..], &words].concat());
         let before = state(target.pid());
         let mut first = attach(&target);
-        let injector = injector_of(first.child.id());
+        let injector = injector_of(first.child.id()).expect("an injector");
         // SAFETY: a process that this test's child has started.
         unsafe { libc::kill(injector, libc::SIGKILL) };
         first.kill();
@@ -266,9 +293,9 @@ fn a_session_whose_injector_is_killed_too() {
 }
 
 /// The injector that a `skep trace` has started.
-fn injector_of(pid: u32) -> i32 {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
-    children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("an injector")
+fn injector_of(pid: u32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 #[test]
