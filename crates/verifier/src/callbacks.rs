@@ -22,6 +22,13 @@ impl Env<'_> {
     /// Lets a helper call its function: one path goes through a round, the current one behind the call.
     pub fn call_back(&mut self, helper: u32, facts: &CallFacts) -> Check {
         if helper == LOOP {
+            if !self.state.reg(1).is_scalar() {
+                return invalid!(
+                    ArgumentType,
+                    "bpf_loop wants the number of rounds in r1, which holds {}",
+                    self.state.reg(1).describe()
+                );
+            }
             // The number of rounds decides whether there is another one.
             self.mark_precise(1)?;
             let rounds = self.state.reg(1).num.umax;

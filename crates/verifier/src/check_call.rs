@@ -275,6 +275,10 @@ impl Env<'_> {
         }
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
+            // The program that is called returns to the caller of this function, with whatever it likes.
+            if let Some(ended) = self.may_end_function(Reg::UNKNOWN)? {
+                ended.forget_packet();
+            }
         }
         if h.has(helper::CALLBACK) {
             self.call_back(id, &facts)?;

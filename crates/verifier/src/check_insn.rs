@@ -1,10 +1,12 @@
 //! One instruction: to each class its rules.
 
 use skep_ebpf::insn::{Insn, alu, class, jmp, mode, pseudo, size};
+use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, denied, invalid, unsupported};
 use crate::reg::{Kind, Reg};
+use crate::state::State;
 
 impl Env<'_> {
     pub fn check_insn(&mut self, i: Insn) -> Check<Next> {
@@ -79,6 +81,9 @@ impl Env<'_> {
                 r
             }
             pseudo::FUNC => {
+                if self.prog.btf.is_none() || self.prog.func_info.is_empty() {
+                    return invalid!(BtfInfo, "the address of a function is taken; that needs BTF for the functions");
+                }
                 let Some(f) =
                     usize::try_from(crate::cfg::callee(self.insn, i)).ok().and_then(|t| self.cfg.function_at(t))
                 else {
@@ -117,18 +122,26 @@ impl Env<'_> {
         }
         self.check_unmodified(6, &ctx)?;
         // Behind the end of the packet the function ends, and returns 0.
-        if self.state.depth() > 0 {
-            let callsite = self.state.frame().callsite;
-            if self.state.frame().callback.helper != 0 {
-                return unsupported!(UnsupportedFeature, "packet loads in callbacks are not judged yet");
-            }
-            let ended = self.push_path(callsite + 1)?;
-            ended.frames.pop();
-            *ended.reg_mut(0) = Reg::constant(0);
-        }
+        self.may_end_function(Reg::constant(0))?;
         self.clear_caller_saved();
         self.set_unknown(0);
         Ok(())
+    }
+
+    /// Follows the path on which the current instruction ends its function with this result.
+    pub fn may_end_function(&mut self, result: Reg) -> Check<Option<&mut State>> {
+        if self.state.depth() == 0 {
+            return Ok(None);
+        }
+        let frame = self.state.frame();
+        if frame.callback.helper != 0 {
+            return unsupported!(UnsupportedFeature, "packet loads and tail calls in callbacks are not judged yet");
+        }
+        let callsite = frame.callsite;
+        let ended = self.push_path(callsite + 1)?;
+        ended.frames.pop();
+        *ended.reg_mut(0) = result;
+        Ok(Some(ended))
     }
 
     /// The pointer must be as it was made.
@@ -151,6 +164,14 @@ impl Env<'_> {
                 return invalid!(SubprogramReturn, "a global function returns a number, r0 holds {}", r0.describe());
             }
             return Ok(Next::Done);
+        }
+        let session =
+            matches!(self.prog.attach_type, Some(AttachType::TraceKprobeSession | AttachType::TraceUprobeSession));
+        if self.prog.prog_type == ProgType::Kprobe && session {
+            self.mark_precise(0)?;
+            if !r0.is_scalar() || r0.num.smin < 0 || r0.num.smax > 1 {
+                return invalid!(ReturnValue, "a session program returns 0 or 1; r0 holds {}", r0.describe());
+            }
         }
         Ok(Next::Done)
     }

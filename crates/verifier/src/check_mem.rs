@@ -102,6 +102,10 @@ impl Env<'_> {
             self.may_write_reg(result)?;
         }
         let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: false, signed: false, aligned: true };
+        if fetch && result == i.dst() {
+            // The old value would stand where the pointer is needed for the write.
+            return denied!(NotAPointer, "the old value is fetched into r{result}, which holds the address");
+        }
         // The old value is read first; then the slot holds something that is not known.
         self.check_access(a, if fetch { Operand::Reg(result) } else { Operand::None })?;
         self.check_access(Access { write: true, ..a }, Operand::None)

@@ -310,11 +310,7 @@ impl<'p> Env<'p> {
 
     /// Makes every packet pointer unusable.
     pub fn forget_packet(&mut self) {
-        self.state.each_reg(|r| {
-            if r.is_packet_any() {
-                *r = Reg::UNKNOWN;
-            }
-        });
+        self.state.forget_packet();
     }
 
     /// Checks that no reference is left.

@@ -1,7 +1,7 @@
 //! Arguments of helpers, by the kind that the prototype names.
 
 use skep_ebpf::helper::{self, Access, Arg, Helper};
-use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::{MapType, map_flags};
 
 use crate::check_alu::MAX_OFFSET;
 use crate::env::Env;
@@ -192,8 +192,10 @@ impl Env<'_> {
             return invalid!(UnknownMap, "bpf_{} has no map", h.name);
         };
         let (size, map_type) = (u64::from(map.def.key_size), map.def.map_type);
+        // An inner map made with this flag may have fewer elements than its definition says.
+        let sized = map.def.flags & map_flags::INNER_MAP == 0;
         self.check_helper_memory(r, size, false, false, None, false)?;
-        if matches!(map_type, MapType::Array | MapType::PercpuArray) {
+        if sized && matches!(map_type, MapType::Array | MapType::PercpuArray) {
             facts.constant_key = self.constant_key(reg, size as usize)?;
         }
         Ok(())

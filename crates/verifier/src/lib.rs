@@ -277,6 +277,9 @@ fn check_program(program: &Program, options: &Options) -> Check {
             format!("the program has {n} instructions; 1 to {} are possible", options.profile.max_insns),
         ));
     }
+    if program.flags & prog_flags::SLEEPABLE != 0 && program.prog_type != ProgType::Kprobe {
+        return invalid!(ProgramType, "programs of type {} cannot sleep", program.prog_type);
+    }
     match program.prog_type {
         ProgType::Unspec => invalid!(ProgramType, "the program has no type"),
         ProgType::Kprobe

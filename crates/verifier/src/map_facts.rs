@@ -90,7 +90,9 @@ impl MapFacts<'_> {
 
     /// Programs cannot write it.
     pub fn program_read_only(&self) -> bool {
-        self.def.flags & map_flags::RDONLY_PROG != 0 || self.def.frozen
+        // A device map's values are the kernel's own, whatever its flags say.
+        let devices = matches!(self.def.map_type, MapType::Devmap | MapType::DevmapHash);
+        self.def.flags & map_flags::RDONLY_PROG != 0 || self.def.frozen || devices
     }
 
     /// Programs cannot read it.

@@ -12,6 +12,7 @@ use crate::fail::Check;
 use crate::state::{FP, Frame, Place, State, StateId, Step};
 
 const ARGS: u16 = 0b11_1110;
+const TAIL_CALL: i32 = 12;
 
 /// What is still wanted: registers and slots, by frame.
 #[derive(Debug, Default)]
@@ -165,12 +166,7 @@ impl Walk<'_> {
                 }
             }
             class::LD if matches!(i.mode(), mode::ABS | mode::IND) && later != Some(at + 1) => {
-                // The load ended its function.
-                if want.regs[want.frame] & ARGS != 0 {
-                    return Err(Lost);
-                }
-                want.clear(0);
-                want.back_into_callee()?;
+                return undo_end(want);
             }
             class::LD => {
                 if want.has(i.dst()) {
@@ -207,6 +203,7 @@ impl Walk<'_> {
                 want.back_to_caller()?;
                 want.regs[want.frame] |= args;
             }
+            jmp::CALL if i.is_helper_call() && i.imm == TAIL_CALL && later != Some(at + 1) => return undo_end(want),
             jmp::CALL => {
                 if (self.calls_back)(at) && later != Some(at + 1) {
                     // Leaving a callback backwards; what it was given came from the helper.
@@ -249,6 +246,15 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// Enters a function backwards that a packet load or a tail call ended: its result was made there.
+fn undo_end(want: &mut Backtrack) -> Result<(), Lost> {
+    if want.regs[want.frame] & ARGS != 0 {
+        return Err(Lost);
+    }
+    want.clear(0);
+    want.back_into_callee()
 }
 
 fn undo_load(want: &mut Backtrack, dst: u8, stack: Option<(u8, u8)>) {

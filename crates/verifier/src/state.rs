@@ -225,6 +225,15 @@ impl State {
             }
         }
     }
+
+    /// Makes every packet pointer unusable.
+    pub fn forget_packet(&mut self) {
+        self.each_reg(|r| {
+            if r.is_packet_any() {
+                *r = Reg::UNKNOWN;
+            }
+        });
+    }
 }
 
 impl Default for State {

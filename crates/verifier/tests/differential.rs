@@ -6,6 +6,7 @@
 #[path = "differential/generator.rs"]
 mod generator;
 mod kernel;
+mod typed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,11 +43,14 @@ fn agrees_with_the_live_kernel() {
     let mut wrong_rejects: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for n in seed..seed + count {
         let mut rng = generator::Rng(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let program = generator::program(&mut rng, &maps);
-        let Some(answer) = kernel::load_with(&program, &fds, 0) else { continue };
-        let again = || kernel::load_with(&program, &fds, 1).map_or(String::new(), |a| complaint(&a.log).to_owned());
+        let made = generator::program(&mut rng, &maps, n % 2 == 1);
+        let program = made.program;
+        let btf = made.btf.map(|raw| kernel::btf(&raw).expect("the kernel takes the BTF"));
+        let Some(answer) = kernel::load_typed(&program, &fds, btf.as_ref(), 0) else { continue };
+        let ask = |level| kernel::load_typed(&program, &fds, btf.as_ref(), level).map_or(String::new(), |a| a.log);
+        let again = || complaint(&ask(1)).to_owned();
         if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
-            let log = kernel::load_with(&program, &fds, 2).map_or(String::new(), |a| a.log);
+            let log = ask(2);
             let ours = match verify(program.clone(), &Options { log: true, ..options.clone() }) {
                 Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
                 Err(r) => format!("{}\n{} {r}", r.log, r.reason),

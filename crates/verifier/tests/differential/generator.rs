@@ -5,6 +5,8 @@ use skep_ebpf::insn::{CALL, EXIT, JA, LD_IMM64, alu, atomic, class, jmp, mode, p
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags};
 
+use crate::typed::{self, Function};
+
 /// A small generator of numbers (xorshift64*).
 pub struct Rng(pub u64);
 
@@ -38,6 +40,8 @@ pub fn maps() -> Vec<MapDef> {
     frozen.initial = Some((0..32u8).map(|n| n.wrapping_mul(37) ^ 0x85).collect());
     let mut write_only = MapDef::new("wronly", MapType::Array, 4, 16, 4);
     write_only.flags = map_flags::WRONLY_PROG;
+    let mut outer = MapDef::new("outer", MapType::ArrayOfMaps, 4, 4, 4);
+    outer.inner = Some(std::sync::Arc::new(MapDef::new("inner", MapType::Array, 4, 24, 4)));
     vec![
         MapDef::new("array", MapType::Array, 4, 48, 4),
         MapDef::new("hash", MapType::Hash, 8, 64, 16),
@@ -49,10 +53,11 @@ pub fn maps() -> Vec<MapDef> {
         write_only,
         MapDef::new("data", MapType::Array, 4, 64, 1),
         MapDef::new("queue", MapType::Queue, 0, 16, 8),
+        outer,
     ]
 }
 
-const VALUE_SIZES: [i64; 10] = [48, 64, 32, 24, 0, 4, 4, 16, 64, 16];
+const VALUE_SIZES: [i64; 11] = [48, 64, 32, 24, 0, 4, 4, 16, 64, 16, 24];
 const ARITH: [u8; 13] = [
     alu::ADD,
     alu::SUB,
@@ -83,10 +88,54 @@ struct Gen<'r> {
     /// Calls to patch: instruction, function.
     calls: Vec<(usize, usize)>,
     in_subprog: bool,
+    /// The functions behind the main one, chosen before it is made.
+    plan: Vec<Role>,
+    /// What the function that is being made is.
+    role: Option<Role>,
 }
 
-/// Makes a program.
-pub fn program(rng: &mut Rng, maps: &std::sync::Arc<[MapDef]>) -> Program {
+/// What a function is there for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Called with the context (or not) and some numbers.
+    Plain,
+    /// Called with the context and a pointer to eight bytes of its caller's stack, or to packet data.
+    Pointer,
+    /// Global: the context and a number.
+    Global,
+    /// Global: a number and memory that is there.
+    GlobalMemory,
+    /// Global: a number and memory that may not be there.
+    GlobalNullable,
+    /// Called back by `bpf_loop`.
+    Loop,
+    /// Called back for each element of a map.
+    Each,
+}
+
+impl Role {
+    fn function(self) -> Function {
+        let (params, global) = match self {
+            Role::Plain => ("iiiii", false),
+            Role::Pointer => ("cp", false),
+            Role::Global => ("ci", true),
+            Role::GlobalMemory => ("in", true),
+            Role::GlobalNullable => ("ip", true),
+            Role::Loop => ("ip", false),
+            Role::Each => ("ippp", false),
+        };
+        Function { params: params.into(), global }
+    }
+}
+
+/// A program, and its BTF if it has functions that need it.
+pub struct Made {
+    pub program: Program,
+    pub btf: Option<Vec<u8>>,
+}
+
+/// Makes a program. Those with `typed` have functions of all roles, the others plain ones at most.
+pub fn program(rng: &mut Rng, maps: &std::sync::Arc<[MapDef]>, typed: bool) -> Made {
     let types = [
         ProgType::SocketFilter,
         ProgType::SchedCls,
@@ -98,13 +147,29 @@ pub fn program(rng: &mut Rng, maps: &std::sync::Arc<[MapDef]>) -> Program {
         ProgType::PerfEvent,
     ];
     let ty = rng.pick(&types);
-    let mut g = Gen { rng, out: Vec::new(), ty, calls: Vec::new(), in_subprog: false };
+    let roles = [
+        Role::Plain,
+        Role::Pointer,
+        Role::Pointer,
+        Role::Global,
+        Role::GlobalMemory,
+        Role::GlobalNullable,
+        Role::Loop,
+        Role::Loop,
+        Role::Loop,
+        Role::Each,
+        Role::Each,
+    ];
+    let plan = if typed { (0..1 + rng.below(3)).map(|_| rng.pick(&roles)).collect() } else { vec![Role::Plain; 2] };
+    let mut g = Gen { rng, out: Vec::new(), ty, calls: Vec::new(), in_subprog: false, plan, role: None };
     g.main();
     let mut starts = vec![0];
-    let functions = g.calls.iter().map(|c| c.1).max().map_or(0, |m| m);
-    for n in 1..=functions {
+    let mut n = 1;
+    // Functions may call those behind them.
+    while n <= g.calls.iter().map(|c| c.1).max().unwrap_or(0) {
         starts.push(g.out.len());
         g.subprog(n);
+        n += 1;
     }
     for (at, f) in std::mem::take(&mut g.calls) {
         let target = starts.get(f).copied().unwrap_or(0) as i32;
@@ -113,7 +178,8 @@ pub fn program(rng: &mut Rng, maps: &std::sync::Arc<[MapDef]>) -> Program {
     if g.rng.chance(12) {
         g.mutate();
     }
-    let mut p = Program::new("fuzz", ty, "GPL", g.out);
+    let functions: Vec<Function> = g.plan.iter().take(starts.len() - 1).map(|r| r.function()).collect();
+    let mut p = Program::new("fuzz", ty, "GPL", std::mem::take(&mut g.out));
     p.maps = maps.clone();
     if rng.chance(10) {
         p.flags |= skep_ebpf::uapi::prog_flags::STRICT_ALIGNMENT;
@@ -121,7 +187,8 @@ pub fn program(rng: &mut Rng, maps: &std::sync::Arc<[MapDef]>) -> Program {
     if rng.chance(15) {
         p.flags |= skep_ebpf::uapi::prog_flags::TEST_STATE_FREQ;
     }
-    p
+    let btf = typed.then(|| typed::attach(&mut p, &functions));
+    Made { program: p, btf }
 }
 
 impl Gen<'_> {
@@ -181,13 +248,113 @@ impl Gen<'_> {
         self.emit(EXIT, 0, 0, 0, 0);
     }
 
-    fn subprog(&mut self, _n: usize) {
+    fn subprog(&mut self, n: usize) {
         self.in_subprog = true;
-        self.mov(6, 1);
-        self.prologue();
-        let n = 2 + self.rng.below(6);
-        self.body(n, 0);
+        let role = self.plan.get(n - 1).copied().unwrap_or(Role::Plain);
+        self.role = Some(role);
+        match role {
+            Role::Plain => {
+                self.mov(6, 1);
+                self.prologue();
+            }
+            _ => self.enter(role),
+        }
+        let items = 2 + self.rng.below(6);
+        self.body(items, 0);
+        if matches!(role, Role::Loop | Role::Each) && self.rng.chance(92) {
+            self.emit(class::ALU64 | alu::AND, 0, 0, 0, 1);
+        }
         self.emit(EXIT, 0, 0, 0, 0);
+        self.role = None;
+    }
+
+    /// Uses the pointers that a function is given, then goes on as all others do. The first one ends up in r9.
+    fn enter(&mut self, role: Role) {
+        let width = |g: &mut Self| g.rng.below(4) as usize;
+        match role {
+            Role::Pointer | Role::GlobalMemory | Role::GlobalNullable | Role::Loop => {
+                self.mov(9, 2);
+                if role == Role::GlobalNullable && self.rng.chance(85) {
+                    self.emit(class::JMP | jmp::JNE, 9, 0, 2, 0);
+                    self.mov_imm(0, 0);
+                    self.emit(EXIT, 0, 0, 0, 0);
+                }
+                self.mov(8, 1);
+                self.mov_imm(7, 2);
+                for _ in 0..1 + self.rng.below(3) {
+                    let n = width(self);
+                    match self.rng.below(5) {
+                        0 => self.emit(
+                            class::STX | mode::MEM | SIZES[n],
+                            9,
+                            if role == Role::Pointer { 7 } else { 8 },
+                            0,
+                            0,
+                        ),
+                        1 => {
+                            let imm = self.small();
+                            self.emit(class::ST | mode::MEM | SIZES[n], 9, 0, 0, imm);
+                        }
+                        2 => {
+                            // A counter of rounds, that may be masked.
+                            self.emit(class::LDX | mode::MEM | size::DW, 7, 9, 0, 0);
+                            self.add(7, 1);
+                            if self.rng.chance(60) {
+                                let mask = self.rng.pick(&[7, 15, 31, 63]);
+                                self.emit(class::ALU64 | alu::AND, 7, 0, 0, mask);
+                            }
+                            self.emit(class::STX | mode::MEM | size::DW, 9, 7, 0, 0);
+                        }
+                        _ => self.emit(class::LDX | mode::MEM | SIZES[n], 7, 9, 0, 0),
+                    }
+                }
+            }
+            Role::Each => {
+                let n = width(self);
+                let read = self.rng.chance(50);
+                let off = self.rng.pick(&[0i16, 0, 8, 16]);
+                let r = self.rng.pick(&[2u8, 3]);
+                self.mov(9, r);
+                if read {
+                    self.emit(class::LDX | mode::MEM | SIZES[n], 7, 9, off, 0);
+                } else {
+                    self.emit(class::ST | mode::MEM | SIZES[n], 3, 0, off, 1);
+                }
+            }
+            _ => {}
+        }
+        if matches!(role, Role::Global | Role::Pointer) {
+            self.mov(6, 1);
+        } else {
+            self.mov_imm(6, 5);
+        }
+        let keep = role == Role::Loop && self.rng.chance(40);
+        let saved = [8u8, 7];
+        for off in [-8i16, -16, -24, -32] {
+            if self.rng.chance(80) {
+                let imm = self.small();
+                self.emit(class::ST | mode::MEM | size::DW, 10, 0, off, imm);
+            }
+        }
+        for r in [0u8, 1, 2, 3, 7, 8] {
+            if keep && saved.contains(&r) {
+                self.mov_imm(r, 1);
+            } else if self.rng.chance(50) || r < 7 || role == Role::Each {
+                let n = self.small();
+                self.mov_imm(r, n);
+            } else {
+                self.emit(CALL, 0, 0, 0, 7);
+                self.mov(7, 0);
+                self.mov(8, 0);
+            }
+        }
+        for r in 0..=5 {
+            let n = self.small();
+            self.mov_imm(r, n);
+        }
+        self.mov_imm(4, 0);
+        self.mov_imm(5, 0);
+        self.mov_imm(9, 0);
     }
 
     /// Gives every register something.
@@ -249,6 +416,16 @@ impl Gen<'_> {
     }
 
     fn item(&mut self, depth: u32) {
+        if self.plan.len() != 2 || self.plan[0] != Role::Plain {
+            match self.rng.below(30) {
+                0..=3 => return self.role_call(),
+                4 => return self.may_goto(depth),
+                5 => return self.tail_call(),
+                6 => return self.inner_map(),
+                7 => return self.ordered(),
+                _ => {}
+            }
+        }
         match self.rng.below(24) {
             0..=5 => self.arith(),
             6..=8 => self.branch(depth),
@@ -662,8 +839,189 @@ impl Gen<'_> {
         self.mov_imm(9, 0);
     }
 
+    /// Calls a function as its role wants it, mostly.
+    fn role_call(&mut self) {
+        let first = match self.role {
+            None => 1,
+            // A function calls one behind it at most.
+            Some(_) => self.calls.iter().map(|c| c.1).max().unwrap_or(0) + 1,
+        };
+        if first > self.plan.len() || self.role.is_some() && self.rng.chance(60) {
+            return self.arith();
+        }
+        let used = self.calls.iter().map(|c| c.1).max().unwrap_or(0);
+        let last = (used + 1).min(self.plan.len());
+        let f = if first >= last { last } else { first + self.rng.below((last - first + 1) as u64) as usize };
+        if self.role.is_some() && self.calls.iter().any(|c| c.1 >= f && c.1 > used) {
+            return self.arith();
+        }
+        let role = self.plan[f - 1];
+        let word = self.rng.pick(&[-8i16, -16, -24]);
+        let zero = self.small();
+        match role {
+            Role::Plain => self.mov(1, 6),
+            Role::Global => self.mov(1, 6),
+            Role::Pointer => {
+                self.mov(1, 6);
+                self.emit(class::ST | mode::MEM | size::DW, 10, 0, word, zero);
+                self.mov(2, 10);
+                self.add(2, word.into());
+            }
+            Role::GlobalMemory | Role::GlobalNullable => {
+                match self.rng.below(4) {
+                    0 => {
+                        self.emit(LD_IMM64, 2, pseudo::MAP_IDX_VALUE, 0, 8);
+                        let off = self.rng.pick(&[0, 8, 56, 57]);
+                        self.emit(0, 0, 0, 0, off);
+                    }
+                    1 if role == Role::GlobalNullable => self.mov_imm(2, 0),
+                    _ => {
+                        self.emit(class::ST | mode::MEM | size::DW, 10, 0, word, zero);
+                        self.mov(2, 10);
+                        self.add(2, word.into());
+                    }
+                }
+                self.mov_imm(1, 7);
+            }
+            Role::Loop | Role::Each => {
+                if self.rng.chance(75) {
+                    self.emit(class::ST | mode::MEM | size::DW, 10, 0, word, zero);
+                } else {
+                    let r = self.rng.pick(&[7u8, 8]);
+                    self.emit(class::STX | mode::MEM | size::DW, 10, r, word, 0);
+                }
+                if role == Role::Loop {
+                    let rounds = self.rng.pick(&[0, 1, 2, 7, 50, 1000]);
+                    if self.rng.chance(60) {
+                        self.mov_imm(1, rounds);
+                    } else {
+                        let r = self.rng.pick(&[7u8, 8]);
+                        self.mov(1, r);
+                    }
+                } else {
+                    let map = self.rng.pick(&[0usize, 1, 3, 7]);
+                    self.map(1, map);
+                }
+                self.mov(3, 10);
+                self.add(3, word.into());
+                if role == Role::Each && self.rng.chance(40) {
+                    self.mov_imm(3, 0);
+                }
+                self.mov_imm(4, 0);
+                self.calls.push((self.out.len(), f));
+                self.emit(LD_IMM64, 2, pseudo::FUNC, 0, 0);
+                self.emit(0, 0, 0, 0, 0);
+                self.call(if role == Role::Loop { 181 } else { 164 });
+            }
+        }
+        if !matches!(role, Role::Loop | Role::Each) {
+            for r in 3..=5 {
+                self.mov_imm(r, 1);
+            }
+            if matches!(role, Role::Plain | Role::Global) {
+                self.mov_imm(2, 9);
+            }
+            self.calls.push((self.out.len(), f));
+            self.emit(CALL, 0, 1, 0, 0);
+            for r in 1..=5 {
+                self.mov_imm(r, 1);
+            }
+        }
+        if self.rng.chance(50) {
+            // What the function may have left is used as an index.
+            self.emit(class::LDX | mode::MEM | size::DW, 7, 10, word, 0);
+            self.use_index(7);
+        } else if self.rng.chance(25) {
+            self.use_index(0);
+        }
+        self.mov_imm(4, 0);
+        self.mov_imm(5, 0);
+    }
+
+    fn may_goto(&mut self, depth: u32) {
+        if depth > 0 {
+            return self.arith();
+        }
+        let start = self.small();
+        let r = self.rng.pick(&[7u8, 8]);
+        if self.rng.chance(60) {
+            self.mov_imm(r, start);
+        }
+        let head = self.out.len();
+        self.emit(class::JMP | jmp::JCOND, 0, 0, 0, 0);
+        self.body(1, 2);
+        if self.rng.chance(70) {
+            self.add(r, 1);
+        }
+        let leave = self.out.len();
+        if self.rng.chance(40) {
+            let n = self.small();
+            self.emit(class::JMP | jmp::JGT, r, 0, 1, n);
+        }
+        let back = head as i64 - self.out.len() as i64 - 1;
+        self.emit(JA, 0, 0, back as i16, 0);
+        if self.out[leave].op() == jmp::JGT {
+            self.out[leave].off = 1;
+        }
+        self.out[head].off = (self.out.len() - head - 1) as i16;
+        if self.rng.chance(60) {
+            self.use_index(r);
+        }
+        self.mov_imm(4, 0);
+        self.mov_imm(5, 0);
+    }
+
+    fn tail_call(&mut self) {
+        if matches!(self.role, Some(r) if !matches!(r, Role::Global | Role::Pointer)) {
+            return self.arith();
+        }
+        self.mov(1, 6);
+        self.map(2, 6);
+        self.mov_imm(3, 1);
+        self.call(12);
+        let n = self.rng.below(40) as i32;
+        self.mov_imm(0, n);
+    }
+
+    fn inner_map(&mut self) {
+        self.key();
+        self.map(1, 10);
+        self.call(1);
+        let at = self.out.len();
+        self.emit(class::JMP | jmp::JEQ, 0, 0, 0, 0);
+        self.mov(9, 0);
+        self.key();
+        let r = if self.rng.chance(90) { 9 } else { 0 };
+        self.mov(1, r);
+        self.call(1);
+        let inner = self.out.len();
+        if self.rng.chance(85) {
+            self.emit(class::JMP | jmp::JEQ, 0, 0, 0, 0);
+        }
+        self.mov(9, 0);
+        self.access(9, 24);
+        if self.out[inner].code == class::JMP | jmp::JEQ {
+            self.out[inner].off = (self.out.len() - inner - 1) as i16;
+        }
+        self.out[at].off = (self.out.len() - at - 1) as i16;
+        self.mov_imm(0, 1);
+        self.mov_imm(9, 0);
+    }
+
+    /// Loads and stores with an order.
+    fn ordered(&mut self) {
+        let n = self.rng.below(4) as usize;
+        let off = self.rng.pick(&[-8i16, -16, -24, -12]);
+        let r = self.rng.pick(&[7u8, 8, 6]);
+        self.emit(class::STX | mode::ATOMIC | SIZES[n], 10, r, off, atomic::STORE_REL);
+        let r = self.number();
+        self.emit(class::STX | mode::ATOMIC | SIZES[n], r, 10, off, atomic::LOAD_ACQ);
+        let back = self.rng.pick(&[7u8, 8]);
+        self.emit(class::LDX | mode::MEM | size::DW, back, 10, -16, 0);
+    }
+
     fn function_call(&mut self) {
-        if self.in_subprog {
+        if self.in_subprog || self.plan.len() != 2 || self.plan.iter().any(|r| *r != Role::Plain) {
             return self.arith();
         }
         let used = self.calls.iter().map(|c| c.1).max().unwrap_or(0);

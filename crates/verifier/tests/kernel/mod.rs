@@ -10,6 +10,7 @@ use skep_ebpf::uapi::MapType;
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
+const BTF_LOAD: i32 = 18;
 const MAP_FREEZE: i32 = 22;
 
 /// What the kernel said.
@@ -93,8 +94,22 @@ pub fn maps(defs: &[MapDef]) -> Option<Vec<OwnedFd>> {
     defs.iter().map(create_map).collect::<Result<_, _>>().ok()
 }
 
+/// Loads BTF; `None` if the kernel refuses it.
+pub fn btf(raw: &[u8]) -> Option<OwnedFd> {
+    let mut attr = Attr::new();
+    attr.set64(0, raw.as_ptr() as u64).set(16, raw.len() as u32);
+    let fd = attr.call(BTF_LOAD).ok()?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Loads the program with maps made before.
 pub fn load_with(prog: &Program, maps: &[OwnedFd], log_level: u32) -> Option<Answer> {
+    load_typed(prog, maps, None, log_level)
+}
+
+/// Loads the program with maps and BTF made before; the program's function records name types of that BTF.
+pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_level: u32) -> Option<Answer> {
     let mut insns = prog.insns.clone();
     let mut at = 0;
     while at < insns.len() {
@@ -123,6 +138,11 @@ pub fn load_with(prog: &Program, maps: &[OwnedFd], log_level: u32) -> Option<Ans
         attr.set(24, log_level).set(28, log.len() as u32).set64(32, log.as_mut_ptr() as u64);
     }
     attr.set(44, prog.flags).set(68, prog.attach_type.map_or(0, |a| a as u32));
+    let func_info: Vec<[u32; 2]> = prog.func_info.iter().map(|f| [f.insn, f.type_id]).collect();
+    if let Some(btf) = btf {
+        attr.set(72, btf.as_raw_fd() as u32).set(76, 8);
+        attr.set64(80, func_info.as_ptr() as u64).set(88, func_info.len() as u32);
+    }
     let result = attr.call(PROG_LOAD);
     let errno = match result {
         Ok(fd) => {

@@ -1,0 +1,178 @@
+//! Small programs with a known verdict, one rule each; see `cases/*.txt`. Where `bpf(2)` works, the kernel is asked too.
+//!
+//! A case is `=== name | program type | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
+//! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i`:
+//! linkage and parameters (see [`typed`]). `subprog[label]` is the address of a function. `SKEP_CASE` picks one by name.
+
+mod kernel;
+mod typed;
+
+use std::sync::Arc;
+
+use skep_ebpf::asm::assemble;
+use skep_ebpf::program::{MapDef, Program};
+use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
+use skep_verifier::{KernelProfile, Options, verify};
+
+struct Case {
+    name: &'static str,
+    prog_type: ProgType,
+    verdict: &'static str,
+    kernel_accepts: bool,
+    sleepable: bool,
+    functions: Option<Vec<typed::Function>>,
+    text: String,
+}
+
+fn prog_type(name: &str) -> ProgType {
+    match name {
+        "socket_filter" => ProgType::SocketFilter,
+        "sched_cls" => ProgType::SchedCls,
+        "xdp" => ProgType::Xdp,
+        "kprobe" => ProgType::Kprobe,
+        "tracepoint" => ProgType::Tracepoint,
+        "raw_tracepoint" => ProgType::RawTracepoint,
+        "perf_event" => ProgType::PerfEvent,
+        other => panic!("program type {other}"),
+    }
+}
+
+fn functions(text: &str) -> Vec<typed::Function> {
+    let one = |f: &str| {
+        let (linkage, params) = f.split_once(':').expect("linkage:parameters");
+        typed::Function { params: params.into(), global: linkage == "global" }
+    };
+    text.split_whitespace().map(one).collect()
+}
+
+fn cases(file: &'static str) -> Vec<Case> {
+    let one = |case: &'static str| {
+        let (head, text) = case.split_once('\n').unwrap_or((case, ""));
+        let mut fields = head.split('|').map(str::trim);
+        let mut next = || fields.next().unwrap_or("");
+        let (name, ty, verdict, types) = (next(), next(), next(), next());
+        let (verdict, kernel) = verdict.split_once(',').unwrap_or((verdict, ""));
+        Case {
+            name,
+            prog_type: prog_type(ty.trim_end_matches(" sleepable")),
+            verdict,
+            kernel_accepts: verdict == "accept" || kernel.trim() == "kernel accepts",
+            sleepable: ty.ends_with(" sleepable"),
+            functions: (!types.is_empty()).then(|| functions(types.trim_start_matches("typed"))),
+            text: name_functions(text),
+        }
+    };
+    file.split("\n=== ").skip(1).map(one).collect()
+}
+
+/// Puts distances for the labels in `subprog[label]`, which the assembler has not.
+fn name_functions(text: &str) -> String {
+    let mut slot = 0i64;
+    let mut labels = Vec::new();
+    let slots: Vec<i64> = text
+        .lines()
+        .map(|line| {
+            let line = line.split("//").next().unwrap_or("").trim();
+            let at = slot;
+            match line.strip_suffix(':') {
+                Some(label) => labels.push((label.to_owned(), at)),
+                None if line.is_empty() => {}
+                None => {
+                    slot +=
+                        if line.contains("map[") || line.contains("subprog[") || line.ends_with("ll") { 2 } else { 1 }
+                }
+            }
+            at
+        })
+        .collect();
+    let mut out = String::new();
+    for (line, at) in text.lines().zip(slots) {
+        let mut line = line.to_owned();
+        for (label, target) in &labels {
+            line = line.replace(&format!("subprog[{label}]"), &format!("subprog[{}]", target - at - 1));
+        }
+        out += &line;
+        out.push('\n');
+    }
+    out
+}
+
+/// What the programs name by index.
+fn maps() -> Vec<MapDef> {
+    let with = |mut m: MapDef, flags| {
+        m.flags = flags;
+        m
+    };
+    let mut rodata = MapDef::new("rodata", MapType::Array, 4, 8, 1);
+    (rodata.flags, rodata.frozen, rodata.initial) = (map_flags::RDONLY_PROG, true, Some(vec![5, 0, 0, 0, 9, 0, 0, 0]));
+    let mut outer = MapDef::new("outer", MapType::ArrayOfMaps, 4, 4, 2);
+    outer.inner = Some(Arc::new(MapDef::new("inner", MapType::Array, 4, 16, 4)));
+    let mut growing = MapDef::new("growing", MapType::ArrayOfMaps, 4, 4, 2);
+    growing.inner = Some(Arc::new(with(MapDef::new("inner", MapType::Array, 4, 16, 4), map_flags::INNER_MAP)));
+    vec![
+        MapDef::new("array", MapType::Array, 4, 16, 4),
+        MapDef::new("hash", MapType::Hash, 8, 16, 16),
+        rodata,
+        MapDef::new("ring", MapType::Ringbuf, 0, 0, 4096),
+        MapDef::new("progs", MapType::ProgArray, 4, 4, 4),
+        with(MapDef::new("wronly", MapType::Array, 4, 16, 4), map_flags::WRONLY_PROG),
+        with(MapDef::new("rdonly", MapType::Hash, 4, 16, 4), map_flags::RDONLY_PROG),
+        outer,
+        growing,
+        MapDef::new("devmap", MapType::Devmap, 4, 8, 4),
+        MapDef::new("events", MapType::PerfEventArray, 4, 4, 4),
+        MapDef::new("data", MapType::Array, 4, 16, 1),
+        MapDef::new("cpumap", MapType::Cpumap, 4, 4, 4),
+        MapDef::new("stacks", MapType::StackTrace, 4, 64, 4),
+        MapDef::new("queue", MapType::Queue, 0, 8, 4),
+    ]
+}
+
+/// Checks the cases of a file; what is wrong with each.
+fn run(file: &'static str) {
+    let maps: Arc<[MapDef]> = maps().into();
+    let fds = if kernel::available() { kernel::maps(&maps) } else { None };
+    let only = std::env::var("SKEP_CASE").ok();
+    let mut faults = Vec::new();
+    for case in cases(file) {
+        if only.as_ref().is_some_and(|n| n != case.name) {
+            continue;
+        }
+        let insns = assemble(&case.text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let mut program = Program::new("case", case.prog_type, "GPL", insns);
+        program.maps = maps.clone();
+        if case.sleepable {
+            program.flags |= prog_flags::SLEEPABLE;
+        }
+        let raw = case.functions.as_ref().map(|f| typed::attach(&mut program, f));
+        let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
+        let (verdict, message) = match verify(program.clone(), &Options { profile, ..Options::default() }) {
+            Ok(_) => ("accept", String::new()),
+            Err(r) => (r.reason, r.to_string()),
+        };
+        if verdict != case.verdict {
+            faults.push(format!("{}: {verdict} ({message}), not {}", case.name, case.verdict));
+        }
+        let Some(fds) = &fds else { continue };
+        let btf = raw.map(|r| kernel::btf(&r).expect("the kernel takes the BTF"));
+        let answer = kernel::load_typed(&program, fds, btf.as_ref(), 1).expect("maps");
+        if only.is_some() {
+            println!("{}\nhere: {verdict} {message}", answer.log);
+        }
+        if (answer.errno == 0) != case.kernel_accepts {
+            let lines: Vec<&str> = answer.log.lines().rev().take(4).collect();
+            faults.push(format!("{}: the kernel says {}: {lines:?}", case.name, answer.errno));
+        }
+    }
+    assert!(faults.is_empty(), "{} faults\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn calls() {
+    run(include_str!("cases/calls.txt"));
+}
+
+#[test]
+fn memory() {
+    run(include_str!("cases/memory.txt"));
+}
