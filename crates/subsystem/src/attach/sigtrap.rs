@@ -140,11 +140,14 @@ pub fn arm(
         })?;
         world.breathe(Duration::from_micros(50))?;
     }
-    strip_calls(world)?;
+    let waiting = strip_calls(world)?;
     strip_frames(world, maps, handler.restorer)?;
     for tid in world.threads().collect::<Vec<_>>() {
         let Ok(mask) = ptrace::signal_mask(tid) else { continue };
-        if mask & TRAP != 0 && ptrace::set_signal_mask(tid, mask & !TRAP).is_ok() {
+        let blocked = mask & TRAP != 0;
+        // A call that has put its own mask in place keeps it until it is started again, which is too late for a signal
+        // that comes first: setting the mask that was there before takes that one away now.
+        if (blocked || waiting.contains(&tid)) && ptrace::set_signal_mask(tid, mask & !TRAP).is_ok() && blocked {
             armed.masked.push(tid);
         }
     }
@@ -203,8 +206,10 @@ pub fn registers_hold(world: &World, range: &Range<u64>) -> bool {
     world.threads().filter_map(|tid| world.regs(tid)).flat_map(all).any(|register| range.contains(&register))
 }
 
-/// Takes `SIGTRAP` out of the masks that system calls under way will install when they are started again.
-fn strip_calls(world: &World) -> Result<(), AttachError> {
+/// Takes `SIGTRAP` out of the masks that system calls under way will install when they are started again; returns the threads
+/// in such calls.
+fn strip_calls(world: &World) -> Result<Vec<Tid>, AttachError> {
+    let mut waiting = Vec::new();
     for tid in world.threads() {
         let Some(regs) = world.regs(tid) else { continue };
         let set = match regs.orig_rax.cast_signed() {
@@ -214,13 +219,14 @@ fn strip_calls(world: &World) -> Result<(), AttachError> {
             libc::SYS_pselect6 => world.memory.word(regs.r9).unwrap_or(0),
             _ => continue,
         };
+        waiting.push(tid);
         if let Ok(mask) = world.memory.word(set)
             && mask & TRAP != 0
         {
             world.memory.write(set, &(mask & !TRAP).to_le_bytes())?;
         }
     }
-    Ok(())
+    Ok(waiting)
 }
 
 /// Takes `SIGTRAP` out of the masks that handlers under way will return to.
