@@ -147,7 +147,10 @@ pub fn arm(
         let blocked = mask & TRAP != 0;
         // A call that has put its own mask in place keeps it until it is started again, which is too late for a signal
         // that comes first: setting the mask that was there before takes that one away now.
-        if (blocked || waiting.contains(&tid)) && ptrace::set_signal_mask(tid, mask & !TRAP).is_ok() && blocked {
+        if !blocked && !waiting.contains(&tid) {
+            continue;
+        }
+        if ptrace::set_signal_mask(tid, mask & !TRAP).is_ok() && blocked {
             armed.masked.push(tid);
         }
     }
