@@ -688,6 +688,11 @@ fn asleep_in_a_probed_function() -> Outcome {
         // The call that was under way is not seen; the next one sleeps behind a return stub.
         equal("answer", target.ask("alias 1")?, "alias".to_owned())?;
         equal("answer", target.ask("alias 1")?, "alias".to_owned())?;
+        // It has answered; give it time to call again.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while session.arenas.hits(0) < 2 * n && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         session.injector.detach(target.pid())?;
         equal("entries", session.arenas.hits(0), 2 * n)?;
         // A return that belongs to the attach before may be counted in this one.
