@@ -1,6 +1,7 @@
 //! What one run of a program works with, and the private memory of a slot.
 
 use core::ptr::{null, null_mut};
+use core::sync::atomic::AtomicU64;
 
 use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
@@ -15,7 +16,7 @@ pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES
 /// Ring buffer records that a program may hold at once.
 pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
-pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 16;
+pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 24;
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -46,10 +47,15 @@ pub struct SlotArea {
     pub(crate) pad: u32,
     /// State of `get_prandom_u32`; 0 before its first use.
     pub(crate) random: u64,
+    /// See `thread.rs`. The one field that others than the slot's holder look at.
+    pub(crate) claim: AtomicU64,
     pub(crate) scratch: [u8; SCRATCH],
 }
 
 const _: () = assert!(size_of::<SlotArea>() == SLOT_STACK);
+
+/// Where in a slot's memory the word stands that is not 0 while a run uses it.
+pub const CLAIM_OFFSET: u64 = core::mem::offset_of!(SlotArea, claim) as u64;
 
 impl SlotArea {
     /// Gives back the records that a run left reserved: the consumer of the ring would wait for them forever.
@@ -58,13 +64,12 @@ impl SlotArea {
     /// The caller holds the slot, and the reservations are of this process.
     pub(crate) unsafe fn discard_reserved(this: *mut SlotArea) {
         // SAFETY: the slot is the caller's, so the area is not in use elsewhere.
-        let area = unsafe { &mut *this };
-        let n = (area.nreserved as usize).min(RESERVED);
-        for r in area.reserved.iter().take(n) {
+        let (reserved, count) = unsafe { (&(*this).reserved, &mut (*this).nreserved) };
+        for r in reserved.iter().take(*count as usize) {
             // SAFETY: `map` is a handle of this process; a sample that is not of the ring is left alone.
             unsafe { (*r.map).ringbuf_commit(r.sample, 0, true) };
         }
-        area.nreserved = 0;
+        *count = 0;
     }
 }
 

@@ -64,9 +64,13 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         let Some(e) = proc.ret_entry(entry) else { return 0 };
         let (ret, sp) = (e.ret.load(Acquire), e.sp.load(Relaxed));
         let site = &*(e.site.load(Relaxed) as *const Site);
-        ret_entry::free(proc, entry, e);
         (*regs).rip = ret;
         (*regs).rsp = sp.wrapping_add(8);
+        // A function that returns twice is not to be probed so; if one is, its entry must not be freed twice.
+        if e.used.load(Relaxed) & 1 == 0 {
+            return ret;
+        }
+        ret_entry::free(proc, entry, e);
         if proc.control().enabled() && proc.alive() && any(proc, site, link_kind::RETURN) {
             deliver(proc, site, link_kind::RETURN, regs, ret);
         }

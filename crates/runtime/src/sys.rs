@@ -9,7 +9,6 @@ const RT_SIGPROCMASK: usize = 14;
 const GETPID: usize = 39;
 const GETUID: usize = 102;
 const GETGID: usize = 104;
-const SIGALTSTACK: usize = 131;
 const PRCTL: usize = 157;
 const GETTID: usize = 186;
 const FUTEX: usize = 202;
@@ -111,21 +110,6 @@ pub(crate) unsafe fn read_memory(dst: *mut u8, src: u64, len: usize) -> isize {
     unsafe { call6(PROCESS_VM_READV, [getpid() as usize, l, 1, r, 1, 0]) }
 }
 
-/// The alternate signal stack of the calling thread: its range, empty when there is none.
-pub(crate) fn alternate_stack() -> (u64, u64) {
-    const SS_DISABLE: u32 = 2;
-    #[repr(C)]
-    struct Stack {
-        sp: u64,
-        flags: u32,
-        size: u64,
-    }
-    let mut old = Stack { sp: 0, flags: SS_DISABLE, size: 0 };
-    // SAFETY: only asks; `old` has the layout of a stack_t.
-    let ret = unsafe { call(SIGALTSTACK, 0, &raw mut old as usize, 0) };
-    if ret < 0 || old.flags & SS_DISABLE != 0 { (0, 0) } else { (old.sp, old.sp.saturating_add(old.size)) }
-}
-
 /// Sets the action of a signal: handler, flags, restorer, mask.
 ///
 /// # Safety
@@ -152,12 +136,7 @@ pub(crate) unsafe fn block_signals(mask: u64) {
 /// `info` is a whole `siginfo_t`.
 pub(crate) unsafe fn signal_self(signal: i32, info: *const crate::session::SigInfo) {
     // SAFETY: the kernel reads the information only.
-    unsafe {
-        call6(
-            RT_TGSIGQUEUEINFO,
-            [getpid() as usize, gettid() as usize, signal as usize, info as usize, 0, 0],
-        )
-    };
+    unsafe { call6(RT_TGSIGQUEUEINFO, [getpid() as usize, gettid() as usize, signal as usize, info as usize, 0, 0]) };
 }
 
 /// Wakes one process that waits on a futex in shared memory.

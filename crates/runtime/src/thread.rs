@@ -8,20 +8,23 @@
 //! * A slot is taken by one compare-and-swap and released by one store, by its owner, and only in the process that
 //!   took it: a forked child returns from programs that its parent began, and must leave the parent's slot alone.
 //!
+//! * The slot table is writable by every target, so a free slot there is a hint. What makes a slot's memory exclusive is
+//!   its *claim*, a word in private memory that holds the address of the run's [`Env`]. A slot without a claim is passed
+//!   over.
+//!
 //! # Runs that were left
 //!
 //! A signal handler that interrupted a program can leave it for good by `siglongjmp`. The next hit of the thread finds
-//! `active` set and must tell that from a hit inside the handler, while the program still waits below. Taking the slot
-//! of a run that is not over would let two runs share a stack, so each answer "left" is a proof:
-//!
-//! | recorded stack pointer | now | left if |
-//! |---|---|---|
-//! | same stack | | the present one is at or above the recorded one: the frame is gone |
-//! | on the alternate stack | not on it | always: handlers run to their end there |
-//! | anything | anything | the guards in the recorded `Env` have been overwritten |
+//! `active` set and must tell that from a hit while the program still waits: below the handler, or, where handlers
+//! switch coroutines, on any other stack. Taking the slot of a run that is not over would let two runs share memory, so
+//! "left" needs a proof that the recorded frames are gone: the present hit's own frames lie over them, or the guards in
+//! the recorded `Env` have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
+//! its hits until something does.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+
+use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, SlotArea};
 use crate::session::{Control, Proc, ThreadEntry, owner_word};
@@ -31,8 +34,6 @@ use crate::{read, sys};
 const PROBES: u32 = 128;
 /// Set in a key, and in bit 43 of an owner word, that is made from a thread id.
 const BY_TID: u64 = 1 << 63;
-/// Stacks are smaller than this; farther apart, two stack pointers belong to different stacks.
-const STACK_SPAN: u64 = 16 << 20;
 
 /// Why a thread cannot run a program now.
 pub(crate) enum Refusal {
@@ -125,7 +126,7 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
         let entry = entry(proc, control, key).ok_or(Refusal::Missed)?;
         let active = entry.active.load(Relaxed);
         if active != 0 {
-            if !left(entry, key, sp) {
+            if !left(entry, key, sp, env) {
                 return Err(Refusal::Missed);
             }
             recover(proc, entry, active - 1, me);
@@ -134,14 +135,23 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
         let guard = guard(key, env as u64);
         core::ptr::write_volatile(&raw mut (*env).guard_low, guard);
         core::ptr::write_volatile(&raw mut (*env).guard_high, guard);
-        entry.reserved.store(env as u64, Relaxed);
-        entry.sp.store(sp, Relaxed);
-
         let mut index = entry.last.load(Relaxed);
-        for _ in 0..control.nslots {
-            if index >= control.nslots {
-                index = 0;
+        if index >= control.nslots {
+            index = 0;
+        }
+        // A hit in a signal handler here may write the same words; from the moment that they are seen unchanged it gives up.
+        loop {
+            entry.reserved.store(env as u64, Relaxed);
+            entry.sp.store(sp, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            entry.active.store(index + 1, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            if entry.reserved.load(Relaxed) == env as u64 {
+                break;
             }
+        }
+
+        for _ in 0..control.nslots {
             if let Some(slot) = shared.slot(control, index)
                 && slot.owner.load(Relaxed) == 0
             {
@@ -149,17 +159,31 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
                 // A signal handler on this thread is the only one to see the order.
                 compiler_fence(Ordering::SeqCst);
                 if slot.owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok() {
-                    slot.taken.store(slot.taken.load(Relaxed).wrapping_add(1), Release);
-                    entry.last.store(index, Relaxed);
-                    return Ok(Held { proc, entry, slot: index });
+                    if claim(proc, index).compare_exchange(0, env as u64, AcqRel, Relaxed).is_ok() {
+                        slot.taken.store(slot.taken.load(Relaxed).wrapping_add(1), Release);
+                        entry.last.store(index, Relaxed);
+                        return Ok(Held { proc, entry, slot: index });
+                    }
+                    // Another target has freed the slot of a run in this process.
+                    slot.owner.store(0, Release);
                 }
             }
-            index += 1;
+            index = if index + 1 < control.nslots { index + 1 } else { 0 };
         }
         compiler_fence(Ordering::SeqCst);
         entry.active.store(0, Relaxed);
         Err(Refusal::NoSlot)
     }
+}
+
+/// The claim of a slot's memory: 0, or the address of the [`Env`] of the run that has it.
+///
+/// # Safety
+/// In the process of `proc`; `index` is below the number of slots.
+#[inline(always)]
+unsafe fn claim(proc: &Proc, index: u32) -> &AtomicU64 {
+    // SAFETY: the area is mapped, and nothing refers to the whole of it.
+    unsafe { &(*proc.area(index)).claim }
 }
 
 impl Held<'_> {
@@ -174,6 +198,7 @@ impl Held<'_> {
             if self.proc.alive()
                 && let Some(slot) = self.proc.shared().slot(self.proc.control(), self.slot)
             {
+                claim(self.proc, self.slot).store(0, Release);
                 slot.owner.store(0, Release);
             }
         }
@@ -182,22 +207,21 @@ impl Held<'_> {
     }
 }
 
-/// True if the run that `entry` names as active was left: see the head of this module. `sp` is the present stack pointer.
+/// True if the run that `entry` names as active was left: see the head of this module. The present hit's frames reach from
+/// `env` to the registers at `sp`.
 ///
 /// # Safety
 /// `entry` is the calling thread's.
 #[cold]
 #[inline(never)]
-unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64) -> bool {
-    let then = entry.sp.load(Relaxed);
-    let (low, high) = sys::alternate_stack();
-    let on_alternate = |sp: u64| sp >= low && sp < high;
-    match (on_alternate(then), on_alternate(sp)) {
-        (true, false) => return true,
-        (a, b) if a == b && sp >= then && sp - then < STACK_SPAN => return true,
-        _ => {}
+unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64, env: *const Env) -> bool {
+    let end = |sp: u64| sp.saturating_add(size_of::<PtRegs>() as u64);
+    let (then, now) = (entry.sp.load(Relaxed), sp);
+    let (old, new) = (entry.reserved.load(Relaxed), env as u64);
+    if old < end(now) && new < end(then) {
+        return true;
     }
-    let env = entry.reserved.load(Relaxed);
+    let env = old;
     let guard = guard(key, env);
     [core::mem::offset_of!(Env, guard_low), core::mem::offset_of!(Env, guard_high)].into_iter().any(|at| {
         let mut found = 0u64;
@@ -213,13 +237,17 @@ unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64) -> bool {
 /// The run on slot `index` was begun by this thread, and left.
 #[cold]
 unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, me: u64) {
-    // SAFETY: in the process of `proc`; if the slot is still this thread's, so is its area.
+    // SAFETY: in the process of `proc`; a claim by the run's `Env` says that the area is still that run's.
     unsafe {
-        if let Some(slot) = proc.shared().slot(proc.control(), index)
-            && slot.owner.load(Acquire) == me
-        {
-            SlotArea::discard_reserved(proc.area(index));
-            slot.owner.store(0, Release);
+        if let Some(slot) = proc.shared().slot(proc.control(), index) {
+            let claim = claim(proc, index);
+            if claim.load(Acquire) == entry.reserved.load(Relaxed) {
+                SlotArea::discard_reserved(proc.area(index));
+                claim.store(0, Release);
+            }
+            if slot.owner.load(Acquire) == me {
+                slot.owner.store(0, Release);
+            }
         }
     }
     compiler_fence(Ordering::SeqCst);

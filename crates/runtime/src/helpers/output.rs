@@ -17,18 +17,18 @@ const CTX_LEN_MASK: u64 = 0xf_ffff << 32;
 pub(super) unsafe fn ringbuf_reserve(env: &mut Env, map: u64, size: u64, flags: u64) -> u64 {
     // SAFETY: the slot is held, so its area is this run's.
     unsafe {
-        let area = &mut *env.area;
-        let n = area.nreserved as usize;
+        let (held, count) = (&mut (*env.area).reserved, &mut (*env.area).nreserved);
+        let n = *count as usize;
         if n >= RESERVED {
             return 0;
         }
         let map = map as *const MapRef;
         let sample = (*map).ringbuf_reserve(env.slot, size, flags);
         if !sample.is_null()
-            && let Some(place) = area.reserved.get_mut(n)
+            && let Some(place) = held.get_mut(n)
         {
             *place = Reservation { map, sample };
-            area.nreserved += 1;
+            *count += 1;
         }
         sample as u64
     }
@@ -40,9 +40,8 @@ unsafe fn commit(env: &mut Env, sample: u64, flags: u64, discard: bool) -> u64 {
     let sample = sample as *mut u8;
     // SAFETY: as in `ringbuf_reserve`.
     unsafe {
-        let area = &mut *env.area;
-        let n = (area.nreserved as usize).min(RESERVED);
-        let (held, _) = area.reserved.split_at_mut(n);
+        let (held, count) = (&mut (*env.area).reserved, &mut (*env.area).nreserved);
+        let (held, _) = held.split_at_mut((*count as usize).min(RESERVED));
         if let Some(at) = held.iter().position(|r| r.sample == sample)
             && let (Some(&r), Some(&last)) = (held.get(at), held.last())
         {
@@ -52,7 +51,7 @@ unsafe fn commit(env: &mut Env, sample: u64, flags: u64, discard: bool) -> u64 {
             if let Some(place) = held.get_mut(at) {
                 *place = last;
             }
-            area.nreserved -= 1;
+            *count -= 1;
         }
     }
     0
