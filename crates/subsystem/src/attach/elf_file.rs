@@ -1,12 +1,47 @@
 //! Functions in the symbol tables of one ELF file.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::ops::Range;
 
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 use object::{LittleEndian, ReadCache, ReadRef};
 
 const LE: LittleEndian = LittleEndian;
+/// Bytes read of one file at most. A sparse file can claim tables of any size.
+const MAX_READ: u64 = 2 << 30;
+
+/// A file of which no more than a budget is read.
+#[derive(Clone, Copy)]
+struct Limited<'d> {
+    cache: &'d ReadCache<&'d File>,
+    left: &'d Cell<u64>,
+}
+
+impl Limited<'_> {
+    fn spend(&self, bytes: u64) -> Result<(), ()> {
+        self.left.set(self.left.get().checked_sub(bytes).ok_or(())?);
+        Ok(())
+    }
+}
+
+impl<'d> ReadRef<'d> for Limited<'d> {
+    fn len(self) -> Result<u64, ()> {
+        self.cache.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'d [u8], ()> {
+        self.spend(size)?;
+        self.cache.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'d [u8], ()> {
+        let bytes = self.cache.read_bytes_at_until(range, delimiter)?;
+        self.spend(bytes.len() as u64)?;
+        Ok(bytes)
+    }
+}
 
 /// A function (or label in code) of a file. Addresses are the file's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +99,7 @@ impl ElfFile {
     /// Reads it.
     pub fn read(file: &File) -> Result<ElfFile, object::Error> {
         let cache = ReadCache::new(file);
-        Self::parse(&cache)
+        Self::parse(Limited { cache: &cache, left: &Cell::new(MAX_READ) })
     }
 
     fn parse<'d>(data: impl ReadRef<'d>) -> Result<ElfFile, object::Error> {
@@ -250,6 +285,23 @@ mod tests {
         assert_eq!(distance(b"abc", b""), 3);
         assert_eq!(nearest("maloc", ["malloc", "calloc", "free", "malloc"].into_iter()), ["malloc"]);
         assert!(nearest("x", ["malloc"].into_iter()).is_empty());
+    }
+
+    #[test]
+    fn a_sparse_file_is_not_read_for_ever() {
+        use std::os::unix::fs::FileExt;
+        let fd = rustix::fs::memfd_create("sparse", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(1 << 40).unwrap();
+        let mut head = [0u8; 64];
+        head[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        // Section headers at 64, of 64 bytes, how many says the first one's size: many.
+        head[40] = 64;
+        head[52] = 64;
+        head[58] = 64;
+        file.write_all_at(&head, 0).unwrap();
+        file.write_all_at(&(u64::from(u32::MAX) - 1).to_le_bytes(), 64 + 32).unwrap();
+        assert!(ElfFile::read(&file).is_err());
     }
 
     #[test]

@@ -314,6 +314,7 @@ fn send_fd(socket: BorrowedFd, fd: BorrowedFd) -> io::Result<()> {
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(socket, &[io::IoSlice::new(b"f")], &mut control, SendFlags::empty())?;
+    // What the target calls a socket may be full, or none: never wait for it, nor be killed by it.
+    sendmsg(socket, &[io::IoSlice::new(b"f")], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
     Ok(())
 }

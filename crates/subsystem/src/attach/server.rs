@@ -257,6 +257,10 @@ impl Server {
                     Some(world) => world,
                     None => World::stop(pid)?,
                 };
+                // It stands still now; meanwhile it may have executed something else.
+                if procfs::image_identity(pid) != target.identity {
+                    return Ok(());
+                }
                 target.detach(&mut world).map(drop)
             }
         }

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -235,6 +236,14 @@ fn begins_with(file: &str, wanted: &str) -> bool {
     }
 }
 
+/// Opens a file to read it, only if it is a regular one: what stands at a mapping's path now may be a FIFO, which blocks.
+fn open_regular(path: &str) -> Option<File> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+    let place = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let regular = FileType::from_raw_mode(fstat(&place).ok()?.st_mode).is_file();
+    if regular { File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).ok() } else { None }
+}
+
 impl Module {
     /// Its symbols and bias; `None` if its file cannot be read.
     pub fn loaded(&self) -> Option<&Loaded> {
@@ -272,7 +281,7 @@ impl Module {
             format!("/proc/{}/exe", self.pid),
         ];
         let memory = Memory::open(self.pid).ok()?;
-        candidates.iter().filter_map(|path| File::open(path).ok()).find(|file| self.is_mapped(file, &memory))
+        candidates.iter().filter_map(|path| open_regular(path)).find(|file| self.is_mapped(file, &memory))
     }
 
     /// Compares the file's beginning, headers and build id, with what is in memory.

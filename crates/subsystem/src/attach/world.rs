@@ -137,8 +137,21 @@ impl World {
 
     /// Seizes and stops threads until a look at the list finds no new one.
     fn gather(&mut self) -> Result<(), AttachError> {
+        let mut seized = Vec::new();
+        let result = self.gather_into(&mut seized);
+        if result.is_err() {
+            // Those that do not stand still yet must be let go, too, once they do.
+            for tid in seized {
+                self.threads.entry(tid).or_insert(Stop::Syscall);
+            }
+        }
+        result
+    }
+
+    fn gather_into(&mut self, seized: &mut Vec<Tid>) -> Result<(), AttachError> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            let mut fresh = Vec::new();
+            let before = seized.len();
             for tid in procfs::tasks(self.pid)? {
                 if self.threads.contains_key(&tid) {
                     continue;
@@ -151,13 +164,17 @@ impl World {
                     return Err(checks::explain(self.pid, &error));
                 }
                 if ptrace::interrupt(tid).is_ok() {
-                    fresh.push(tid);
+                    seized.push(tid);
                 }
             }
-            if fresh.is_empty() {
-                break;
+            let fresh = seized.get(before..).unwrap_or_default();
+            let Some(&newest) = fresh.last() else { break };
+            // Threads that start the next one and end can keep ahead of us for ever.
+            if before != 0 && Instant::now() >= deadline {
+                let state = procfs::thread_state(self.pid, newest);
+                return Err(AttachError::ThreadStuck { pid: self.pid, tid: newest as u32, state });
             }
-            for tid in fresh {
+            for &tid in fresh {
                 self.settle(tid)?;
             }
         }
