@@ -22,14 +22,22 @@ impl Env<'_> {
             ProgType::Kprobe | ProgType::Tracepoint | ProgType::PerfEvent | ProgType::RawTracepoint
         );
         let private = tracing && !tail_calls;
-        self.chain(0, 0, 1, private, 0)
+        let mut deepest = vec![Vec::new(); self.functions.len()];
+        self.chain(0, 0, 1, private, &mut deepest)
     }
 
     fn rounded(&self, function: usize) -> u32 {
         self.functions[function].stack_depth.next_multiple_of(16)
     }
 
-    fn chain(&self, function: usize, above: u32, frames: u32, private: bool, calls: u32) -> Check {
+    /// Follows the chains through a function, with this much stack and these frames in use. `deepest` holds, for each
+    /// function, how it was reached before: from less nothing new can follow, and chains are too many to follow all.
+    fn chain(&self, function: usize, above: u32, frames: u32, private: bool, deepest: &mut [Vec<(u32, u32)>]) -> Check {
+        let known = &mut deepest[function];
+        if known.iter().any(|(a, f)| *a >= above && *f >= frames) {
+            return Ok(());
+        }
+        known.push((above, frames));
         if frames as usize > self.options.profile.max_frames {
             return Err(Failure::new(
                 Errno::E2BIG,
@@ -60,14 +68,13 @@ impl Env<'_> {
             if depth > STACK_BYTES as u32 {
                 return denied!(
                     StackDepth,
-                    "a chain of {} calls uses {depth} bytes of stack; {STACK_BYTES} are possible",
-                    calls + 1
+                    "a chain of {frames} functions uses {depth} bytes of stack; {STACK_BYTES} are possible"
                 )
                 .map_err(|f: Box<Failure>| f.whole());
             }
         }
         for &callee in &f.calls {
-            self.chain(callee, depth, frames + 1, private, calls + 1)?;
+            self.chain(callee, depth, frames + 1, private, deepest)?;
         }
         Ok(())
     }

@@ -18,9 +18,16 @@ fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
 }
 
-/// The kernel's last word in its log.
+/// The kernel's last word in its log; empty if the verifier had nothing to say against the program: it was refused
+/// later, because its prog array belongs to another type, or by a fault of the kernel's own.
 fn complaint(log: &str) -> &str {
-    log.lines().rev().find(|l| !l.starts_with("processed") && !l.trim().is_empty()).unwrap_or("")
+    let last = log.lines().rev().find(|l| !l.starts_with("processed") && !l.trim().is_empty()).unwrap_or("");
+    let own_fault = ["verifier bug: No program to jit", "verifier bug: static subprog leftover stack slots"];
+    if last.ends_with("is safe for any args that match its prototype") || own_fault.iter().any(|f| last.starts_with(f))
+    {
+        return "";
+    }
+    last
 }
 
 #[test]
@@ -55,7 +62,10 @@ fn agrees_with_the_live_kernel() {
                 Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
                 Err(r) => format!("{}\n{} {r}", r.log, r.reason),
             };
-            println!("{n} {:?} flags {}\n{log}\nhere:\n{ours}", program.prog_type, program.flags);
+            println!(
+                "{n} {:?} flags {} errno {}\n{log}\nhere:\n{ours}",
+                program.prog_type, program.flags, answer.errno
+            );
         }
         match (verify(program.clone(), &options), answer.errno) {
             (Ok(_), 0) => both_accept += 1,
