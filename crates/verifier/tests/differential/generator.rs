@@ -312,8 +312,8 @@ impl Gen<'_> {
             Role::Each => {
                 let n = width(self);
                 let read = self.rng.chance(50);
-                let off = self.rng.pick(&[0i16, 0, 8, 16]);
-                let r = self.rng.pick(&[2u8, 3]);
+                let off = if self.rng.chance(90) { 0 } else { self.rng.pick(&[8i16, 16, 24]) };
+                let r = if n < 3 { self.rng.pick(&[2u8, 3]) } else { 3 };
                 self.mov(9, r);
                 if read {
                     self.emit(class::LDX | mode::MEM | SIZES[n], 7, 9, off, 0);
@@ -1011,8 +1011,8 @@ impl Gen<'_> {
     /// Loads and stores with an order.
     fn ordered(&mut self) {
         let n = self.rng.below(4) as usize;
-        let off = self.rng.pick(&[-8i16, -16, -24, -12]);
-        let r = self.rng.pick(&[7u8, 8, 6]);
+        let off = if self.rng.chance(94) { self.rng.pick(&[-8i16, -16, -24]) } else { -12 };
+        let r = self.rng.pick(&[7u8, 8]);
         self.emit(class::STX | mode::ATOMIC | SIZES[n], 10, r, off, atomic::STORE_REL);
         let r = self.number();
         self.emit(class::STX | mode::ATOMIC | SIZES[n], r, 10, off, atomic::LOAD_ACQ);
