@@ -155,6 +155,7 @@ static ucontext_t fibers[FIBERS];
 static int current;
 static volatile sig_atomic_t preempt;
 static uint64_t fiber_sum[FIBERS];
+static sigset_t preemption;
 static void next() {
 	int me = current;
 	current = (current + 1) % FIBERS;
@@ -172,6 +173,7 @@ static void on_preempt(int) {
 	if (preempt) next();
 }
 static void fiber(int me) {
+	pthread_sigmask(SIG_UNBLOCK, &preemption, nullptr);
 	for (long i = 0; i < rounds * 4; i++) {
 		uint64_t v = leaf(i, "f");
 		if (v != uint64_t(i) * 31 + 'f') abort();
@@ -183,12 +185,17 @@ static void fiber(int me) {
 static void *coroutines(void *) {
 	constexpr size_t SIZE = 64 << 10;
 	char *stacks = (char *)mmap(nullptr, SIZE * FIBERS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	sigemptyset(&preemption);
+	sigaddset(&preemption, SIGUSR2);
+	// swapcontext sets the new mask while it is still on the old stack: a coroutine begins with the signal blocked.
+	pthread_sigmask(SIG_BLOCK, &preemption, nullptr);
 	for (int i = 1; i < FIBERS; i++) {
 		getcontext(&fibers[i]);
 		fibers[i].uc_stack = {stacks + SIZE * i, 0, SIZE};
 		fibers[i].uc_link = nullptr;
 		makecontext(&fibers[i], (void (*)())fiber, 1, i);
 	}
+	pthread_sigmask(SIG_UNBLOCK, &preemption, nullptr);
 	timer_t timer;
 	struct sigevent event = {};
 	event.sigev_notify = SIGEV_THREAD_ID;
