@@ -138,7 +138,8 @@ fn judge(
     // A rejection is shown with the program's lines and instructions, which `verify` takes.
     let shown = program.clone();
     let start = Instant::now();
-    let verdict = verify(program, options);
+    let options = Options { btf: linker.options()?.btf.clone(), ..options.clone() };
+    let verdict = verify(program, &options);
     line.verification_ns = Some(start.elapsed().as_nanos() as u64);
     let done = match &verdict {
         Ok(verified) => {

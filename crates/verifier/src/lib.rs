@@ -35,9 +35,11 @@ mod stack_depth;
 mod state;
 mod tnum;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use skep_ebpf::Errno;
+use skep_ebpf::btf::Btf;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::{ProgType, prog_flags};
@@ -55,6 +57,9 @@ use fail::{Check, Failure, invalid, unsupported};
 pub struct Options {
     /// The kernel whose verdict is asked for.
     pub profile: KernelProfile,
+    /// That kernel's types: what pointers to kernel objects and calls of kernel functions are judged by. Without them
+    /// programs that use either are not judged.
+    pub btf: Option<Arc<Btf>>,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
     /// Keep a trace of the states before each instruction.

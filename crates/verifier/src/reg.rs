@@ -37,16 +37,34 @@ pub(crate) enum Kind {
     Func,
     /// A dynptr handed to a global function or callback.
     Dynptr,
+    /// An object of a BTF type: `what` is the type's id, in the kernel's BTF or (with [`flag::LOCAL_TYPE`]) the program's.
+    Btf,
 }
 
 /// What else is true of a pointer.
 pub(crate) mod flag {
     /// May be null.
-    pub const NULLABLE: u8 = 1;
+    pub const NULLABLE: u32 = 1;
     /// Memory that must not be written.
-    pub const READ_ONLY: u8 = 2;
+    pub const READ_ONLY: u32 = 1 << 1;
     /// A ring buffer record, as reserved.
-    pub const RINGBUF: u8 = 4;
+    pub const RINGBUF: u32 = 1 << 2;
+    /// A valid object for as long as the program holds it or its caller does: it can be passed to kernel functions.
+    pub const TRUSTED: u32 = 1 << 3;
+    /// Valid until the RCU read section ends.
+    pub const RCU: u32 = 1 << 4;
+    /// May point anywhere: loads through it are guarded, and nothing but loads is possible.
+    pub const UNTRUSTED: u32 = 1 << 5;
+    /// A per-CPU address, not to be followed as it is.
+    pub const PERCPU: u32 = 1 << 6;
+    /// An address of user space.
+    pub const USER: u32 = 1 << 7;
+    /// `what` is a type of the program's own BTF.
+    pub const LOCAL_TYPE: u32 = 1 << 8;
+    /// Allocated by the program (`bpf_obj_new` and its like).
+    pub const ALLOCATED: u32 = 1 << 9;
+    /// Seen in a list or tree, not owned: gone when its lock is.
+    pub const NON_OWNING: u32 = 1 << 10;
 }
 
 /// One register, or one spilled to the stack.
@@ -54,7 +72,7 @@ pub(crate) mod flag {
 pub(crate) struct Reg {
     pub kind: Kind,
     /// Bits of [`flag`].
-    pub flags: u8,
+    pub flags: u32,
     /// Frame that a stack pointer points into.
     pub frame: u8,
     /// A number that must be compared when states are: something depended on it.
@@ -186,6 +204,8 @@ impl Reg {
             Kind::TcpSock => "a TCP socket",
             Kind::Func => "a function",
             Kind::Dynptr => "a dynptr",
+            Kind::Btf if self.flags & flag::ALLOCATED != 0 => "an allocated object",
+            Kind::Btf => "an object of a kernel type",
         };
         let null = if self.nullable() { " or null" } else { "" };
         let fixed = i64::from(self.off).wrapping_add(self.num.as_const().map_or(0, |x| x as i64));

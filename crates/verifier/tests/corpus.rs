@@ -90,6 +90,7 @@ fn agrees_with_the_kernel() {
     let show = std::env::var_os("SKEP_CORPUS_SHOW").is_some();
     let only = std::env::var("SKEP_CORPUS_ONLY").ok();
     let load = corpus.load_options();
+    let options = Options { btf: load.btf.clone(), ..Options::default() };
     let rows = std::fs::read_to_string(corpus.dir.join("truth.jsonl")).expect("truth.jsonl");
     let mut objects: BTreeMap<String, Object> = BTreeMap::new();
     let mut types: BTreeMap<String, Tally> = BTreeMap::new();
@@ -134,7 +135,7 @@ fn agrees_with_the_kernel() {
         fix_maps(&mut linked, row["fixups"].as_u64().unwrap_or(0));
 
         let started = Instant::now();
-        let verdict = verify(linked, &Options::default());
+        let verdict = verify(linked, &options);
         let took = started.elapsed();
         total += took;
         if took > Duration::from_secs(10) {
