@@ -96,6 +96,7 @@ fn show(reg: &Reg) -> String {
         Kind::TcpSock => "tcp_sock",
         Kind::Func => "func",
         Kind::Dynptr => "dynptr_ptr",
+        Kind::Btf => "ptr",
         Kind::NotInit | Kind::Scalar => "?",
     };
     let null = if reg.nullable() { "_or_null" } else { "" };
