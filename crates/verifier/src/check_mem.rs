@@ -223,6 +223,7 @@ impl Env<'_> {
                     );
                 }
             }
+            Kind::Btf => loaded = self.check_kernel_object(a, &ptr, off)?,
             Kind::Map => {
                 if a.write {
                     return denied!(MapPointerAccess, "r{} is a map itself, which cannot be written", a.reg);

@@ -19,6 +19,7 @@ mod env;
 mod fail;
 mod globals;
 mod helper_args;
+mod kernel_object;
 mod liveness;
 mod log;
 mod map_facts;
