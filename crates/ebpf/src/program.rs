@@ -88,7 +88,7 @@ pub struct LineInfo {
     pub insn: u32,
     /// Source file.
     pub file: Arc<str>,
-    /// Text of the line, trimmed; empty where the object has none.
+    /// Text of the line, indented as in the file; empty where the object has none.
     pub text: Arc<str>,
     /// Line number, from 1.
     pub line: u32,

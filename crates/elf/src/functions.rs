@@ -268,7 +268,7 @@ pub(crate) fn collect_ext(container: &Container<'_>, functions: &mut [Function],
         },
     );
     let mut texts: HashMap<u32, Arc<str>> = HashMap::new();
-    let mut text = |off| texts.entry(off).or_insert_with(|| btf.str_at(off).unwrap_or("").trim().into()).clone();
+    let mut text = |off| texts.entry(off).or_insert_with(|| btf.str_at(off).unwrap_or("").trim_end().into()).clone();
     each(
         &ext.lines,
         number,

@@ -233,7 +233,6 @@ impl Env<'_> {
             Kind::Scalar => {
                 return denied!(NotAPointer, "r{} holds {}, not a pointer", a.reg, ptr.num);
             }
-            Kind::Btf => return unsupported!(UnsupportedFeature, "loads of kernel types are not judged yet"),
             Kind::PacketEnd | Kind::Func | Kind::Dynptr => {
                 return denied!(NotAPointer, "{} cannot be dereferenced", ptr.describe());
             }

@@ -15,6 +15,7 @@ use crate::map_facts::MapFacts;
 use crate::precision::Backtrack;
 use crate::prune::Explored;
 use crate::reason::Reason;
+use crate::recorder::Recorder;
 use crate::reg::{Kind, Reg, flag};
 use crate::state::{Frame, Place, State, StateId, Step};
 use crate::{Options, Stats};
@@ -32,6 +33,8 @@ pub(crate) struct Pending {
 pub(crate) struct Fact {
     /// Some path runs it.
     pub seen: bool,
+    /// How often it was looked at.
+    pub visits: u32,
     /// Kind of pointer that a load or store goes through, where it matters that it is always the same.
     pub pointer: Option<Kind>,
     /// A 32-bit load of the context that must become a 64-bit one from this offset.
@@ -85,6 +88,8 @@ pub(crate) struct Env<'p> {
     pub ctx_reads: Vec<(u32, u32)>,
     pub helpers: Vec<u32>,
     pub log: Log,
+    /// Watches, when a rejection is to be explained.
+    pub recorder: Option<Box<Recorder>>,
 }
 
 impl<'p> Env<'p> {
@@ -113,6 +118,7 @@ impl<'p> Env<'p> {
             ctx_reads: Vec::new(),
             helpers: Vec::new(),
             log: Log::default(),
+            recorder: None,
             cfg,
         }
     }
@@ -149,6 +155,9 @@ impl<'p> Env<'p> {
         self.state = State::new(Frame::new(0, function, instance, 0), start);
         self.enter(function)?;
         self.pending.clear();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin();
+        }
         self.explored.begin(start);
         self.insn = start;
         self.prev = start;
@@ -185,6 +194,10 @@ impl<'p> Env<'p> {
             return invalid!(FallThrough, "a path runs off the end of the program");
         };
         self.stats.insns_processed += 1;
+        self.facts[self.insn].visits += 1;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.before(self.insn, &self.state, self.pending.len());
+        }
         if self.stats.insns_processed > self.options.profile.max_processed {
             return Err(Failure::new(
                 Errno::E2BIG,

@@ -16,6 +16,7 @@ mod check_mem;
 mod compare;
 mod ctx;
 mod env;
+mod explain;
 mod fail;
 mod globals;
 mod helper_args;
@@ -28,6 +29,7 @@ mod precision;
 mod profile;
 mod prune;
 mod reason;
+mod recorder;
 mod reg;
 mod rewrite;
 mod scalar;
@@ -45,6 +47,7 @@ use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::{ProgType, prog_flags};
 
+pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use profile::KernelProfile;
 pub use reason::Reason;
 pub use scalar::Scalar;
@@ -107,6 +110,7 @@ pub struct Verified {
     helpers: Vec<u32>,
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
+    visits: Vec<u32>,
     log: String,
 }
 
@@ -139,6 +143,11 @@ impl Verified {
     /// Indices of the maps that are used, sorted.
     pub fn maps(&self) -> &[u32] {
         &self.maps
+    }
+
+    /// How often each instruction was looked at.
+    pub fn visits(&self) -> &[u32] {
+        &self.visits
     }
 
     /// The trace of states, if it was asked for.
@@ -177,6 +186,10 @@ pub struct Rejection {
     pub message: String,
     /// Instructions processed until then.
     pub insns_processed: u64,
+    /// What the work was until then.
+    pub stats: Stats,
+    /// How often each instruction was looked at.
+    pub visits: Vec<u32>,
     /// The source line of the instruction.
     pub line: Option<LineInfo>,
     /// The trace of states, if it was asked for.
@@ -198,6 +211,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             helpers: parts.helpers,
             maps: parts.maps,
             ctx_reads: parts.ctx_reads,
+            visits: progress.visits,
             log: progress.log,
             program,
         }),
@@ -210,6 +224,8 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
                 reason: f.reason.id(),
                 message: f.message,
                 insns_processed: progress.stats.insns_processed,
+                stats: progress.stats,
+                visits: progress.visits,
                 line: insn.and_then(|n| program.line_of(n as usize)).cloned(),
                 log: progress.log,
             }))
@@ -223,6 +239,8 @@ struct Progress {
     stats: Stats,
     insn: usize,
     log: String,
+    visits: Vec<u32>,
+    recorder: Option<Box<recorder::Recorder>>,
 }
 
 struct Parts {
@@ -242,8 +260,15 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let cfg = cfg::Cfg::build(&program.insns)?;
     map_facts::check_references(program, &maps)?;
     let mut env = Env::new(program, &options, cfg, maps);
+    env.recorder = progress.recorder.take();
     let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());
-    *progress = Progress { stats: env.stats, insn: env.insn, log: std::mem::take(&mut env.log.text) };
+    *progress = Progress {
+        stats: env.stats,
+        insn: env.insn,
+        log: std::mem::take(&mut env.log.text),
+        visits: env.facts.iter().map(|f| f.visits).collect(),
+        recorder: env.recorder.take(),
+    };
     result?;
 
     let reachable = |start: usize| env.facts.get(start).is_some_and(|f| f.seen);

@@ -1,0 +1,387 @@
+//! The smallest change that would satisfy the rule, as far as the values and the C lines show it.
+
+use skep_ebpf::helper::Helper;
+use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, class, jmp};
+use skep_ebpf::program::LineInfo;
+use skep_ebpf::uapi::ProgType;
+
+use super::{Addition, Case, c, slice};
+use crate::ctx;
+use crate::reason::Reason;
+use crate::recorder;
+use crate::reg::{Kind, Reg};
+use crate::state::{Place, STACK_BYTES};
+
+/// A suggestion.
+pub(super) struct Fix {
+    pub text: String,
+    pub addition: Option<Addition>,
+}
+
+impl Fix {
+    fn say(text: impl Into<String>) -> Option<Fix> {
+        Some(Fix { text: text.into(), addition: None })
+    }
+}
+
+/// The suggestion for a rejection: of this case if its values and lines suffice, else what satisfies the rule in general.
+pub(super) fn suggest(case: &Case<'_>, subjects: &[Place]) -> Fix {
+    let facts = Facts::of(case, subjects);
+    let special = match case.failure.reason {
+        Reason::PossiblyNull => facts.null_check(),
+        Reason::MapValueOutOfBounds
+        | Reason::MapKeyOutOfBounds
+        | Reason::MemoryOutOfBounds
+        | Reason::StackOutOfBounds
+        | Reason::UnboundedOffset
+        | Reason::NegativeOffset
+        | Reason::PointerOutOfRange => facts.size_check().or_else(|| facts.index_check()),
+        Reason::ArgumentSize => facts.size_check(),
+        Reason::PacketOutOfBounds => facts.packet_check(),
+        Reason::UninitializedRegister => facts.initialise(),
+        Reason::UnreleasedReference => facts.release(),
+        Reason::HelperNotAllowed => facts.helper_types(),
+        Reason::ContextAccess => facts.context_sizes(),
+        Reason::TooComplex | Reason::JumpSequence => facts.hottest(),
+        Reason::ReturnPointer | Reason::ReturnValue => None,
+        Reason::CallDepth => {
+            Fix::say(format!("Inline functions (`static __always_inline`) until at most {MAX_CALL_FRAMES} are active."))
+        }
+        _ => None,
+    };
+    special.unwrap_or_else(|| Fix { text: case.failure.reason.fix().into(), addition: None })
+}
+
+/// What the suggestions are made of.
+struct Facts<'c, 'p> {
+    case: &'c Case<'p>,
+    insn: Insn,
+    line: Option<&'p LineInfo>,
+    /// The first register at fault and what it holds.
+    subject: Option<(u8, Reg)>,
+}
+
+/// A helper that is called, and its name in C.
+fn called(i: Insn) -> Option<&'static Helper> {
+    if i.class() == class::JMP && i.op() == jmp::CALL && i.is_helper_call() {
+        Helper::by_id(i.imm as u32)
+    } else {
+        None
+    }
+}
+
+impl<'c, 'p> Facts<'c, 'p> {
+    fn of(case: &'c Case<'p>, subjects: &[Place]) -> Facts<'c, 'p> {
+        let insn = case.program.insns.get(case.insn).copied().unwrap_or(Insn::new(0, 0, 0, 0, 0));
+        let frames = case.walk.as_ref().map(|w| w.frames.as_slice()).unwrap_or_default();
+        let subject = subjects.iter().find_map(|p| match *p {
+            Place::Reg { reg, .. } => Some((reg, recorder::at(frames, *p)?)),
+            Place::Slot { .. } => None,
+        });
+        let line = case.program.line_of(case.insn).filter(|l| !l.text.is_empty());
+        Facts { case, insn, line, subject }
+    }
+
+    fn reg(&self, r: u8) -> Option<Reg> {
+        let frames = &self.case.walk.as_ref()?.frames;
+        frames.last()?.regs.get(usize::from(r)).copied()
+    }
+
+    /// A check in C in front of the failing line.
+    fn add(&self, code: String, why: &str) -> Option<Fix> {
+        let line = self.line?;
+        let addition = Addition { file: line.file.to_string(), line: line.line, code: code.clone() };
+        Some(Fix { text: format!("Add `{code}` before line {}{why}.", line.line), addition: Some(addition) })
+    }
+
+    /// The variable that holds a value, by the line that made it.
+    fn made_as(&self, place: Place) -> Option<(&'p LineInfo, &'p str)> {
+        let walk = self.case.walk.as_ref()?;
+        // Back to the newest instruction that could have made it: a call or a load that is assigned.
+        let reg = match place {
+            Place::Reg { reg, .. } => self.reg(reg)?,
+            Place::Slot { .. } => return None,
+        };
+        let program = self.case.program;
+        for at in walk.path().rev().skip(1) {
+            let Some(&i) = program.insns.get(at) else { break };
+            let makes = match reg.kind {
+                Kind::MapValue
+                | Kind::Map
+                | Kind::Mem
+                | Kind::Socket
+                | Kind::SockCommon
+                | Kind::TcpSock
+                | Kind::Btf => i.class() == class::JMP && i.op() == jmp::CALL || i.class() == class::LDX,
+                _ => false,
+            };
+            if makes
+                && let Some(line) = program.line_of(at)
+                && let Some(name) = c::assigned(&line.text, line.column)
+            {
+                return Some((line, name));
+            }
+        }
+        None
+    }
+
+    fn null_check(&self) -> Option<Fix> {
+        let (r, _) = self.subject?;
+        let frame = self.case.walk.as_ref()?.frames.len().saturating_sub(1) as u8;
+        let named = self.made_as(Place::Reg { frame, reg: r }).map(|(_, name)| name);
+        let here = self.line.and_then(|l| c::expression(&l.text, l.column));
+        let name = named.or_else(|| here.and_then(|e| e.split(['-', '[', '.']).next()))?;
+        self.add(format!("if (!{name}) return 0;"), "")
+    }
+
+    /// Bytes of the memory behind a pointer, and a word for it.
+    fn region(&self, ptr: &Reg) -> Option<(i64, String)> {
+        let map = || self.case.program.maps.get(ptr.what as usize);
+        Some(match ptr.kind {
+            Kind::MapValue => (map()?.value_size.into(), format!("the value of map {}", map()?.name)),
+            Kind::MapKey => (map()?.key_size.into(), format!("the key of map {}", map()?.name)),
+            Kind::Mem => (ptr.size.into(), "the memory".into()),
+            Kind::Stack => (0, "the stack".into()),
+            _ => return None,
+        })
+    }
+
+    fn index_check(&self) -> Option<Fix> {
+        let (_, ptr) = self.subject?;
+        if ptr.is_scalar() {
+            return self.number_check(&ptr);
+        }
+        let (size, what) = self.region(&ptr)?;
+        slice::base(self.insn)?;
+        let bytes = i64::from(self.insn.bytes());
+        let fixed = i64::from(ptr.off) + i64::from(self.insn.off);
+        let room = size - fixed - bytes;
+        if !ptr.has_variable_offset() {
+            let at = fixed.checked_add(ptr.num.as_const()? as i64)?;
+            return match ptr.kind {
+                Kind::Stack => Fix::say(format!(
+                    "Access the stack from −{STACK_BYTES} to −{bytes}: offset {at} lies outside of it."
+                )),
+                _ if at < 0 => Fix::say(format!("Access {what} at an offset from 0 to {}.", size - bytes)),
+                _ => Fix::say(format!(
+                    "Access {what} at an offset of at most {}, or make it {} bytes or more.",
+                    size - bytes,
+                    at.saturating_add(bytes)
+                )),
+            };
+        }
+        if room < 0 || fixed < 0 && ptr.kind != Kind::Stack {
+            return Fix::say(format!("Access {what} inside its {size} bytes, whatever the index is."));
+        }
+        let lowest = ptr.num.bits.mask | ptr.num.bits.value;
+        let stride = 1i64.checked_shl(lowest.trailing_zeros()).filter(|s| *s > 0).unwrap_or(1);
+        let count = match ptr.kind {
+            // The object's size is not known, only where it begins.
+            Kind::Stack => (-fixed - bytes) / stride + 1,
+            _ => room / stride + 1,
+        };
+        if count < 1 {
+            return None;
+        }
+        let line = self.line?;
+        let at_column = c::expression(&line.text, line.column).filter(|e| e.contains('['));
+        let index = at_column.or_else(|| c::element(&line.text)).and_then(c::index);
+        let negative = ptr.num.smin < 0;
+        match index.filter(|i| c::is_plain(i)) {
+            Some(i) if negative => {
+                let signed = format!(" (or make `{i}` unsigned and check the upper bound alone)");
+                self.add(format!("if ({i} < 0 || {i} >= {count}) return 0;"), &signed)
+            }
+            Some(i) => self.add(format!("if ({i} >= {count}) return 0;"), ""),
+            None => Fix::say(format!(
+                "Before line {}, leave if the index is not in 0 to {}: {what} has room for {count} {} here.",
+                line.line,
+                count - 1,
+                if stride == 1 { "bytes".into() } else { format!("elements of {stride} bytes") }
+            )),
+        }
+    }
+
+    /// A number that is too large to be added to a pointer.
+    fn number_check(&self, number: &Reg) -> Option<Fix> {
+        let line = self.line?;
+        let i = c::element(&line.text).and_then(c::index).filter(|i| c::is_plain(i))?;
+        let low = if number.num.smin < 0 { format!("{i} < 0 || ") } else { String::new() };
+        Fix::say(format!(
+            "Compare `{i}` with the number of elements before line {}: `if ({low}{i} >= N) return 0;`.",
+            line.line
+        ))
+    }
+
+    /// Size arguments of helpers.
+    fn size_check(&self) -> Option<Fix> {
+        let helper = called(self.insn)?;
+        let (r, number) = self.subject?;
+        // A pointer at fault: the size is in the next register.
+        let (r, number) = if number.is_scalar() { (r, number) } else { (r + 1, self.reg(r + 1)?) };
+        let buffer = self.reg(r.checked_sub(1)?).filter(Reg::is_pointer);
+        let room = buffer.and_then(|b| {
+            let (size, _) = self.region(&b)?;
+            let var = if b.has_variable_offset() { b.num.smax } else { b.num.as_const()? as i64 };
+            size.checked_sub(i64::from(b.off))?.checked_sub(var)
+        });
+        let line = self.line?;
+        let name = c::argument(&line.text, helper.name, usize::from(r.checked_sub(1)?));
+        let room = room.filter(|n| *n > 0);
+        if let Some(known) = number.as_const() {
+            let room = room?;
+            return Fix::say(format!(
+                "Pass a size of at most {room} instead of {}: that is what the memory in r{} has.",
+                known as i64,
+                r - 1
+            ));
+        }
+        let name = name.filter(|n| c::is_plain(n));
+        let low = if number.num.smin < 0 { "signed, so it may be negative" } else { "" };
+        match (name, room) {
+            (Some(n), Some(room)) if low.is_empty() => self.add(format!("if ({n} > {room}) return 0;"), ""),
+            (Some(n), Some(room)) => {
+                self.add(format!("if ({n} < 0 || {n} > {room}) return 0;"), &format!(" (`{n}` is {low})"))
+            }
+            (Some(n), None) => {
+                Fix::say(format!("Compare `{n}` with the size of the buffer before line {}.", line.line))
+            }
+            (None, Some(room)) => {
+                Fix::say(format!("Before line {}, make sure that the size in r{r} is from 0 to {room}.", line.line))
+            }
+            (None, None) => None,
+        }
+    }
+
+    fn packet_check(&self) -> Option<Fix> {
+        let (_, ptr) = self.subject?;
+        if !ptr.is_packet() {
+            return None;
+        }
+        let end = if ptr.kind == Kind::Packet { "data_end" } else { "data" };
+        if slice::base(self.insn).is_none() {
+            return Fix::say(format!(
+                "Compare the pointer plus the size with {end} before the call, and leave if it is beyond."
+            ));
+        }
+        let needed = i64::from(ptr.off) + i64::from(self.insn.off) + i64::from(self.insn.bytes());
+        let known = ptr.size as i32;
+        let why = match known {
+            1.. if needed > i64::from(known) => format!(": {known} bytes are checked, {needed} are needed"),
+            _ => String::new(),
+        };
+        let expression = self.line.and_then(|l| c::expression(&l.text, l.column));
+        match expression.filter(|e| e.contains(['[', '-', '.'])) {
+            Some(e) => self.add(format!("if ((void *)(&{e} + 1) > {end}) return 0;"), &why),
+            None => {
+                let name = expression?;
+                self.add(format!("if ((void *)({name} + 1) > {end}) return 0;"), &why)
+            }
+        }
+    }
+
+    fn initialise(&self) -> Option<Fix> {
+        let (r, _) = self.subject?;
+        if self.insn.class() == class::JMP && self.insn.op() == jmp::EXIT {
+            return Fix::say("Return a value on every path: `return 0;`.");
+        }
+        if called(self.insn).is_some() && (1..=5).contains(&r) {
+            let name = called(self.insn)?.name;
+            return Fix::say(format!(
+                "Pass argument {r} of bpf_{name}(): {} are wanted.",
+                called(self.insn)?.args_in(self.case.program.prog_type).len()
+            ));
+        }
+        let walk = self.case.walk.as_ref()?;
+        let forgot = walk.path().rev().skip(1).find_map(|at| {
+            let i = self.case.program.insns.get(at)?;
+            (i.class() == class::JMP && i.op() == jmp::CALL).then_some(at)
+        });
+        match forgot {
+            Some(at) if (1..=5).contains(&r) => Fix::say(format!(
+                "Keep the value in r6 to r9 or on the stack: the call at instruction {at} does not preserve r1 to r5."
+            )),
+            _ => None,
+        }
+    }
+
+    fn release(&self) -> Option<Fix> {
+        let walk = self.case.walk.as_ref()?;
+        let held = walk.held.first()?;
+        let acquire = *self.case.program.insns.get(held.insn)?;
+        let with = match called(acquire)?.name {
+            "ringbuf_reserve" => "bpf_ringbuf_discard({}, 0);",
+            "ringbuf_reserve_dynptr" => "bpf_ringbuf_discard_dynptr({}, 0);",
+            name if name.starts_with("sk_lookup") || name.starts_with("skc_lookup") => "bpf_sk_release({});",
+            _ => return None,
+        };
+        let line = self.case.program.line_of(held.insn)?;
+        let name = c::assigned(&line.text, line.column).unwrap_or("it");
+        let call = with.replace("{}", name);
+        match self.line {
+            Some(here) => Fix::say(format!("Call `{call}` on the path that reaches line {} without it.", here.line)),
+            None => Fix::say(format!("Call `{call}` on every path.")),
+        }
+    }
+
+    fn helper_types(&self) -> Option<Fix> {
+        let helper = called(self.insn)?;
+        let known: Vec<&str> = ProgType::ALL.iter().filter(|t| helper.allowed_in(**t)).map(|t| t.name()).collect();
+        if known.is_empty() || helper.allowed_in(self.case.program.prog_type) {
+            return None;
+        }
+        Fix::say(format!("bpf_{}() can be called by programs of these types: {}.", helper.name, known.join(", ")))
+    }
+
+    fn context_sizes(&self) -> Option<Fix> {
+        let (_, ptr) = self.subject?;
+        if ptr.kind != Kind::Ctx {
+            return None;
+        }
+        let off = i64::from(ptr.off) + i64::from(self.insn.off);
+        let (ty, attach) = (self.case.program.prog_type, self.case.program.attach_type);
+        let can = |size: u32, write: bool| {
+            let a = ctx::Access { off, size, write, signed: false };
+            ctx::access(ty, attach, a).is_some()
+        };
+        let sizes = |write| -> Vec<String> {
+            [1, 2, 4, 8].into_iter().filter(|s| can(*s, write)).map(|s| s.to_string()).collect()
+        };
+        let (read, write) = (sizes(false), sizes(true));
+        let is_write = self.insn.class() != class::LDX;
+        let wanted = if is_write { &write } else { &read };
+        if !wanted.is_empty() {
+            let verb = if is_write { "written" } else { "read" };
+            return Fix::say(format!(
+                "At offset {off} {} bytes can be {verb}: use a type of that size.",
+                wanted.join(" or ")
+            ));
+        }
+        if is_write && !read.is_empty() {
+            return Fix::say(format!("The field at offset {off} can only be read."));
+        }
+        Fix::say(format!(
+            "There is nothing at offset {off} of the context of {ty} programs: check the type of the context argument."
+        ))
+    }
+
+    /// Where the complexity is.
+    fn hottest(&self) -> Option<Fix> {
+        let program = self.case.program;
+        let mut lines = std::collections::BTreeMap::<(&str, u32), (u64, &LineInfo)>::new();
+        for (at, n) in self.case.visits.iter().enumerate() {
+            if let Some(l) = program.line_of(at) {
+                lines.entry((&l.file, l.line)).or_insert((0, l)).0 += u64::from(*n);
+            }
+        }
+        let (count, line) = lines.into_values().max_by_key(|(n, _)| *n)?;
+        let total: u64 = self.case.visits.iter().map(|n| u64::from(*n)).sum();
+        let limit = self.case.options.profile.max_processed;
+        Fix::say(format!(
+            "Most of the work is in line {} (`{}`: {count} of {total} instructions; the limit is {limit}): bound its loop \
+             with a smaller constant, put the body into a global function, or use bpf_loop().",
+            line.line,
+            line.text.trim(),
+        ))
+    }
+}
