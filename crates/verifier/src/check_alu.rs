@@ -232,8 +232,16 @@ impl Env<'_> {
         if ptr.nullable() {
             return denied!(PointerArithmetic, "arithmetic on {}, which is not checked for null yet", ptr.describe());
         }
+        if ptr.is_untrusted_memory() {
+            // Loads through it are guarded wherever it points.
+            if !flipped {
+                *self.state.reg_mut(d) = ptr;
+            }
+            return Ok(());
+        }
         match ptr.kind {
             Kind::Ctx
+            | Kind::Btf
             | Kind::MapValue
             | Kind::MapKey
             | Kind::Stack

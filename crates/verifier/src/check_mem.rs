@@ -46,10 +46,10 @@ impl Env<'_> {
         };
         self.read_reg(i.src())?;
         self.may_write_reg(i.dst())?;
-        let kind = self.state.reg(i.src()).kind;
+        let ptr = *self.state.reg(i.src());
         let a = Access { reg: i.src(), off: i.off, size: i.bytes(), write: false, signed, aligned: false };
         self.check_access(a, Operand::Reg(i.dst()))?;
-        self.same_pointer_kind(kind)
+        self.same_pointer_kind(ptr, true)
     }
 
     pub fn check_store_reg(&mut self, i: Insn) -> Check {
@@ -58,10 +58,10 @@ impl Env<'_> {
         }
         self.read_reg(i.src())?;
         self.read_reg(i.dst())?;
-        let kind = self.state.reg(i.dst()).kind;
+        let ptr = *self.state.reg(i.dst());
         let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: false };
         self.check_access(a, Operand::Reg(i.src()))?;
-        self.same_pointer_kind(kind)
+        self.same_pointer_kind(ptr, false)
     }
 
     pub fn check_store_imm(&mut self, i: Insn) -> Check {
@@ -69,10 +69,10 @@ impl Env<'_> {
             return invalid!(ReservedField, "the store uses fields that must be zero");
         }
         self.read_reg(i.dst())?;
-        let kind = self.state.reg(i.dst()).kind;
+        let ptr = *self.state.reg(i.dst());
         let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: false };
         self.check_access(a, Operand::Imm(i.imm))?;
-        self.same_pointer_kind(kind)
+        self.same_pointer_kind(ptr, false)
     }
 
     pub fn check_atomic(&mut self, i: Insn) -> Check {
@@ -124,33 +124,39 @@ impl Env<'_> {
         self.read_reg(i.src())?;
         self.may_write_reg(i.dst())?;
         self.atomic_pointer_ok(i.src())?;
-        let kind = self.state.reg(i.src()).kind;
+        let ptr = *self.state.reg(i.src());
         let a = Access { reg: i.src(), off: i.off, size: i.bytes(), write: false, signed: false, aligned: true };
         self.check_access(a, Operand::Reg(i.dst()))?;
-        self.same_pointer_kind(kind)
+        self.same_pointer_kind(ptr, false)
     }
 
     fn check_store_release(&mut self, i: Insn) -> Check {
         self.read_reg(i.src())?;
         self.read_reg(i.dst())?;
         self.atomic_pointer_ok(i.dst())?;
-        let kind = self.state.reg(i.dst()).kind;
+        let ptr = *self.state.reg(i.dst());
         let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: true };
         self.check_access(a, Operand::Reg(i.src()))?;
-        self.same_pointer_kind(kind)
+        self.same_pointer_kind(ptr, false)
     }
 
-    /// Accesses that are rewritten for one kind of pointer must have that kind on every path.
-    fn same_pointer_kind(&mut self, kind: Kind) -> Check {
-        let special = |k| matches!(k, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock);
+    /// Accesses that are rewritten for one kind of pointer must have that kind on every path. Plain loads from objects
+    /// are guarded where some path needs it, so those may differ.
+    fn same_pointer_kind(&mut self, ptr: Reg, plain_load: bool) -> Check {
+        let special = |k| matches!(k, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock | Kind::Btf);
+        let object = |k| k == Kind::Btf || k == Kind::Mem && self.options.profile.untrusted_memory;
+        let new = (ptr.kind, if ptr.kind == Kind::Btf { ptr.flags } else { 0 });
         let fact = &mut self.facts[self.insn];
         match fact.pointer {
-            None => fact.pointer = Some(kind),
-            Some(old) if old != kind && (special(old) || special(kind)) => {
-                return invalid!(
-                    ContextAccess,
-                    "one instruction accesses different kinds of pointers on different paths"
-                );
+            None => fact.pointer = Some(new),
+            Some(old) if old != new && (special(old.0) || special(new.0)) => {
+                if !(plain_load && object(old.0) && object(new.0)) {
+                    return invalid!(
+                        ContextAccess,
+                        "one instruction accesses different kinds of pointers on different paths"
+                    );
+                }
+                fact.pointer = Some((new.0, flag::UNTRUSTED));
             }
             Some(_) => {}
         }
@@ -190,7 +196,9 @@ impl Env<'_> {
                 if a.write && ptr.read_only() {
                     return denied!(ReadOnlyMemory, "r{} points to read-only memory", a.reg);
                 }
-                self.check_region(a.reg, &ptr, off, a.size.into(), ptr.size.into(), false)?;
+                if !ptr.is_untrusted_memory() {
+                    self.check_region(a.reg, &ptr, off, a.size.into(), ptr.size.into(), false)?;
+                }
             }
             Kind::Ctx => loaded = self.check_ctx(a, &ptr, off)?,
             Kind::Stack => {

@@ -58,7 +58,7 @@ impl IdMap {
 
 /// True if everything that `old` was found safe for holds for `cur`.
 pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact) -> bool {
-    if old.frames.len() != cur.frames.len() || old.held.len() != cur.held.len() {
+    if old.frames.len() != cur.frames.len() || old.held.len() != cur.held.len() || old.rcu != cur.rcu {
         return false;
     }
     let mut ids = IdMap::default();

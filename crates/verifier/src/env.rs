@@ -9,8 +9,9 @@ use skep_ebpf::program::Program;
 use crate::cfg::Cfg;
 use crate::check_call::Global;
 use crate::fail::{Check, Failure, invalid};
+use crate::kernel_types::Types;
 use crate::liveness::Liveness;
-use crate::log::Log;
+use crate::log::{Log, TypeNames};
 use crate::map_facts::MapFacts;
 use crate::precision::Backtrack;
 use crate::prune::Explored;
@@ -35,8 +36,9 @@ pub(crate) struct Fact {
     pub seen: bool,
     /// How often it was looked at.
     pub visits: u32,
-    /// Kind of pointer that a load or store goes through, where it matters that it is always the same.
-    pub pointer: Option<Kind>,
+    /// Kind of pointer that a load or store goes through, where it matters that it is always the same
+    /// (and, for objects of BTF types, its flags).
+    pub pointer: Option<(Kind, u32)>,
     /// A 32-bit load of the context that must become a 64-bit one from this offset.
     pub pointer_load: Option<i16>,
 }
@@ -87,7 +89,7 @@ pub(crate) struct Env<'p> {
     /// Lowest and highest byte of the context that is read, when anything is.
     pub ctx_reads: Vec<(u32, u32)>,
     pub helpers: Vec<u32>,
-    pub log: Log,
+    pub log: Log<'p>,
     /// Watches, when a rejection is to be explained.
     pub recorder: Option<Box<Recorder>>,
 }
@@ -117,7 +119,10 @@ impl<'p> Env<'p> {
             stats: Stats::default(),
             ctx_reads: Vec::new(),
             helpers: Vec::new(),
-            log: Log::default(),
+            log: Log {
+                names: TypeNames { kernel: options.btf.as_deref(), program: prog.btf.as_deref() },
+                ..Log::default()
+            },
             recorder: None,
             cfg,
         }
@@ -350,6 +355,35 @@ impl<'p> Env<'p> {
             reg.kind = Kind::Map;
             reg.what = inner;
         }
+    }
+
+    /// The kernel's types; without them programs that need them are not judged.
+    pub fn kernel_types(&self) -> Check<Types<'p>> {
+        match self.log.names.kernel {
+            Some(btf) => Ok(Types::new(btf)),
+            None => crate::fail::unsupported!(
+                KernelTypes,
+                "the program uses objects of the kernel; its types (BTF) are needed to judge that"
+            ),
+        }
+    }
+
+    /// The types that the object behind a [`Kind::Btf`] register is one of: the kernel's or the program's.
+    pub fn types_of(&self, reg: &Reg) -> Check<Types<'p>> {
+        match self.log.names.program {
+            Some(btf) if reg.flags & flag::LOCAL_TYPE != 0 => Ok(Types::new(btf)),
+            _ => self.kernel_types(),
+        }
+    }
+
+    /// What the register holds, with names of types.
+    pub fn describe(&self, reg: &Reg) -> String {
+        let name = match self.log.names.of(reg) {
+            Some(btf) if reg.kind == Kind::Btf => Types::new(btf).title(reg.what),
+            _ => return reg.describe(),
+        };
+        let (what, rest) = (Reg { off: 0, num: Reg::pointer(Kind::Btf).num, ..*reg }.describe(), reg.describe());
+        format!("{} ({name}){}", what, rest.get(what.len()..).unwrap_or(""))
     }
 
     /// Name of a map for messages.

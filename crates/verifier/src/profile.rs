@@ -17,6 +17,8 @@ pub struct KernelProfile {
     pub cpus: u32,
     /// `bpf_probe_write_user` and `bpf_override_return` can be called; a locked-down kernel refuses them.
     pub host_changes: bool,
+    /// Pointers to plain data that are found in kernel objects can be read through, since 6.17; before, they are numbers.
+    pub untrusted_memory: bool,
 }
 
 impl KernelProfile {
@@ -29,10 +31,15 @@ impl KernelProfile {
         max_frames: 8,
         cpus: 8192,
         host_changes: false,
+        untrusted_memory: true,
     };
 
+    /// Linux 6.12.
+    pub const LINUX_6_12: KernelProfile =
+        KernelProfile { name: "6.12", host_changes: true, untrusted_memory: false, ..KernelProfile::LINUX_6_18 };
+
     /// Every profile.
-    pub const ALL: &'static [KernelProfile] = &[KernelProfile::LINUX_6_18];
+    pub const ALL: &'static [KernelProfile] = &[KernelProfile::LINUX_6_18, KernelProfile::LINUX_6_12];
 
     /// The profile with this name.
     pub fn by_name(name: &str) -> Option<KernelProfile> {

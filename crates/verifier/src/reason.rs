@@ -148,6 +148,12 @@ reasons! {
         "Use atomic operations on aligned 32- or 64-bit words of maps or the stack.";
     PointerStore = "pointer-store", "Pointers are stored only where the rules allow.",
         "Store data there, not a pointer.";
+    KernelObjectAccess = "kernel-object-access", "Accesses to kernel objects hit a member, a pointer whole.",
+        "Access a member of the object's type with its own size; use BPF_CORE_READ() or bpf_probe_read_kernel() for others.";
+    NeedsGpl = "needs-gpl", "Kernel objects are for GPL-compatible programs only.",
+        "Declare the licence: `char LICENSE[] SEC(\"license\") = \"GPL\";`.";
+    RcuSection = "rcu-section", "RCU read sections are opened and closed in pairs.",
+        "Call bpf_rcu_read_lock() once, and bpf_rcu_read_unlock() on every path behind it.";
     // Calls.
     UnknownHelper = "unknown-helper", "The helper exists.",
         "Use a helper that this kernel has; test with bpf_core_enum_value_exists() first.";
@@ -200,6 +206,8 @@ reasons! {
         "Skep cannot help here yet; ask a kernel.";
     UnsupportedFeature = "unsupported-feature", "This feature is not judged yet.",
         "Skep cannot help here yet; ask a kernel.";
+    KernelTypes = "kernel-types", "Programs that use kernel objects are judged by the kernel's types.",
+        "Give the types of the kernel that the program is for (`--btf`).";
     UnsupportedArgument = "unsupported-argument", "Arguments of this kind are not judged yet.",
         "Skep cannot help here yet; ask a kernel.";
 }

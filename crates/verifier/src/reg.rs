@@ -77,8 +77,8 @@ pub(crate) struct Reg {
     pub frame: u8,
     /// A number that must be compared when states are: something depended on it.
     pub precise: bool,
+    /// `off` says by how much a linked number differs.
     pub linked_delta: bool,
-    /// See `linked_delta`.
     /// Constant part of a pointer's offset; for linked numbers the delta.
     pub off: i32,
     /// What this value shares with others: numbers known equal, pointers from one null check, packet pointers of one
@@ -170,11 +170,13 @@ impl Reg {
 
     /// True for pointers that can never be null as they stand.
     pub fn never_null(&self) -> bool {
-        !self.nullable()
-            && matches!(
-                self.kind,
-                Kind::Socket | Kind::TcpSock | Kind::MapValue | Kind::MapKey | Kind::SockCommon | Kind::Map | Kind::Mem
-            )
+        match self.kind {
+            _ if self.nullable() => false,
+            Kind::Socket | Kind::TcpSock | Kind::MapValue | Kind::MapKey | Kind::SockCommon | Kind::Map => true,
+            Kind::Mem => self.flags & flag::UNTRUSTED == 0,
+            Kind::Btf => self.is_trusted(),
+            _ => false,
+        }
     }
 
     /// Breaks the link with other registers that hold the same number.
@@ -205,7 +207,12 @@ impl Reg {
             Kind::Func => "a function",
             Kind::Dynptr => "a dynptr",
             Kind::Btf if self.flags & flag::ALLOCATED != 0 => "an allocated object",
-            Kind::Btf => "an object of a kernel type",
+            Kind::Btf if self.flags & flag::PERCPU != 0 => "a per-CPU kernel object",
+            Kind::Btf if self.flags & flag::USER != 0 => "a user-space object",
+            Kind::Btf if self.flags & flag::UNTRUSTED != 0 => "an untrusted kernel object",
+            Kind::Btf if self.flags & flag::RCU != 0 => "an RCU-protected kernel object",
+            Kind::Btf if self.flags & flag::TRUSTED != 0 => "a trusted kernel object",
+            Kind::Btf => "a kernel object",
         };
         let null = if self.nullable() { " or null" } else { "" };
         let fixed = i64::from(self.off).wrapping_add(self.num.as_const().map_or(0, |x| x as i64));

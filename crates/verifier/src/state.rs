@@ -144,6 +144,8 @@ pub(crate) struct State {
     pub held: Vec<Held>,
     /// Spin lock held: the id of the value it is in.
     pub locked: Option<(u32, u32)>,
+    /// RCU read sections open.
+    pub rcu: u32,
     /// `may_goto` instructions passed.
     pub may_goto_depth: u32,
     /// Callback loops passed.
@@ -170,6 +172,7 @@ impl State {
             frames: vec![frame],
             held: Vec::new(),
             locked: None,
+            rcu: 0,
             may_goto_depth: 0,
             callback_unroll: 0,
             first_insn: insn,

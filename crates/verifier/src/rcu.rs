@@ -1,0 +1,42 @@
+//! RCU read sections: for as long as one lasts, what RCU protects stays valid.
+
+use skep_ebpf::uapi::prog_flags;
+
+use crate::env::Env;
+use crate::fail::{Check, invalid};
+use crate::reg::flag;
+
+impl Env<'_> {
+    /// True if the program (or this function of it) may sleep.
+    pub fn may_sleep(&self) -> bool {
+        self.prog.flags & prog_flags::SLEEPABLE != 0
+    }
+
+    /// True if RCU-protected objects stay valid here: always in programs that do not sleep.
+    pub fn in_rcu_section(&self) -> bool {
+        self.state.rcu > 0 || self.state.locked.is_some() || !self.may_sleep()
+    }
+
+    /// Begins an RCU read section.
+    pub fn enter_rcu(&mut self) -> Check {
+        if self.state.rcu > 0 {
+            return invalid!(RcuSection, "an RCU read section is begun inside of another");
+        }
+        self.state.rcu += 1;
+        Ok(())
+    }
+
+    /// Ends the RCU read section: what it protected may be gone.
+    pub fn leave_rcu(&mut self) -> Check {
+        if self.state.rcu == 0 {
+            return invalid!(RcuSection, "no RCU read section is open here");
+        }
+        self.state.rcu -= 1;
+        self.state.each_reg(|r| {
+            if r.is_rcu() {
+                r.flags = r.flags & !(flag::RCU | flag::NULLABLE) | flag::UNTRUSTED;
+            }
+        });
+        Ok(())
+    }
+}
