@@ -16,6 +16,19 @@ pub enum Access {
     Update,
 }
 
+/// What a helper does with a dynptr.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DynptrArg {
+    /// Makes one of a map value.
+    NewLocal,
+    /// Makes one of a new ring buffer record.
+    NewRingbuf,
+    /// Gives its ring buffer record back.
+    ReleaseRingbuf,
+    /// Uses one of any kind.
+    Any,
+}
+
 /// What a helper wants in one argument register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arg {
@@ -72,7 +85,7 @@ pub enum Arg {
     /// A kptr field of a map value.
     KptrDest,
     /// A dynptr on the stack.
-    Dynptr,
+    Dynptr(DynptrArg),
 }
 
 /// What a helper returns.
@@ -214,6 +227,7 @@ const INET: TypeSet =
     ANY & !(KPROBES | CGROUP_SOCK | CGROUP_DEVICE | SK_REUSEPORT | CGROUP_SYSCTL | CGROUP_SOCKOPT | NETFILTER);
 
 use self::Arg::*;
+use self::DynptrArg::{NewLocal, NewRingbuf, ReleaseRingbuf};
 use self::Ret::{
     BtfOrNull as BtfPtrOrNull, DynptrMemOrNull, Integer, MapValue as Value, MapValueOrNull as ValueOrNull,
     RingbufRecordOrNull, SockCommonOrNull, SocketOrNull, TcpSockOrNull, Void,
@@ -428,13 +442,13 @@ pub static HELPERS: [Helper; 211] = [
     h(194, "kptr_xchg", BtfPtrOrNull, &[KptrDest, BtfOrNull], ACQUIRE, ANY),
     h(195, "map_lookup_percpu_elem", ValueOrNull, &[MapPtr, MapKey, Anything], PKT, ANY),
     h(196, "skc_to_mptcp_sock", BtfPtrOrNull, &[SockCommon], 0, INET),
-    h(197, "dynptr_from_mem", Integer, &[UPDATE, SizeOrZero, Anything, Dynptr], 0, ANY),
-    h(198, "ringbuf_reserve_dynptr", Integer, &[MapPtr, Anything, Anything, Dynptr], ACQUIRE, ANY),
-    h(199, "ringbuf_submit_dynptr", Void, &[Dynptr, Anything], RELEASE, ANY),
-    h(200, "ringbuf_discard_dynptr", Void, &[Dynptr, Anything], RELEASE, ANY),
-    h(201, "dynptr_read", Integer, &[WRITE, SizeOrZero, Dynptr, Anything, Anything], 0, ANY),
-    h(202, "dynptr_write", Integer, &[Dynptr, Anything, READ, SizeOrZero, Anything], 0, ANY),
-    h(203, "dynptr_data", DynptrMemOrNull, &[Dynptr, Anything, AllocSize], 0, ANY),
+    h(197, "dynptr_from_mem", Integer, &[UPDATE, SizeOrZero, Anything, Dynptr(NewLocal)], 0, ANY),
+    h(198, "ringbuf_reserve_dynptr", Integer, &[MapPtr, Anything, Anything, Dynptr(NewRingbuf)], 0, ANY),
+    h(199, "ringbuf_submit_dynptr", Void, &[Dynptr(ReleaseRingbuf), Anything], RELEASE, ANY),
+    h(200, "ringbuf_discard_dynptr", Void, &[Dynptr(ReleaseRingbuf), Anything], RELEASE, ANY),
+    h(201, "dynptr_read", Integer, &[WRITE, SizeOrZero, Dynptr(DynptrArg::Any), Anything, Anything], 0, ANY),
+    h(202, "dynptr_write", Integer, &[Dynptr(DynptrArg::Any), Anything, READ, SizeOrZero, Anything], 0, ANY),
+    h(203, "dynptr_data", DynptrMemOrNull, &[Dynptr(DynptrArg::Any), Anything, AllocSize], 0, ANY),
     h(204, "tcp_raw_gen_syncookie_ipv4", Integer, &[Fixed(Access::Read, 20), READ, SizeOrZero], GPL|PKT, TC | XDP),
     h(205, "tcp_raw_gen_syncookie_ipv6", Integer, &[Fixed(Access::Read, 40), READ, SizeOrZero], GPL|PKT, TC | XDP),
     h(206, "tcp_raw_check_syncookie_ipv4", Integer, &[Fixed(Access::Read, 20), Fixed(Access::Read, 20)], GPL|PKT, TC | XDP),

@@ -270,7 +270,19 @@ impl Env<'_> {
                 self.fill_stack(&reg, reg.off.into(), size);
             }
         }
-        if h.has(helper::RELEASE) && !self.release(facts.reference) {
+        if id == DYNPTR_FROM_MEM && self.state.reg(1).kind != Kind::MapValue {
+            return denied!(
+                ArgumentType,
+                "bpf_{} wants a map value in r1, which holds {}",
+                h.name,
+                self.state.reg(1).describe()
+            );
+        }
+        let released = match facts.dynptr {
+            Some(dynptr) if h.has(helper::RELEASE) => self.release_dynptr(dynptr),
+            _ => !h.has(helper::RELEASE) || self.release(facts.reference),
+        };
+        if !released {
             return invalid!(ReleaseWithoutAcquire, "bpf_{} is given a reference that is not held", h.name);
         }
         if id == TAIL_CALL {
@@ -286,7 +298,7 @@ impl Env<'_> {
         self.clear_caller_saved();
         let r0 = self.helper_result(h, &facts)?;
         *self.state.reg_mut(0) = r0;
-        if h.has(helper::MOVES_PKT) {
+        if h.has(helper::MOVES_PKT) || facts.dynptr.is_some_and(|d| self.moves_packet(id, d)) {
             self.forget_packet();
         }
         Ok(())
@@ -325,7 +337,13 @@ impl Env<'_> {
                 r.size = facts.alloc_size;
                 r
             }
-            Ret::DynptrMemOrNull | Ret::Btf | Ret::BtfOrNull => {
+            Ret::DynptrMemOrNull => {
+                let Some(dynptr) = facts.dynptr else {
+                    return invalid!(DynptrState, "bpf_{} has no dynptr to give data of", h.name);
+                };
+                self.dynptr_data(dynptr, facts.alloc_size)
+            }
+            Ret::Btf | Ret::BtfOrNull => {
                 return unsupported!(UnsupportedHelper, "what bpf_{} returns is not judged yet", h.name);
             }
         };
@@ -385,6 +403,7 @@ const PROBE_READ_USER_STR: u32 = 114;
 const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
 const GET_FUNC_IP: u32 = 173;
+const DYNPTR_FROM_MEM: u32 = 197;
 
 /// Helpers with rules of their own that are not there yet.
 fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
@@ -400,7 +419,6 @@ fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
         209 => "callbacks",
         169..=172 => "timers",
         194 => "kptrs",
-        197..=203 => "dynptrs",
         46 if !matches!(prog, ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct) => {
             "sockets as kernel types"
         }

@@ -241,7 +241,7 @@ impl Env<'_> {
             Kind::Scalar => {
                 return denied!(NotAPointer, "r{} holds {}, not a pointer", a.reg, ptr.num);
             }
-            Kind::PacketEnd | Kind::Func | Kind::Dynptr => {
+            Kind::PacketEnd | Kind::Func | Kind::Dynptr | Kind::Iter => {
                 return denied!(NotAPointer, "{} cannot be dereferenced", ptr.describe());
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::env::Env;
 use crate::reg::{Kind, Reg};
+use crate::stack_object::{Dynptr, Iter};
 use crate::state::{Byte, Frame, Slot, State};
 
 /// How closely states are compared.
@@ -116,7 +117,7 @@ fn frames_equal(old: &Frame, cur: &Frame, regs: u16, slots: u64, ids: &mut IdMap
         let Some(o) = old.stack.get(n) else {
             // The old one did not use it; whatever data is there now reads as data.
             let c = cur.stack.get(n).unwrap_or(&Slot::EMPTY);
-            if exact == Exact::Yes || c.bytes.contains(&Byte::Dynptr) || c.is_spill() && !c.reg.is_scalar() {
+            if exact == Exact::Yes || has_object(c) || c.is_spill() && !c.reg.is_scalar() {
                 return false;
             }
             continue;
@@ -188,7 +189,7 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     }
     // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
     if exact == Exact::No && old.bytes.iter().all(|b| matches!(b, Byte::Misc | Byte::Invalid)) {
-        return !cur.bytes.contains(&Byte::Dynptr);
+        return !has_object(cur);
     }
     if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
         return reg_safe(&o, &c, ids, exact);
@@ -205,5 +206,19 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     if old.is_spill() {
         return cur.is_spill() && reg_safe(&old.reg, &cur.reg, ids, exact);
     }
-    true
+    if let Some(o) = Dynptr::in_slot(old) {
+        let Some(c) = Dynptr::in_slot(cur) else { return false };
+        return o.source == c.source && o.first == c.first && ids.same(o.ref_id, c.ref_id);
+    }
+    if let Some(o) = Iter::in_slot(old) {
+        let Some(c) = Iter::in_slot(cur) else { return false };
+        // How often it was asked says only which round this is.
+        return Iter { ref_id: 0, depth: 0, ..o } == Iter { ref_id: 0, depth: 0, ..c } && ids.same(o.ref_id, c.ref_id);
+    }
+    !has_object(old)
+}
+
+/// True for slots that hold a part of a dynptr or an iterator.
+fn has_object(slot: &Slot) -> bool {
+    slot.bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter))
 }

@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::fail::{Check, denied, invalid, unsupported};
 use crate::reg::{Kind, Reg, flag};
 use crate::stack::locate;
+use crate::stack_object::Dynptr;
 use crate::state::Byte;
 
 /// What is learnt while the arguments of one call are checked.
@@ -27,6 +28,8 @@ pub(crate) struct CallFacts {
     pub constant_key: Option<u64>,
     /// Function argument.
     pub function: Option<u32>,
+    /// Dynptr argument.
+    pub dynptr: Option<Dynptr>,
 }
 
 impl Env<'_> {
@@ -114,6 +117,7 @@ impl Env<'_> {
             }
             Arg::ConstStr => self.check_const_str(h, r, &reg)?,
             Arg::Func => facts.function = Some(reg.what),
+            Arg::Dynptr(kind) => facts.dynptr = Some(self.check_dynptr_arg(h, r, kind)?),
             _ => {}
         }
         Ok(())
@@ -131,8 +135,10 @@ impl Env<'_> {
         let reads_only = |a: Access| a == Access::Read;
         let ok = match arg {
             Arg::MapPtr => reg.kind == Kind::Map,
-            Arg::MapKey | Arg::MapValue | Arg::MapValueOrNull => memory(true),
-            Arg::UninitMapValue => memory(true),
+            // A slice that a kfunc gave is no place for keys and values.
+            Arg::MapKey | Arg::MapValue | Arg::MapValueOrNull | Arg::UninitMapValue => {
+                memory(true) && reg.flags & flag::SLICE == 0
+            }
             Arg::Mem(a) | Arg::MemOrNull(a) | Arg::Fixed(a, _) => memory(!reads_only(a)),
             Arg::Size | Arg::SizeOrZero | Arg::AllocSize => reg.is_scalar(),
             Arg::Ctx | Arg::CtxOrNull => reg.kind == Kind::Ctx,
@@ -144,7 +150,7 @@ impl Env<'_> {
             Arg::ConstStr | Arg::Timer | Arg::SpinLock | Arg::KptrDest => reg.kind == Kind::MapValue,
             Arg::Anything => true,
             Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => false,
-            Arg::Dynptr => matches!(reg.kind, Kind::Stack | Kind::Dynptr),
+            Arg::Dynptr(_) => matches!(reg.kind, Kind::Stack | Kind::Dynptr),
         };
         if reg.nullable() && !may_be_null {
             return denied!(PossiblyNull, "r{r} of bpf_{} is {}; check it for null first", h.name, reg.describe());
@@ -351,6 +357,6 @@ fn wanted(arg: Arg) -> &'static str {
         Arg::ConstStr => "a constant string in a map value",
         Arg::Timer => "a timer in a map value",
         Arg::KptrDest => "a kptr in a map value",
-        Arg::Dynptr => "a dynptr",
+        Arg::Dynptr(_) => "a dynptr",
     }
 }

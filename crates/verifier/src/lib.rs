@@ -15,6 +15,7 @@ mod check_jmp;
 mod check_mem;
 mod compare;
 mod ctx;
+mod dynptr;
 mod env;
 mod explain;
 mod fail;
@@ -38,6 +39,7 @@ mod rewrite;
 mod scalar;
 mod stack;
 mod stack_depth;
+mod stack_object;
 mod state;
 mod tnum;
 

@@ -83,6 +83,7 @@ fn show_slot(slot: &Slot, names: TypeNames<'_>) -> String {
             Byte::Zero => '0',
             Byte::Spill => 'r',
             Byte::Dynptr => 'd',
+            Byte::Iter => 'i',
         })
         .collect();
     if slot.is_spill() {
@@ -120,6 +121,7 @@ fn show(reg: &Reg, names: TypeNames<'_>) -> String {
         Kind::TcpSock => "tcp_sock",
         Kind::Func => "func",
         Kind::Dynptr => "dynptr_ptr",
+        Kind::Iter => "iter",
         Kind::Btf => "ptr_",
         Kind::NotInit | Kind::Scalar => "?",
     };

@@ -190,6 +190,11 @@ reasons! {
         "Release exactly the pointer that the acquiring call returned, once.";
     LockHeld = "lock-held", "Locks and critical sections are left in order.",
         "Release the lock first.";
+    // Objects on the stack.
+    DynptrState = "dynptr-state", "A dynptr is made on the stack before it is used, and is not overwritten while it holds a record.",
+        "Declare the dynptr as a local variable, make it with one call on every path, and let only dynptr functions touch it.";
+    IteratorState = "iterator-state", "An iterator is made, asked for elements, and destroyed, in this order, at one place of the stack.",
+        "Call the iterator's new function on every path before next and destroy, and destroy it once.";
     // Exit.
     ReturnValue = "return-value", "The return value is in the range of the program type.",
         "Return one of the values that the program type knows.";

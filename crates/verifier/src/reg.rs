@@ -35,8 +35,10 @@ pub(crate) enum Kind {
     TcpSock,
     /// A function of the program, the one that starts at instruction `what`.
     Func,
-    /// A dynptr handed to a global function or callback.
+    /// A dynptr: one handed to a global function or callback, or what a stack slot holds (see [`crate::stack_object`]).
     Dynptr,
+    /// An open-coded iterator, in a stack slot only (see [`crate::stack_object`]).
+    Iter,
     /// An object of a BTF type: `what` is the type's id, in the kernel's BTF or (with [`flag::LOCAL_TYPE`]) the program's.
     Btf,
 }
@@ -65,6 +67,10 @@ pub(crate) mod flag {
     pub const ALLOCATED: u32 = 1 << 9;
     /// Seen in a list or tree, not owned: gone when its lock is.
     pub const NON_OWNING: u32 = 1 << 10;
+    /// Memory that a kfunc gave of a dynptr's data; `what` is the dynptr's id.
+    pub const SLICE: u32 = 1 << 16;
+    /// Such memory in a packet.
+    pub const PACKET_SLICE: u32 = 1 << 17;
 }
 
 /// One register, or one spilled to the stack.
@@ -206,6 +212,7 @@ impl Reg {
             Kind::TcpSock => "a TCP socket",
             Kind::Func => "a function",
             Kind::Dynptr => "a dynptr",
+            Kind::Iter => "an iterator",
             Kind::Btf if self.flags & flag::ALLOCATED != 0 => "an allocated object",
             Kind::Btf if self.flags & flag::PERCPU != 0 => "a per-CPU kernel object",
             Kind::Btf if self.flags & flag::USER != 0 => "a user-space object",

@@ -85,7 +85,7 @@ impl Env<'_> {
         let frame = usize::from(ptr.frame);
         let own = frame == self.state.depth();
         let (slot, byte) = locate(min);
-        self.destroy_dynptr(frame, slot)?;
+        self.overwrite_dynptr(frame, slot)?;
         let whole = min % 8 == 0;
         if whole && a.size == 8 && own {
             self.written |= 1 << slot;
@@ -119,7 +119,7 @@ impl Env<'_> {
                 let zero = value.is_some_and(|(_, r)| r.is_null()) || operand == Operand::Imm(0);
                 let target = &mut self.state.frames[frame].stack[slot];
                 target.reg = Reg::NOT_INIT;
-                if target.is_spill() || target.bytes.contains(&Byte::Dynptr) {
+                if target.is_spill() || target.bytes.contains(&Byte::Iter) {
                     target.scrub_spill();
                 }
                 for b in &mut target.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte] {
@@ -159,7 +159,7 @@ impl Env<'_> {
         let zero = value.is_some_and(|(_, r)| r.is_null()) || operand == Operand::Imm(0);
         let frame = usize::from(ptr.frame);
         for at in min..end {
-            self.destroy_dynptr(frame, locate(at).0)?;
+            self.overwrite_dynptr(frame, locate(at).0)?;
         }
         let mut kept_zero = false;
         for at in min..end {
@@ -169,7 +169,7 @@ impl Env<'_> {
                 kept_zero = true;
                 continue;
             }
-            if s.is_spill() {
+            if s.is_spill() || s.bytes.contains(&Byte::Iter) {
                 s.scrub_spill();
             }
             if zero && s.bytes[byte] == Byte::Zero {
@@ -241,8 +241,8 @@ impl Env<'_> {
             return Ok(());
         }
         let bytes = &s.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte];
-        if bytes.contains(&Byte::Dynptr) {
-            return denied!(SpecialField, "a dynptr on the stack cannot be read");
+        if bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter)) {
+            return denied!(SpecialField, "a dynptr or iterator on the stack cannot be read");
         }
         let all = |kind| bytes.iter().all(|b| *b == kind);
         if all(Byte::Spill) && s.reg.is_null() {
@@ -264,7 +264,7 @@ impl Env<'_> {
             let ok = match s.bytes[byte] {
                 Byte::Misc | Byte::Zero | Byte::Invalid => true,
                 Byte::Spill => !plain && s.is_spill(),
-                Byte::Dynptr => false,
+                Byte::Dynptr | Byte::Iter => false,
             };
             if !ok {
                 return denied!(
@@ -304,7 +304,7 @@ impl Env<'_> {
                         s.scrub_spill();
                     }
                 }
-                Byte::Spill | Byte::Dynptr => {
+                Byte::Spill | Byte::Dynptr | Byte::Iter => {
                     return denied!(
                         SpecialField,
                         "the stack at offset {at}, passed to the helper in r{r}, holds no plain data"
@@ -339,7 +339,7 @@ impl Env<'_> {
         for at in min..min.saturating_add(size as i64) {
             let (slot, byte) = locate(at);
             let s: &mut Slot = &mut self.state.frames[usize::from(ptr.frame)].stack[slot];
-            if s.is_spill() {
+            if s.is_spill() || s.bytes.contains(&Byte::Iter) {
                 s.scrub_spill();
             }
             s.reg = Reg::NOT_INIT;
@@ -347,11 +347,10 @@ impl Env<'_> {
         }
     }
 
-    /// Writing over a dynptr ends it.
-    fn destroy_dynptr(&mut self, frame: usize, slot: usize) -> Check {
-        if self.state.frames[frame].stack[slot].bytes.contains(&Byte::Dynptr) {
-            return crate::fail::unsupported!(UnsupportedFeature, "writes over a dynptr are not judged yet");
-        }
-        Ok(())
+    /// A call writes eight bytes of an object on the stack, `at` bytes behind its start.
+    pub fn write_object_slot(&mut self, r: u8, at: i64) -> Check {
+        let ptr = *self.state.reg(r);
+        let a = Access { reg: r, off: at as i16, size: 8, write: true, signed: false, aligned: false };
+        self.stack_write(a, &ptr, i64::from(ptr.off) + at, Operand::None)
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Byte {
     Zero,
     /// Part of a dynptr.
     Dynptr,
+    /// Part of an open-coded iterator.
+    Iter,
 }
 
 /// Eight bytes of stack. `bytes[0]` is the one at the highest address.
@@ -52,10 +54,10 @@ impl Slot {
         self.is_spill() && self.reg.is_scalar()
     }
 
-    /// Makes what is left of a damaged spill plain data.
+    /// Makes what is left of a damaged spill or iterator plain data.
     pub fn scrub_spill(&mut self) {
         for b in &mut self.bytes {
-            if *b == Byte::Spill {
+            if matches!(*b, Byte::Spill | Byte::Iter) {
                 *b = Byte::Misc;
             }
         }
@@ -232,7 +234,7 @@ impl State {
     /// Makes every packet pointer unusable.
     pub fn forget_packet(&mut self) {
         self.each_reg(|r| {
-            if r.is_packet_any() {
+            if r.is_packet_any() || r.flags & crate::reg::flag::PACKET_SLICE != 0 {
                 *r = Reg::UNKNOWN;
             }
         });
