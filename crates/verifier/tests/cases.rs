@@ -125,6 +125,7 @@ fn maps() -> Vec<MapDef> {
         MapDef::new("cpumap", MapType::Cpumap, 4, 4, 4),
         MapDef::new("stacks", MapType::StackTrace, 4, 64, 4),
         MapDef::new("queue", MapType::Queue, 0, 8, 4),
+        MapDef::new("user_ring", MapType::UserRingbuf, 0, 0, 4096),
     ]
 }
 
@@ -175,4 +176,9 @@ fn calls() {
 #[test]
 fn memory() {
     run(include_str!("cases/memory.txt"));
+}
+
+#[test]
+fn dynptr() {
+    run(include_str!("cases/dynptr.txt"));
 }
