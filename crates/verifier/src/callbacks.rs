@@ -4,30 +4,37 @@
 //! rounds and nothing depended on is forgotten (widened), so that the rounds converge to one that says nothing new.
 
 use skep_ebpf::Errno;
+use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES};
 
-use crate::env::{Env, Next};
+use crate::env::{Env, Next, Pending};
 use crate::fail::{Check, Failure, invalid, unsupported};
 use crate::helper_args::CallFacts;
 use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
-use crate::state::{Callback, Frame, State, StateId};
+use crate::stack_object::{Dynptr, Source};
+use crate::state::{Callback, CalledBy, Frame, State, StateId};
 
 const FOR_EACH_MAP_ELEM: u32 = 164;
 const LOOP: u32 = 181;
+const USER_RINGBUF_DRAIN: u32 = 209;
 /// Rounds of one path through loops of unknown length that are followed.
 const MAX_ROUNDS: u32 = 4096;
 
 impl Env<'_> {
-    /// Lets a helper call its function: one path goes through a round, the current one behind the call.
-    pub fn call_back(&mut self, helper: u32, facts: &CallFacts) -> Check {
-        if helper == LOOP {
+    /// Lets a helper call its function, or remember it.
+    pub fn call_back(&mut self, h: &Helper, facts: &CallFacts) -> Check {
+        if h.id == LOOP {
             if !self.state.reg(1).is_scalar() {
                 return invalid!(
                     ArgumentType,
                     "bpf_loop wants the number of rounds in r1, which holds {}",
                     self.state.reg(1).describe()
                 );
+            }
+            if self.state.reg(4).is_null() {
+                // That the flags are zero is relied on where the loop is inlined.
+                self.mark_precise(4)?;
             }
             // The number of rounds decides whether there is another one.
             self.mark_precise(1)?;
@@ -37,9 +44,34 @@ impl Env<'_> {
                 return Ok(());
             }
         }
-        let Some(function) = facts.function.map(|f| f as usize).filter(|f| *f < self.cfg.functions.len()) else {
-            return invalid!(CallTarget, "the helper has no function to call");
+        let caller = *self.state.regs();
+        let args = match h.id {
+            LOOP => [Reg::UNKNOWN, caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT],
+            FOR_EACH_MAP_ELEM => {
+                let (key, value) = self.element(facts.map.unwrap_or(u32::MAX))?;
+                [caller[1], key, value, caller[3], Reg::NOT_INIT]
+            }
+            USER_RINGBUF_DRAIN => {
+                let record = Dynptr { source: Source::Local, first: true, id: self.new_id(), ref_id: 0 };
+                [record.to_reg(), caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT]
+            }
+            _ => return unsupported!(UnsupportedHelper, "callbacks of bpf_{} are not judged yet", h.name),
         };
+        self.push_callback(CalledBy::Helper(h.id), facts.function, args, (0, 1))
+    }
+
+    /// Key and value of some element of a map.
+    pub fn element(&self, map: u32) -> Check<(Reg, Reg)> {
+        if self.maps.get(map as usize).is_none() {
+            return invalid!(UnknownMap, "the function that is called back has no map");
+        }
+        Ok((Reg { what: map, ..Reg::pointer(Kind::MapKey) }, Reg { what: map, ..Reg::pointer(Kind::MapValue) }))
+    }
+
+    /// A helper or kernel function calls a function of the program while it runs, any number of times: one path goes
+    /// through a round, the current one on behind the call. `args` is what r1 to r5 hold.
+    pub fn push_callback(&mut self, by: CalledBy, function: Option<u32>, args: [Reg; 5], returns: (i32, i32)) -> Check {
+        let (function, start, end) = self.called_back(function)?;
         self.check_rounds(self.state.callback_unroll)?;
         let depth = self.state.frames.len();
         if depth >= MAX_CALL_FRAMES {
@@ -49,37 +81,54 @@ impl Env<'_> {
                 format!("the callback is the {}th frame; {MAX_CALL_FRAMES} are possible", depth + 1),
             ));
         }
-        let (start, end) = (self.cfg.functions[function].start, self.cfg.functions[function].end);
         let instance = self.live.enter(self.state.frame().instance, self.insn, start, end);
         let mut frame = Frame::new(depth as u8, function, instance, self.insn);
-        let caller = self.state.regs();
-        match helper {
-            LOOP => {
-                frame.regs[1] = Reg::UNKNOWN;
-                frame.regs[2] = caller[3];
-            }
-            FOR_EACH_MAP_ELEM => {
-                let map = facts.map.unwrap_or(u32::MAX);
-                let Some(m) = self.maps.get(map as usize) else {
-                    return invalid!(UnknownMap, "the helper has no map");
-                };
-                if m.inner.is_some() || !m.fields.is_empty() {
-                    return unsupported!(UnsupportedFeature, "walks over maps with special fields are not judged yet");
-                }
-                frame.regs[1] = caller[1];
-                frame.regs[2] = Reg { what: map, ..Reg::pointer(Kind::MapKey) };
-                frame.regs[3] = Reg { what: map, ..Reg::pointer(Kind::MapValue) };
-                frame.regs[4] = caller[3];
-            }
-            _ => return unsupported!(UnsupportedHelper, "callbacks of helper {helper} are not judged yet"),
-        }
-        frame.callback = Callback { helper, held: held_mark(&self.state) };
+        frame.regs[1..=5].copy_from_slice(&args);
+        frame.callback = Callback { by, is_async: false, returns };
         let round = self.push_path(start)?;
         round.frame_mut().callback_depth += 1;
         round.frames.push(frame);
         round.callback_unroll += 1;
         self.state.frame_mut().callback_depth = 0;
         Ok(())
+    }
+
+    /// A function is to run later, on its own: it is followed like another program, with `args` in r1 to r5.
+    pub fn push_async_callback(
+        &mut self,
+        by: CalledBy,
+        function: Option<u32>,
+        args: [Reg; 5],
+        sleepable: bool,
+        returns: (i32, i32),
+    ) -> Check {
+        let (function, start, end) = self.called_back(function)?;
+        self.functions[function].is_async = true;
+        if self.pending.len() >= self.options.profile.max_pending {
+            return Err(Failure::new(
+                Errno::E2BIG,
+                Reason::JumpSequence,
+                format!("more than {} branches are open at once", self.options.profile.max_pending),
+            ));
+        }
+        let instance = self.live.enter_async(start, end);
+        let mut frame = Frame::new(0, function, instance, 0);
+        frame.regs[1..=5].copy_from_slice(&args);
+        frame.callback = Callback { by, is_async: true, returns };
+        frame.async_entry = self.state.frame().async_entry + 1;
+        let state = State { sleepable, ..State::new(frame, start) };
+        self.pending.push(Pending { state, insn: start, prev: start });
+        self.stats.peak_pending = self.stats.peak_pending.max(self.pending.len() as u32);
+        Ok(())
+    }
+
+    /// The function that is called back, its first instruction and the one behind its last.
+    fn called_back(&self, function: Option<u32>) -> Check<(usize, usize, usize)> {
+        let found = function.and_then(|f| Some((f as usize, self.cfg.functions.get(f as usize)?)));
+        match found {
+            Some((n, f)) => Ok((n, f.start, f.end)),
+            None => invalid!(CallTarget, "there is no function to call back"),
+        }
     }
 
     /// Returns from a callback to the helper, which may call again.
@@ -92,12 +141,7 @@ impl Env<'_> {
             ));
         }
         self.mark_precise(0)?;
-        if r0.num.smin < 0 || r0.num.smax > 1 {
-            return invalid!(ReturnValue, "a callback returns 0 or 1; r0 holds {}", r0.num);
-        }
-        if self.state.frame().callback.held != held_mark(&self.state) {
-            return unsupported!(UnsupportedFeature, "callbacks that acquire or release references are not judged yet");
-        }
+        self.check_callback_result(r0)?;
         let Some(frame) = self.state.frames.pop() else {
             return invalid!(SubprogramReturn, "there is no caller to return to");
         };
@@ -107,6 +151,33 @@ impl Env<'_> {
             self.state = state;
         }
         Ok(Next::At(frame.callsite))
+    }
+
+    /// Ends a function that ran on its own.
+    pub fn leave_async_callback(&mut self) -> Check<Next> {
+        let r0 = *self.read_reg(0)?;
+        if !r0.is_scalar() {
+            return invalid!(
+                ReturnValue,
+                "the function of a timer or the like returns a number, r0 holds {}",
+                r0.describe()
+            );
+        }
+        self.mark_precise(0)?;
+        self.check_callback_result(&r0)?;
+        Ok(Next::Done)
+    }
+
+    fn check_callback_result(&self, r0: &Reg) -> Check {
+        let (min, max) = self.state.frame().callback.returns;
+        if r0.num.smin >= i64::from(min) && r0.num.smax <= i64::from(max) {
+            return Ok(());
+        }
+        match max - min {
+            0 => invalid!(ReturnValue, "this callback returns {min}; r0 holds {}", r0.num),
+            1 => invalid!(ReturnValue, "this callback returns {min} or {max}; r0 holds {}", r0.num),
+            _ => invalid!(ReturnValue, "this callback returns {min} to {max}; r0 holds {}", r0.num),
+        }
     }
 
     pub fn check_may_goto(&mut self, i: Insn) -> Check<Next> {
@@ -140,7 +211,7 @@ impl Env<'_> {
     }
 
     /// The state of the round before, at the same instruction of the same call; `this` is the one just saved there.
-    fn previous_round(&self, insn: usize, this: Option<StateId>) -> Option<StateId> {
+    pub fn previous_round(&self, insn: usize, this: Option<StateId>) -> Option<StateId> {
         self.explored.newest_open(insn, this, |old| {
             old.frames.len() == self.state.frames.len()
                 && old.frames.iter().zip(&self.state.frames).skip(1).all(|(o, c)| o.callsite == c.callsite)
@@ -148,13 +219,8 @@ impl Env<'_> {
     }
 }
 
-/// Number and identity of the references held.
-fn held_mark(state: &State) -> (u32, u32) {
-    (state.held.len() as u32, state.held.iter().fold(0, |m, h| m ^ h.id))
-}
-
 /// Forgets numbers that differ from the round before, unless something depended on them.
-fn widen(old: &State, cur: &mut State) {
+pub(crate) fn widen(old: &State, cur: &mut State) {
     let forget = |o: &Reg, c: &mut Reg| {
         let numbers = o.is_scalar() && c.is_scalar();
         if numbers && !o.precise && !c.precise && (o.num != c.num || (o.id == 0) != (c.id == 0)) {

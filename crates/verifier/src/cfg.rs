@@ -19,6 +19,8 @@ pub(crate) struct Function {
     pub loads_packet: bool,
     /// Functions that it calls or has called back.
     pub calls: Vec<usize>,
+    /// Those that it calls itself.
+    pub calls_directly: Vec<usize>,
 }
 
 /// What is special about an instruction's place.
@@ -152,6 +154,7 @@ impl Cfg {
                 tail_calls: false,
                 loads_packet: false,
                 calls: Vec::new(),
+                calls_directly: Vec::new(),
             });
         }
         Ok(())
@@ -173,10 +176,14 @@ impl Cfg {
                         self.functions[n].moves_packet = true;
                     }
                 } else if i.is_subprog_call() || i.is_ld_imm64() && i.src() == pseudo::FUNC {
-                    if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t))
-                        && !self.functions[n].calls.contains(&callee)
-                    {
-                        self.functions[n].calls.push(callee);
+                    if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t)) {
+                        let f = &mut self.functions[n];
+                        if !f.calls.contains(&callee) {
+                            f.calls.push(callee);
+                        }
+                        if i.is_subprog_call() && !f.calls_directly.contains(&callee) {
+                            f.calls_directly.push(callee);
+                        }
                     }
                 } else if i.class() == class::LD && matches!(i.mode(), mode::ABS | mode::IND) {
                     self.functions[n].loads_packet = true;

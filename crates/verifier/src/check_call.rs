@@ -3,7 +3,7 @@
 use skep_ebpf::Errno;
 use skep_ebpf::helper::{self, Helper, Ret};
 use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, call};
-use skep_ebpf::uapi::{MapType, ProgType, prog_flags};
+use skep_ebpf::uapi::{MapType, ProgType};
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, denied, invalid, unsupported};
@@ -42,11 +42,23 @@ impl Env<'_> {
         match i.src() {
             call::HELPER => {
                 self.check_helper(i.imm as u32)?;
+                if i.imm as u32 == TAIL_CALL {
+                    return self.check_tail_call();
+                }
                 Ok(Next::At(self.insn + 1))
             }
             call::SUBPROG => self.check_subprog_call(i),
             _ => unsupported!(UnsupportedKfunc, "calls of kernel functions are not judged yet"),
         }
+    }
+
+    /// The program that is called returns to the caller of this function, with whatever it likes.
+    fn check_tail_call(&mut self) -> Check<Next> {
+        let next = self.may_end_function(Reg::UNKNOWN)?;
+        if !matches!(next, Next::At(n) if n == self.insn + 1) {
+            self.forget_packet();
+        }
+        Ok(next)
     }
 
     fn check_subprog_call(&mut self, i: Insn) -> Check<Next> {
@@ -84,7 +96,7 @@ impl Env<'_> {
         if r0.kind == Kind::Stack {
             return invalid!(StackEscape, "a function returns a pointer to its stack, or its caller's");
         }
-        if self.state.frame().callback.helper != 0 {
+        if self.state.frame().callback.is_sync() {
             return self.leave_callback(&r0);
         }
         let Some(frame) = self.state.frames.pop() else {
@@ -215,7 +227,7 @@ impl Env<'_> {
                 self.prog.license
             );
         }
-        if h.has(helper::SLEEPS) && self.prog.flags & prog_flags::SLEEPABLE == 0 {
+        if h.has(helper::SLEEPS) && !self.state.sleepable {
             return invalid!(HelperSleeps, "bpf_{} may sleep, this program must not", h.name);
         }
         if id == GET_FUNC_IP && prog_type != ProgType::Kprobe {
@@ -287,13 +299,9 @@ impl Env<'_> {
         }
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
-            // The program that is called returns to the caller of this function, with whatever it likes.
-            if let Some(ended) = self.may_end_function(Reg::UNKNOWN)? {
-                ended.forget_packet();
-            }
         }
         if h.has(helper::CALLBACK) {
-            self.call_back(id, &facts)?;
+            self.call_back(h, &facts)?;
         }
         self.clear_caller_saved();
         let r0 = self.helper_result(h, &facts)?;
@@ -416,7 +424,6 @@ fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
         165 => "format strings",
         153 | 154 => "per-CPU kernel variables",
         158 => "pointers to kernel types",
-        209 => "callbacks",
         169..=172 => "timers",
         194 => "kptrs",
         46 if !matches!(prog, ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct) => {

@@ -6,7 +6,6 @@ use skep_ebpf::uapi::{AttachType, ProgType};
 use crate::env::{Env, Next};
 use crate::fail::{Check, denied, invalid, unsupported};
 use crate::reg::{Kind, Reg};
-use crate::state::State;
 
 impl Env<'_> {
     pub fn check_insn(&mut self, i: Insn) -> Check<Next> {
@@ -51,7 +50,8 @@ impl Env<'_> {
         match i.mode() {
             mode::ABS | mode::IND => {
                 self.check_packet_load(i)?;
-                Ok(Next::At(self.insn + 1))
+                // Behind the end of the packet the function ends, and returns 0.
+                self.may_end_function(Reg::constant(0))
             }
             mode::IMM => {
                 self.check_ld_imm64(i)?;
@@ -121,27 +121,24 @@ impl Env<'_> {
             self.read_reg(i.src())?;
         }
         self.check_unmodified(6, &ctx)?;
-        // Behind the end of the packet the function ends, and returns 0.
-        self.may_end_function(Reg::constant(0))?;
+        if self.state.frame().callback.is_sync() {
+            // The kernel loses its way when it walks back over such an end, and mostly refuses the program.
+            return unsupported!(UnsupportedFeature, "packet loads in callbacks are not judged");
+        }
         self.clear_caller_saved();
         self.set_unknown(0);
         Ok(())
     }
 
-    /// Follows the path on which the current instruction ends its function with this result.
-    pub fn may_end_function(&mut self, result: Reg) -> Check<Option<&mut State>> {
+    /// Goes on behind an instruction that may also end its function with this result: both ways are followed.
+    pub fn may_end_function(&mut self, result: Reg) -> Check<Next> {
+        let next = self.insn + 1;
         if self.state.depth() == 0 {
-            return Ok(None);
+            return Ok(Next::At(next));
         }
-        let frame = self.state.frame();
-        if frame.callback.helper != 0 {
-            return unsupported!(UnsupportedFeature, "packet loads and tail calls in callbacks are not judged yet");
-        }
-        let callsite = frame.callsite;
-        let ended = self.push_path(callsite + 1)?;
-        ended.frames.pop();
-        *ended.reg_mut(0) = result;
-        Ok(Some(ended))
+        self.push_path(next)?;
+        *self.state.reg_mut(0) = result;
+        self.leave_function()
     }
 
     /// The pointer must be as it was made.
@@ -157,6 +154,9 @@ impl Env<'_> {
             return self.leave_function();
         }
         self.check_nothing_held("exit")?;
+        if self.state.frame().callback.is_async {
+            return self.leave_async_callback();
+        }
         let r0 = *self.read_reg(0)?;
         let function = self.state.frame().subprog;
         if function != 0 {

@@ -59,7 +59,11 @@ impl IdMap {
 
 /// True if everything that `old` was found safe for holds for `cur`.
 pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact) -> bool {
-    if old.frames.len() != cur.frames.len() || old.held.len() != cur.held.len() || old.rcu != cur.rcu {
+    if old.frames.len() != cur.frames.len()
+        || old.held.len() != cur.held.len()
+        || old.rcu != cur.rcu
+        || old.sleepable != cur.sleepable
+    {
         return false;
     }
     let mut ids = IdMap::default();
@@ -92,7 +96,7 @@ fn live_slots(env: &Env<'_>, state: &State, n: usize) -> u64 {
     for f in n..last {
         let (instance, call) = (state.frames[f].instance, state.frames[f + 1].callsite);
         slots |= env.live.slots_behind(instance, f - n, call);
-        if state.frames[f + 1].callback.helper != 0 {
+        if state.frames[f + 1].callback.is_sync() {
             // The helper may call again.
             slots |= env.live.slots_from(instance, f - n, call);
         }

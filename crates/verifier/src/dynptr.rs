@@ -132,13 +132,7 @@ impl Env<'_> {
 
     /// Memory of `size` bytes inside a dynptr's data, as a helper (not a kfunc) gives it.
     pub fn dynptr_data(&self, dynptr: Dynptr, size: u32) -> Reg {
-        Reg {
-            flags: flag::NULLABLE,
-            size,
-            what: dynptr.id,
-            ref_id: dynptr.ref_id,
-            ..Reg::pointer(Kind::Mem)
-        }
+        Reg { flags: flag::NULLABLE, size, what: dynptr.id, ref_id: dynptr.ref_id, ..Reg::pointer(Kind::Mem) }
     }
 
     /// The same as a kfunc gives it: not tied to a reference, but to the packet.

@@ -52,6 +52,8 @@ pub(crate) struct FunctionFacts {
     pub global: Option<Global>,
     /// A global function that some path calls.
     pub called: bool,
+    /// Some path makes it the function of a timer or the like.
+    pub is_async: bool,
 }
 
 /// Where a path goes after an instruction.
@@ -158,6 +160,7 @@ impl<'p> Env<'p> {
         let (start, end) = self.cfg.functions.get(function).map_or((0, 0), |f| (f.start, f.end));
         let instance = self.live.begin(start, end);
         self.state = State::new(Frame::new(0, function, instance, 0), start);
+        self.state.sleepable = self.prog.flags & skep_ebpf::uapi::prog_flags::SLEEPABLE != 0;
         self.enter(function)?;
         self.pending.clear();
         if let Some(recorder) = &mut self.recorder {
@@ -331,9 +334,10 @@ impl<'p> Env<'p> {
         self.state.forget_packet();
     }
 
-    /// Checks that no reference is left.
+    /// Checks that no lock is held, and in the entry function that no reference is left.
     pub fn check_nothing_held(&self, doing: &str) -> Check {
-        if let Some(h) = self.state.held.first() {
+        // What a called function holds, its caller holds too.
+        if let Some(h) = self.state.held.first().filter(|_| self.state.depth() == 0) {
             return invalid!(
                 UnreleasedReference,
                 "the reference acquired at instruction {} is not released before {doing}",

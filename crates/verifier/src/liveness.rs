@@ -91,13 +91,28 @@ impl Liveness {
     /// The instance of a function called from here.
     pub fn enter(&mut self, caller: InstanceId, callsite: usize, start: usize, end: usize) -> InstanceId {
         let key = (caller, callsite as u32);
+        self.enter_from(Some(key), key, start, end)
+    }
+
+    fn enter_from(
+        &mut self,
+        caller: Option<(InstanceId, u32)>,
+        key: (InstanceId, u32),
+        start: usize,
+        end: usize,
+    ) -> InstanceId {
         if let Some(&id) = self.calls.get(&key) {
             return id;
         }
         let id = InstanceId(self.instances.len() as u32);
-        self.instances.push(Instance { caller: Some(key), start, end, layers: Vec::new() });
+        self.instances.push(Instance { caller, start, end, layers: Vec::new() });
         self.calls.insert(key, id);
         id
+    }
+
+    /// The instance of a function that runs on its own, called by nothing that the program waits for.
+    pub fn enter_async(&mut self, start: usize, end: usize) -> InstanceId {
+        self.enter_from(None, (InstanceId(u32::MAX), start as u32), start, end)
     }
 
     /// Notes that an instruction may read these slots of the frame `distance` calls up.

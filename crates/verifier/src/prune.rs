@@ -65,7 +65,8 @@ impl Explored {
     /// True for a state without anything before it.
     pub fn is_entry(&self, id: StateId) -> bool {
         let s = self.state(id);
-        s.parent.is_none() && s.insn == self.entry && s.steps.is_empty()
+        let entry = s.insn == self.entry || s.frames.first().is_some_and(|f| f.callback.is_async);
+        s.parent.is_none() && entry && s.steps.is_empty()
     }
 
     pub fn add_branch(&mut self, id: StateId) {
@@ -170,7 +171,12 @@ impl Env<'_> {
                     self.end_in_loop();
                     return Ok(true);
                 }
+                // Another entry into a function that runs on its own is not another round.
+                let frame = self.state.frame();
+                let other_entry =
+                    frame.callback.is_async && old.frames.last().is_some_and(|o| o.async_entry != frame.async_entry);
                 if !point.calls_back
+                    && !other_entry
                     && maybe_looping(old, &self.state)
                     && old.may_goto_depth == self.state.may_goto_depth
                     && old.callback_unroll == self.state.callback_unroll

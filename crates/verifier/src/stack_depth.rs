@@ -23,7 +23,12 @@ impl Env<'_> {
         );
         let private = tracing && !tail_calls;
         let mut deepest = vec![Vec::new(); self.functions.len()];
-        self.chain(0, 0, 1, private, &mut deepest)
+        self.chain(0, 0, 1, private, &mut deepest)?;
+        // What runs on its own has a stack of its own.
+        for n in (1..self.functions.len()).filter(|n| self.functions[*n].is_async) {
+            self.chain(n, 0, 1, private, &mut deepest)?;
+        }
+        Ok(())
     }
 
     fn rounded(&self, function: usize) -> u32 {
@@ -73,7 +78,8 @@ impl Env<'_> {
                 .map_err(|f: Box<Failure>| f.whole());
             }
         }
-        for &callee in &f.calls {
+        let called = |c: &&usize| !self.functions[**c].is_async || f.calls_directly.contains(*c);
+        for &callee in f.calls.iter().filter(called) {
             self.chain(callee, depth, frames + 1, private, deepest)?;
         }
         Ok(())

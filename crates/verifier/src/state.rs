@@ -65,13 +65,33 @@ impl Slot {
     }
 }
 
-/// What a called function is to the one that called it.
+/// What calls a function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum CalledBy {
+    /// The program itself, or the kernel for its entry.
+    #[default]
+    Code,
+    /// A helper, by its number.
+    Helper(u32),
+    /// A kernel function, by its id in the kernel's BTF.
+    Kfunc(u32),
+}
+
+/// What a function is to the one that called it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Callback {
-    /// The helper that calls this frame back, 0 for a plain call.
-    pub helper: u32,
-    /// References held when it was called: how many, and which.
-    pub held: (u32, u32),
+    pub by: CalledBy,
+    /// It runs on its own after the program: a timer's function, a work queue's.
+    pub is_async: bool,
+    /// Smallest and largest number that a callback returns.
+    pub returns: (i32, i32),
+}
+
+impl Callback {
+    /// True for a frame to which the helper or kernel function that called it returns.
+    pub fn is_sync(&self) -> bool {
+        self.by != CalledBy::Code && !self.is_async
+    }
 }
 
 /// One active function.
@@ -86,8 +106,10 @@ pub(crate) struct Frame {
     pub subprog: usize,
     /// The chain of calls that led here.
     pub instance: InstanceId,
-    /// Set if a helper calls this function.
+    /// Set if a helper or kernel function calls this function.
     pub callback: Callback,
+    /// How many asynchronous callbacks led to this one.
+    pub async_entry: u32,
     /// How often the loop of callbacks at the call was unrolled.
     pub callback_depth: u32,
 }
@@ -97,7 +119,16 @@ impl Frame {
     pub fn new(depth: u8, subprog: usize, instance: InstanceId, callsite: usize) -> Frame {
         let mut regs = [Reg::NOT_INIT; REGS];
         regs[FP] = Reg { frame: depth, ..Reg::pointer(Kind::Stack) };
-        Frame { regs, stack: Vec::new(), callsite, subprog, instance, callback: Callback::default(), callback_depth: 0 }
+        Frame {
+            regs,
+            stack: Vec::new(),
+            callsite,
+            subprog,
+            instance,
+            callback: Callback::default(),
+            async_entry: 0,
+            callback_depth: 0,
+        }
     }
 
     /// Makes the stack at least `bytes` deep.
@@ -152,6 +183,8 @@ pub(crate) struct State {
     pub may_goto_depth: u32,
     /// Callback loops passed.
     pub callback_unroll: u32,
+    /// What runs may sleep.
+    pub sleepable: bool,
 
     /// Where the path since the last saved state began.
     pub first_insn: usize,
@@ -177,6 +210,7 @@ impl State {
             rcu: 0,
             may_goto_depth: 0,
             callback_unroll: 0,
+            sleepable: false,
             first_insn: insn,
             last_insn: insn,
             insn,

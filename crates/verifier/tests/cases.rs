@@ -182,3 +182,8 @@ fn memory() {
 fn dynptr() {
     run(include_str!("cases/dynptr.txt"));
 }
+
+#[test]
+fn callbacks() {
+    run(include_str!("cases/callbacks.txt"));
+}
