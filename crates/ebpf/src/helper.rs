@@ -3,7 +3,7 @@
 //! The rows are frozen in the kernel (new functions arrive as kfuncs). Allow lists and licence flags were read off a
 //! running kernel, type by type.
 
-use crate::uapi::ProgType;
+use crate::uapi::{AttachType, ProgType};
 
 /// How a helper uses the memory that a pointer argument names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,10 +62,14 @@ pub enum Arg {
     CtxOrNull,
     /// A `bpf_spin_lock` in a map value or an own object.
     SpinLock,
+    /// A full socket (`bpf_sock`), or null.
+    SocketOrNull,
     /// Any kind of socket (`bpf_sock`, `bpf_tcp_sock`, common).
     SockCommon,
     /// A socket, also as a kernel `struct sock`.
     BtfSock,
+    /// The same, or null.
+    BtfSockOrNull,
     /// A pointer to a kernel type.
     Btf,
     /// The same, or null.
@@ -166,17 +170,68 @@ impl Helper {
         HELPERS.iter().find(|h| h.name == name)
     }
 
-    /// True if programs of this type may call it.
+    /// True if programs of this type may call it, with some attach type at least.
     pub const fn allowed_in(&self, t: ProgType) -> bool {
         self.types & only(t) != 0
     }
 
+    /// True if programs of this type and attach type may call it.
+    pub const fn allowed_for(&self, t: ProgType, attach: AttachType) -> bool {
+        use AttachType as A;
+        self.allowed_in(t)
+            && match (t, self.id) {
+                (ProgType::CgroupSockopt, SETSOCKOPT | GETSOCKOPT) => matches!(attach, A::CgroupSetsockopt),
+                (ProgType::CgroupSockAddr, BIND) => matches!(attach, A::CgroupInet4Connect | A::CgroupInet6Connect),
+                // Where the call is over, or no call is made, there is no result to change.
+                (_, GET_RETVAL | SET_RETVAL) => !matches!(
+                    attach,
+                    A::CgroupInetIngress
+                        | A::CgroupInetEgress
+                        | A::CgroupSockOps
+                        | A::CgroupUdp4Recvmsg
+                        | A::CgroupUdp6Recvmsg
+                        | A::CgroupUnixRecvmsg
+                        | A::CgroupInet4Getpeername
+                        | A::CgroupInet6Getpeername
+                        | A::CgroupUnixGetpeername
+                        | A::CgroupInet4Getsockname
+                        | A::CgroupInet6Getsockname
+                        | A::CgroupUnixGetsockname
+                ),
+                _ => true,
+            }
+    }
+
+    /// True if only programs with a GPL-compatible licence may call it.
+    pub const fn needs_gpl(&self, t: ProgType, attach: AttachType) -> bool {
+        use AttachType as A;
+        let multi =
+            matches!(attach, A::TraceKprobeMulti | A::TraceKprobeSession | A::TraceUprobeMulti | A::TraceUprobeSession);
+        match (t, self.id) {
+            (ProgType::PerfEvent, GET_STACKID) => false,
+            (ProgType::Kprobe, GET_FUNC_IP) if multi => false,
+            _ => self.has(GPL),
+        }
+    }
+
     /// What it takes in programs of this type: a few helpers have several prototypes.
     pub const fn args_in(&self, t: ProgType) -> &'static [Arg] {
+        const TRACED: TypeSet = SYSCALL | TRACING | LSM;
         match self.id {
             // The class of the current task, not of a packet.
-            17 if only(t) & (TC | LWT) == 0 => &[],
-            46 if only(t) & (SYSCALL | TRACING | LSM) != 0 => &[Arg::BtfSock],
+            GET_CGROUP_CLASSID if only(t) & (TC | LWT) == 0 => &[],
+            GET_SOCKET_COOKIE if only(t) & (TRACED | SK_REUSEPORT) != 0 => &[BtfSockOrNull],
+            SETSOCKOPT if only(t) & (CGROUP_SOCKOPT | LSM | TRACING | STRUCT_OPS) != 0 => {
+                &[BtfSock, Anything, Anything, READ, Size]
+            }
+            GETSOCKOPT if only(t) & (CGROUP_SOCKOPT | LSM | TRACING | STRUCT_OPS) != 0 => {
+                &[BtfSock, Anything, Anything, WRITE, Size]
+            }
+            SK_STORAGE_GET if only(t) & CGROUP_SOCK != 0 => &[MapPtr, Ctx, MapValueOrNull, Anything],
+            SK_STORAGE_GET if only(t) & TRACED != 0 => &[MapPtr, BtfOrNull, MapValueOrNull, Anything],
+            SK_STORAGE_DELETE if only(t) & TRACED != 0 => &[MapPtr, BtfOrNull],
+            SK_ASSIGN if only(t) & SK_LOOKUP != 0 => &[Ctx, Arg::SocketOrNull, Anything],
+            XDP_GET_BUFF_LEN if only(t) & XDP == 0 => &[Btf],
             _ => self.args,
         }
     }
@@ -186,6 +241,20 @@ impl Helper {
         self.flags & flag != 0
     }
 }
+
+const GET_CGROUP_CLASSID: u32 = 17;
+const GET_STACKID: u32 = 27;
+const GET_SOCKET_COOKIE: u32 = 46;
+const SETSOCKOPT: u32 = 49;
+const GETSOCKOPT: u32 = 57;
+const BIND: u32 = 64;
+const SK_STORAGE_GET: u32 = 107;
+const SK_STORAGE_DELETE: u32 = 108;
+const SK_ASSIGN: u32 = 124;
+const GET_FUNC_IP: u32 = 173;
+const GET_RETVAL: u32 = 186;
+const SET_RETVAL: u32 = 187;
+const XDP_GET_BUFF_LEN: u32 = 188;
 
 const SOCKET_FILTER: TypeSet = only(ProgType::SocketFilter);
 const KPROBE: TypeSet = only(ProgType::Kprobe);
@@ -218,7 +287,10 @@ const LSM: TypeSet = only(ProgType::Lsm);
 const SK_LOOKUP: TypeSet = only(ProgType::SkLookup);
 const SYSCALL: TypeSet = only(ProgType::Syscall);
 const NETFILTER: TypeSet = only(ProgType::Netfilter);
-const ANY: TypeSet = !0;
+/// Every type, and infrared decoders.
+const ALL: TypeSet = !0;
+/// Every type but infrared decoders, which have a short list of their own.
+const ANY: TypeSet = ALL & !LIRC_MODE2;
 const TC: TypeSet = SCHED_CLS | SCHED_ACT;
 const LWT: TypeSet = LWT_IN | LWT_OUT | LWT_XMIT | LWT_SEG6LOCAL;
 const KPROBES: TypeSet = KPROBE | TRACEPOINT | PERF_EVENT | RAW_TRACEPOINT | RAW_TRACEPOINT_WRITABLE;
@@ -246,18 +318,18 @@ const fn h(id: u32, name: &'static str, ret: Ret, args: &'static [Arg], flags: u
 /// All helpers; row `i` has number `i + 1`.
 #[rustfmt::skip]
 pub static HELPERS: [Helper; 211] = [
-    h(1, "map_lookup_elem", ValueOrNull, &[MapPtr, MapKey], PKT, ANY),
-    h(2, "map_update_elem", Integer, &[MapPtr, MapKey, MapValue, Anything], PKT, ANY),
-    h(3, "map_delete_elem", Integer, &[MapPtr, MapKey], PKT, ANY),
+    h(1, "map_lookup_elem", ValueOrNull, &[MapPtr, MapKey], PKT, ALL),
+    h(2, "map_update_elem", Integer, &[MapPtr, MapKey, MapValue, Anything], PKT, ALL),
+    h(3, "map_delete_elem", Integer, &[MapPtr, MapKey], PKT, ALL),
     h(4, "probe_read", Integer, &[WRITE, SizeOrZero, Anything], GPL, TRACERS),
-    h(5, "ktime_get_ns", Integer, &[], 0, ANY),
-    h(6, "trace_printk", Integer, &[READ, Size], GPL, ANY),
-    h(7, "get_prandom_u32", Integer, &[], 0, ANY),
+    h(5, "ktime_get_ns", Integer, &[], 0, ALL),
+    h(6, "trace_printk", Integer, &[READ, Size], GPL, ALL),
+    h(7, "get_prandom_u32", Integer, &[], 0, ALL),
     h(8, "get_smp_processor_id", Integer, &[], 0, ANY),
     h(9, "skb_store_bytes", Integer, &[Ctx, Anything, READ, Size, Anything], MOVES_PKT, TC | LWT_XMIT | SK_SKB),
     h(10, "l3_csum_replace", Integer, &[Ctx, Anything, Anything, Anything, Anything], MOVES_PKT, TC | LWT_XMIT),
     h(11, "l4_csum_replace", Integer, &[Ctx, Anything, Anything, Anything, Anything], MOVES_PKT, TC | LWT_XMIT),
-    h(12, "tail_call", Void, &[Ctx, MapPtr, Anything], MOVES_PKT, ANY),
+    h(12, "tail_call", Void, &[Ctx, MapPtr, Anything], MOVES_PKT, ALL),
     h(13, "clone_redirect", Integer, &[Ctx, Anything, Anything], MOVES_PKT, TC | LWT_XMIT),
     h(14, "get_current_pid_tgid", Integer, &[], 0, ANY),
     h(15, "get_current_uid_gid", Integer, &[], 0, ANY),
@@ -294,7 +366,7 @@ pub static HELPERS: [Helper; 211] = [
     h(46, "get_socket_cookie", Integer, &[Ctx], 0, TC | SOCKET_FILTER | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_SKB | CGROUP_SOCK_ADDR | SK_REUSEPORT | SYSCALL | TRACING | LSM),
     h(47, "get_socket_uid", Integer, &[Ctx], 0, TC | SOCKET_FILTER | CGROUP_SKB | SK_SKB),
     h(48, "set_hash", Integer, &[Ctx, Anything], 0, TC),
-    h(49, "setsockopt", Integer, &[Ctx, Anything, Anything, READ, Size], 0, SOCK_OPS | CGROUP_SOCK_ADDR),
+    h(49, "setsockopt", Integer, &[Ctx, Anything, Anything, READ, Size], 0, SOCK_OPS | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),
     h(50, "skb_adjust_room", Integer, &[Ctx, Anything, Anything, Anything], MOVES_PKT, TC | SK_SKB),
     h(51, "redirect_map", Integer, &[MapPtr, Anything, Anything], 0, XDP),
     h(52, "sk_redirect_map", Integer, &[Ctx, MapPtr, Anything, Anything], 0, SK_SKB),
@@ -302,7 +374,7 @@ pub static HELPERS: [Helper; 211] = [
     h(54, "xdp_adjust_meta", Integer, &[Ctx, Anything], MOVES_PKT, XDP),
     h(55, "perf_event_read_value", Integer, &[MapPtr, Anything, WRITE, Size], GPL, ANY),
     h(56, "perf_prog_read_value", Integer, &[Ctx, WRITE, Size], GPL, PERF_EVENT),
-    h(57, "getsockopt", Integer, &[Ctx, Anything, Anything, WRITE, Size], 0, SOCK_OPS | CGROUP_SOCK_ADDR),
+    h(57, "getsockopt", Integer, &[Ctx, Anything, Anything, WRITE, Size], 0, SOCK_OPS | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),
     h(58, "override_return", Integer, &[Ctx, Anything], GPL, KPROBE),
     h(59, "sock_ops_cb_flags_set", Integer, &[Ctx, Anything], 0, SOCK_OPS),
     h(60, "msg_redirect_map", Integer, &[Ctx, MapPtr, Anything, Anything], 0, SK_MSG),
@@ -332,9 +404,9 @@ pub static HELPERS: [Helper; 211] = [
     h(84, "sk_lookup_tcp", SocketOrNull, &[Ctx, READ, Size, Anything, Anything], PKT|ACQUIRE, TC | XDP | CGROUP_SKB | SK_SKB | CGROUP_SOCK_ADDR),
     h(85, "sk_lookup_udp", SocketOrNull, &[Ctx, READ, Size, Anything, Anything], PKT|ACQUIRE, TC | XDP | CGROUP_SKB | SK_SKB | CGROUP_SOCK_ADDR),
     h(86, "sk_release", Integer, &[BtfSock], RELEASE, TC | XDP | CGROUP_SKB | SK_SKB | CGROUP_SOCK_ADDR | SK_LOOKUP),
-    h(87, "map_push_elem", Integer, &[MapPtr, MapValue, Anything], PKT, ANY),
-    h(88, "map_pop_elem", Integer, &[MapPtr, UninitMapValue], 0, ANY),
-    h(89, "map_peek_elem", Integer, &[MapPtr, UninitMapValue], 0, ANY),
+    h(87, "map_push_elem", Integer, &[MapPtr, MapValue, Anything], PKT, ALL),
+    h(88, "map_pop_elem", Integer, &[MapPtr, UninitMapValue], 0, ALL),
+    h(89, "map_peek_elem", Integer, &[MapPtr, UninitMapValue], 0, ALL),
     h(90, "msg_push_data", Integer, &[Ctx, Anything, Anything, Anything], MOVES_PKT, SK_MSG),
     h(91, "msg_pop_data", Integer, &[Ctx, Anything, Anything, Anything], MOVES_PKT, SK_MSG),
     h(92, "rc_pointer_rel", Integer, &[Ctx, Anything, Anything], GPL, LIRC_MODE2),
@@ -345,7 +417,7 @@ pub static HELPERS: [Helper; 211] = [
     h(97, "skb_ecn_set_ce", Integer, &[Ctx], 0, TC | CGROUP_SKB),
     h(98, "get_listener_sock", SocketOrNull, &[SockCommon], 0, TC | CGROUP_SKB),
     h(99, "skc_lookup_tcp", SockCommonOrNull, &[Ctx, READ, Size, Anything, Anything], PKT|ACQUIRE, TC | XDP | CGROUP_SKB | SK_SKB | CGROUP_SOCK_ADDR),
-    h(100, "tcp_check_syncookie", Integer, &[BtfSock, READ, SizeOrZero, READ, SizeOrZero], GPL|PKT, TC | XDP),
+    h(100, "tcp_check_syncookie", Integer, &[BtfSock, READ, Size, READ, Size], GPL|PKT, TC | XDP),
     h(101, "sysctl_get_name", Integer, &[Ctx, WRITE, Size, Anything], 0, CGROUP_SYSCTL),
     h(102, "sysctl_get_current_value", Integer, &[Ctx, WRITE, Size], 0, CGROUP_SYSCTL),
     h(103, "sysctl_get_new_value", Integer, &[Ctx, WRITE, Size], 0, CGROUP_SYSCTL),
@@ -355,7 +427,7 @@ pub static HELPERS: [Helper; 211] = [
     h(107, "sk_storage_get", ValueOrNull, &[MapPtr, BtfSock, MapValueOrNull, Anything], 0, TC | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | SYSCALL | TRACING | LSM),
     h(108, "sk_storage_delete", Integer, &[MapPtr, BtfSock], 0, TC | CGROUP_SKB | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | SYSCALL | TRACING | LSM),
     h(109, "send_signal", Integer, &[Anything], 0, ANY),
-    h(110, "tcp_gen_syncookie", Integer, &[BtfSock, READ, SizeOrZero, READ, SizeOrZero], GPL|PKT, TC | XDP),
+    h(110, "tcp_gen_syncookie", Integer, &[BtfSock, READ, Size, READ, Size], GPL|PKT, TC | XDP),
     h(111, "skb_output", Integer, &[Btf, MapPtr, Anything, READ, SizeOrZero], GPL, SYSCALL | TRACING | LSM),
     h(112, "probe_read_user", Integer, &[WRITE, SizeOrZero, Anything], GPL, ANY),
     h(113, "probe_read_kernel", Integer, &[WRITE, SizeOrZero, Anything], GPL, ANY),
@@ -370,7 +442,7 @@ pub static HELPERS: [Helper; 211] = [
     h(122, "get_netns_cookie", Integer, &[CtxOrNull], 0, TC | SOCKET_FILTER | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),
     h(123, "get_current_ancestor_cgroup_id", Integer, &[Anything], 0, ANY),
     h(124, "sk_assign", Integer, &[Ctx, BtfSock, Anything], 0, TC | SK_LOOKUP),
-    h(125, "ktime_get_boot_ns", Integer, &[], 0, ANY),
+    h(125, "ktime_get_boot_ns", Integer, &[], 0, ALL),
     h(126, "seq_printf", Integer, &[Btf, READ, Size, READ_OR_NULL, SizeOrZero], GPL, TRACING),
     h(127, "seq_write", Integer, &[Btf, READ, SizeOrZero], GPL, TRACING),
     h(128, "sk_cgroup_id", Integer, &[BtfSock], 0, CGROUP_SKB),
@@ -412,7 +484,7 @@ pub static HELPERS: [Helper; 211] = [
     h(164, "for_each_map_elem", Integer, &[MapPtr, Func, StackOrNull, Anything], CALLBACK, ANY),
     h(165, "snprintf", Integer, &[UPDATE_OR_NULL, SizeOrZero, ConstStr, READ_OR_NULL, SizeOrZero], GPL, ANY),
     h(166, "sys_bpf", Integer, &[Anything, READ, Size], 0, SYSCALL),
-    h(167, "btf_find_by_name_kind", Integer, &[READ, SizeOrZero, Anything, Anything], 0, SYSCALL),
+    h(167, "btf_find_by_name_kind", Integer, &[READ, Size, Anything, Anything], 0, SYSCALL),
     h(168, "sys_close", Integer, &[Anything], 0, SYSCALL),
     h(169, "timer_init", Integer, &[Timer, MapPtr, Anything], GPL, ANY),
     h(170, "timer_set_callback", Integer, &[Timer, Func], GPL|CALLBACK, ANY),
@@ -431,8 +503,8 @@ pub static HELPERS: [Helper; 211] = [
     h(183, "get_func_arg", Integer, &[Ctx, Anything, Fixed(Access::Write, 8)], 0, TRACING | LSM),
     h(184, "get_func_ret", Integer, &[Ctx, Fixed(Access::Write, 8)], 0, TRACING | LSM),
     h(185, "get_func_arg_cnt", Integer, &[Ctx], 0, TRACING | LSM),
-    h(186, "get_retval", Integer, &[], 0, CGROUP_SOCK | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),
-    h(187, "set_retval", Integer, &[Anything], 0, CGROUP_SOCK | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT),
+    h(186, "get_retval", Integer, &[], 0, CGROUP_SOCK | SOCK_OPS | CGROUP_DEVICE | CGROUP_SOCK_ADDR | CGROUP_SYSCTL | CGROUP_SOCKOPT),
+    h(187, "set_retval", Integer, &[Anything], 0, CGROUP_SOCK | SOCK_OPS | CGROUP_DEVICE | CGROUP_SOCK_ADDR | CGROUP_SYSCTL | CGROUP_SOCKOPT),
     h(188, "xdp_get_buff_len", Integer, &[Ctx], 0, XDP | SYSCALL | TRACING | LSM),
     h(189, "xdp_load_bytes", Integer, &[Ctx, Anything, WRITE, Size], 0, XDP),
     h(190, "xdp_store_bytes", Integer, &[Ctx, Anything, READ, Size], 0, XDP),

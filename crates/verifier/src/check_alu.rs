@@ -249,7 +249,9 @@ impl Env<'_> {
             | Kind::PacketMeta
             | Kind::Mem
             | Kind::Func
+            | Kind::TpBuffer
             | Kind::Dynptr => {}
+            Kind::FlowKeys if known.is_some() => {}
             Kind::Map if known == Some(0) && op == alu::ADD => {}
             _ => return denied!(PointerArithmetic, "arithmetic on {} is not possible", ptr.describe()),
         }

@@ -219,7 +219,10 @@ impl Env<'_> {
         if barred || !h.allowed_in(prog_type) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
         }
-        if h.has(helper::GPL) && !self.prog.gpl_compatible() {
+        if !h.allowed_for(prog_type, self.attach) {
+            return invalid!(HelperNotAllowed, "{prog_type} programs for {} cannot call bpf_{}", self.attach, h.name);
+        }
+        if h.needs_gpl(prog_type, self.attach) && !self.prog.gpl_compatible() {
             return invalid!(
                 HelperNeedsGpl,
                 "bpf_{} is for programs with a GPL-compatible licence; this one's is {:?}",
@@ -237,7 +240,7 @@ impl Env<'_> {
                 format!("bpf_{} does not work in programs of type {prog_type}", h.name),
             ));
         }
-        if let Some(why) = not_judged(id, prog_type) {
+        if let Some(why) = not_judged(id) {
             return unsupported!(UnsupportedHelper, "bpf_{} is not judged yet: {why}", h.name);
         }
         if self.state.locked.is_some() {
@@ -300,6 +303,9 @@ impl Env<'_> {
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
         }
+        if id == GET_LOCAL_STORAGE && !self.state.reg(2).is_null() {
+            return invalid!(ArgumentConstant, "the flags in r2 of bpf_{} must be 0", h.name);
+        }
         if h.has(helper::CALLBACK) {
             self.call_back(h, &facts)?;
         }
@@ -361,12 +367,18 @@ impl Env<'_> {
         if matches!(h.id, TCP_SOCK | SK_FULLSOCK) {
             // The same socket seen otherwise: it goes when the reference is released.
             r0.ref_id = facts.reference;
-        } else if h.has(helper::ACQUIRE) {
+        } else if h.has(helper::ACQUIRE) || h.id == MAP_LOOKUP && self.holds_sockets(facts.map) {
             let id = self.acquire();
             r0.id = id;
             r0.ref_id = id;
         }
         Ok(r0)
+    }
+
+    /// The values of the map are sockets; looking one up acquires it.
+    fn holds_sockets(&self, map: Option<u32>) -> bool {
+        let map = map.and_then(|m| self.maps.get(m as usize));
+        map.is_some_and(|m| matches!(m.def.map_type, MapType::Sockmap | MapType::Sockhash))
     }
 
     /// Numbers that some helpers return are bounded.
@@ -399,6 +411,7 @@ const OVERRIDE_RETURN: u32 = 58;
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
+const GET_LOCAL_STORAGE: u32 = 81;
 const MAP_PUSH: u32 = 87;
 const MAP_POP: u32 = 88;
 const GET_SMP_PROCESSOR_ID: u32 = 8;
@@ -414,11 +427,10 @@ const GET_FUNC_IP: u32 = 173;
 const DYNPTR_FROM_MEM: u32 = 197;
 
 /// Helpers with rules of their own that are not there yet.
-fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
+fn not_judged(id: u32) -> Option<&'static str> {
     Some(match id {
         93 | 94 => "spin locks",
-        107 | 108 => "socket storage",
-        124 | 100 | 110 | 128 | 129 | 136..=140 | 178 | 196 => "sockets as kernel types",
+        136..=140 | 178 | 196 => "sockets as kernel types",
         111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
         149 | 150 => "BTF pointers",
         165 => "format strings",
@@ -426,9 +438,6 @@ fn not_judged(id: u32, prog: ProgType) -> Option<&'static str> {
         158 => "pointers to kernel types",
         169..=172 => "timers",
         194 => "kptrs",
-        46 if !matches!(prog, ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct) => {
-            "sockets as kernel types"
-        }
         _ => return None,
     })
 }

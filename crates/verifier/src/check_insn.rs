@@ -1,10 +1,10 @@
 //! One instruction: to each class its rules.
 
 use skep_ebpf::insn::{Insn, alu, class, jmp, mode, pseudo, size};
-use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, denied, invalid, unsupported};
+use crate::prog_type::Exit;
 use crate::reg::{Kind, Reg};
 
 impl Env<'_> {
@@ -102,7 +102,7 @@ impl Env<'_> {
     }
 
     fn check_packet_load(&mut self, i: Insn) -> Check {
-        if !crate::ctx::loads_packets(self.prog.prog_type) {
+        if !self.types.loads_packets {
             return invalid!(
                 PacketAccess,
                 "programs of type {} cannot load packet data by LD_ABS or LD_IND",
@@ -165,12 +165,14 @@ impl Env<'_> {
             }
             return Ok(Next::Done);
         }
-        let session =
-            matches!(self.prog.attach_type, Some(AttachType::TraceKprobeSession | AttachType::TraceUprobeSession));
-        if self.prog.prog_type == ProgType::Kprobe && session {
+        if let Exit::Range(min, max) = self.types.exit(self.attach) {
+            if !r0.is_scalar() {
+                return invalid!(ReturnValue, "the program returns {}, not a number", r0.describe());
+            }
             self.mark_precise(0)?;
-            if !r0.is_scalar() || r0.num.smin < 0 || r0.num.smax > 1 {
-                return invalid!(ReturnValue, "a session program returns 0 or 1; r0 holds {}", r0.describe());
+            if r0.num.smin < min || r0.num.smax > max {
+                let prog_type = self.prog.prog_type;
+                return invalid!(ReturnValue, "{prog_type} programs return {min} to {max} here; r0 holds {}", r0.num);
             }
         }
         Ok(Next::Done)

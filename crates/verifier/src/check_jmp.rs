@@ -7,6 +7,7 @@ use crate::branch;
 use crate::check_alu::settle;
 use crate::env::{Env, Next};
 use crate::fail::{Check, invalid};
+use crate::map_facts::make_not_null;
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
 use crate::state::{FP, Place, State};
@@ -148,16 +149,6 @@ impl Env<'_> {
                 reg.id = 0;
             }
         });
-    }
-}
-
-fn make_not_null(maps: &[crate::map_facts::MapFacts<'_>], reg: &mut Reg) {
-    reg.flags &= !crate::reg::flag::NULLABLE;
-    if reg.kind == Kind::MapValue
-        && let Some(inner) = maps.get(reg.what as usize).and_then(|m| m.inner)
-    {
-        reg.kind = Kind::Map;
-        reg.what = inner;
     }
 }
 

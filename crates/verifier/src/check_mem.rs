@@ -7,6 +7,7 @@ use crate::check_alu::MAX_OFFSET;
 use crate::ctx::{self, Loaded};
 use crate::env::Env;
 use crate::fail::{Check, denied, invalid, unsupported};
+use crate::prog_type::Packet;
 use crate::reg::{Kind, Reg, flag};
 
 /// One access through a register.
@@ -113,7 +114,7 @@ impl Env<'_> {
 
     fn atomic_pointer_ok(&self, r: u8) -> Check {
         let reg = self.state.reg(r);
-        let barred = matches!(reg.kind, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock) || reg.is_packet();
+        let barred = matches!(reg.kind, Kind::Ctx | Kind::FlowKeys) || reg.is_socket() || reg.is_packet();
         if barred {
             return denied!(AtomicAccess, "atomic operations do not work on r{r}, {}", reg.describe());
         }
@@ -143,7 +144,7 @@ impl Env<'_> {
     /// Accesses that are rewritten for one kind of pointer must have that kind on every path. Plain loads from objects
     /// are guarded where some path needs it, so those may differ.
     fn same_pointer_kind(&mut self, ptr: Reg, plain_load: bool) -> Check {
-        let special = |k| matches!(k, Kind::Ctx | Kind::Socket | Kind::SockCommon | Kind::TcpSock | Kind::Btf);
+        let special = |k: Kind| k.is_socket() || matches!(k, Kind::Ctx | Kind::Btf);
         let object = |k| k == Kind::Btf || k == Kind::Mem && self.options.profile.untrusted_memory;
         let new = (ptr.kind, if ptr.kind == Kind::Btf { ptr.flags } else { 0 });
         let fact = &mut self.facts[self.insn];
@@ -209,12 +210,25 @@ impl Env<'_> {
                 };
             }
             Kind::Packet | Kind::PacketMeta => {
-                if a.write && !ctx::reads_packets(self.prog.prog_type) {
+                if a.write && !matches!(self.types.packet, Packet::Writes | Packet::Buffer) {
                     return denied!(PacketAccess, "programs of this type cannot write packet data");
                 }
                 self.check_packet(a.reg, &ptr, off, a.size.into(), false)?;
             }
-            Kind::Socket | Kind::SockCommon | Kind::TcpSock => {
+            Kind::FlowKeys => {
+                if off < 0 || off as u64 + u64::from(a.size) > ctx::FLOW_KEYS_SIZE {
+                    return denied!(MemoryOutOfBounds, "the flow keys have no {} bytes at offset {off}", a.size);
+                }
+            }
+            Kind::TpBuffer => {
+                if off < 0 {
+                    return denied!(NegativeOffset, "offset {off} of r{} is in front of the buffer", a.reg);
+                }
+                if ptr.num.as_const() != Some(0) {
+                    return denied!(UnboundedOffset, "the buffer of a tracepoint is accessed at constant offsets");
+                }
+            }
+            Kind::Socket | Kind::SockCommon | Kind::TcpSock | Kind::XdpSock => {
                 if a.write {
                     return denied!(ReadOnlyMemory, "sockets cannot be written");
                 }
@@ -266,7 +280,7 @@ impl Env<'_> {
 
     /// Alignment: strict for the stack, else only where the program asked for it.
     pub fn check_alignment(&self, ptr: &Reg, r: u8, off: i64, size: u32, must: bool) -> Check {
-        let strict = must || ptr.kind == Kind::Stack || self.prog.flags & prog_flags::STRICT_ALIGNMENT != 0;
+        let strict = must || ptr.kind == Kind::Stack || self.strict_alignment();
         if !strict || size == 1 {
             return Ok(());
         }
@@ -278,6 +292,11 @@ impl Env<'_> {
             return denied!(Misaligned, "{size} bytes at offset {off} of r{r} ({}) are not aligned", ptr.describe());
         }
         Ok(())
+    }
+
+    /// The program asked for natural alignment everywhere, and not for the contrary as well.
+    fn strict_alignment(&self) -> bool {
+        self.prog.flags & (prog_flags::STRICT_ALIGNMENT | prog_flags::ANY_ALIGNMENT) == prog_flags::STRICT_ALIGNMENT
     }
 
     /// Both ends of where `off` plus the variable part can be lie in `[0, region)`.
@@ -367,10 +386,11 @@ impl Env<'_> {
         Ok(Some(u64::from_le_bytes(value)))
     }
 
-    fn check_ctx(&mut self, a: Access, ptr: &Reg, off: i64) -> Check<Reg> {
+    /// Checks an access to the context; gives what a load yields.
+    pub fn check_ctx(&mut self, a: Access, ptr: &Reg, off: i64) -> Check<Reg> {
         self.check_unmodified(a.reg, ptr)?;
         let access = ctx::Access { off, size: a.size, write: a.write, signed: a.signed };
-        let Some(loaded) = ctx::access(self.prog.prog_type, self.prog.attach_type, access) else {
+        let Some(loaded) = ctx::access(self.prog.prog_type, self.attach, access) else {
             let verb = if a.write { "written" } else { "read" };
             return denied!(
                 ContextAccess,
@@ -388,7 +408,7 @@ impl Env<'_> {
         Ok(match loaded {
             Loaded::Number => Reg::UNKNOWN,
             Loaded::Pointer { kind, nullable } => {
-                if kind != Kind::SockCommon {
+                if a.size == 4 {
                     self.facts[self.insn].pointer_load = ctx::pointer_field(self.prog.prog_type, off as i32);
                 }
                 let mut reg = Reg::pointer(kind);
@@ -398,7 +418,16 @@ impl Env<'_> {
                 }
                 reg
             }
+            Loaded::Trusted(name) => self.kernel_struct(name)?,
         })
+    }
+
+    /// A trusted pointer to a kernel struct.
+    fn kernel_struct(&self, name: &str) -> Check<Reg> {
+        match self.kernel_types()?.find_struct(name) {
+            Some(id) => Ok(Reg::kernel_object(id, flag::TRUSTED)),
+            None => denied!(ContextAccess, "the kernel has no struct {name}"),
+        }
     }
 
     /// The packet is known to be long enough.

@@ -5,6 +5,7 @@ use std::time::Instant;
 use skep_ebpf::Errno;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::Program;
+use skep_ebpf::uapi::AttachType;
 
 use crate::cfg::Cfg;
 use crate::check_call::Global;
@@ -14,6 +15,7 @@ use crate::liveness::Liveness;
 use crate::log::{Log, TypeNames};
 use crate::map_facts::MapFacts;
 use crate::precision::Backtrack;
+use crate::prog_type::{self, TypeFacts};
 use crate::prune::Explored;
 use crate::reason::Reason;
 use crate::recorder::Recorder;
@@ -67,6 +69,10 @@ pub(crate) enum Next {
 pub(crate) struct Env<'p> {
     pub prog: &'p Program,
     pub options: &'p Options,
+    /// What programs of this type may do.
+    pub types: &'static TypeFacts,
+    /// The attach type, as the load sets it.
+    pub attach: AttachType,
     pub insns: &'p [Insn],
     pub cfg: Cfg,
     pub live: Liveness,
@@ -98,11 +104,14 @@ pub(crate) struct Env<'p> {
 
 impl<'p> Env<'p> {
     pub fn new(prog: &'p Program, options: &'p Options, cfg: Cfg, maps: Vec<MapFacts<'p>>) -> Env<'p> {
+        let types = prog_type::facts(prog.prog_type);
         let live = Liveness::new(&prog.insns, &cfg);
         let functions = vec![FunctionFacts::default(); cfg.functions.len()];
         Env {
             prog,
             options,
+            types,
+            attach: types.attach_type(prog.attach_type),
             insns: &prog.insns,
             live,
             maps,
@@ -351,14 +360,8 @@ impl<'p> Env<'p> {
     }
 
     /// Makes what was a pointer or null the pointer that it is.
-    pub fn make_not_null(&mut self, reg: &mut Reg) {
-        reg.flags &= !flag::NULLABLE;
-        if reg.kind == Kind::MapValue
-            && let Some(inner) = self.maps.get(reg.what as usize).and_then(|m| m.inner)
-        {
-            reg.kind = Kind::Map;
-            reg.what = inner;
-        }
+    pub fn make_not_null(&self, reg: &mut Reg) {
+        crate::map_facts::make_not_null(&self.maps, reg);
     }
 
     /// The kernel's types; without them programs that need them are not judged.

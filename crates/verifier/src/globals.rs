@@ -2,10 +2,10 @@
 
 use skep_ebpf::btf::{Btf, Kind as Type, Linkage};
 use skep_ebpf::program::Program;
-use skep_ebpf::uapi::ProgType;
 
 use crate::cfg::Cfg;
 use crate::check_call::{Global, Param};
+use crate::context_type;
 use crate::env::FunctionFacts;
 use crate::fail::{Check, invalid};
 
@@ -121,15 +121,15 @@ fn param(prog: &Program, btf: &Btf, func: u32, n: usize, ty: u32) -> Result<Para
         Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }) if !is_ctx => Ok(Param::Number),
         Some(Type::Ptr { ty: pointee }) => {
             let pointee = *pointee;
-            if points_to_ctx(prog.prog_type, btf, pointee) {
+            if context_type::named(prog, btf, pointee) {
                 return Ok(Param::Ctx);
             }
             if is_ctx {
-                return Ok(if matches!(kind_of(btf, pointee), Some(Type::Void)) {
-                    Param::Ctx
+                return if context_type::tagged(prog, btf, pointee) {
+                    Ok(Param::Ctx)
                 } else {
-                    Param::Unsupported
-                });
+                    Err("it is tagged as the context, but its type is another".into())
+                };
             }
             let Some(target) = btf.resolve(pointee) else { return Err("its type is not known".into()) };
             if btf.name(target) == "bpf_dynptr" {
@@ -143,28 +143,4 @@ fn param(prog: &Program, btf: &Btf, func: u32, n: usize, ty: u32) -> Result<Para
         Some(other) => Err(format!("a {} cannot be passed", other.name())),
         None => Err("its type is not known".into()),
     }
-}
-
-fn points_to_ctx(prog: ProgType, btf: &Btf, pointee: u32) -> bool {
-    let Some(expected) = crate::ctx::struct_name(prog) else { return false };
-    let mut id = pointee;
-    for _ in 0..32 {
-        if btf.name(id) == expected
-            && matches!(btf.kind(id), Some(Type::Struct(_) | Type::Typedef { .. } | Type::Fwd { .. }))
-        {
-            return matches!(btf.kind(id), Some(Type::Struct(_))) || prog == ProgType::Kprobe;
-        }
-        match btf.kind(id).and_then(Type::modified) {
-            Some(next) => id = next,
-            None => break,
-        }
-    }
-    let is_struct = matches!(btf.kind(id), Some(Type::Struct(_)));
-    let kernel_side = match prog {
-        ProgType::Kprobe => "pt_regs",
-        ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct => "sk_buff",
-        ProgType::Xdp => "xdp_buff",
-        _ => return false,
-    };
-    is_struct && btf.name(id) == kernel_side
 }

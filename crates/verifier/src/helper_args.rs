@@ -1,11 +1,13 @@
 //! Arguments of helpers, by the kind that the prototype names.
 
-use skep_ebpf::helper::{self, Access, Arg, Helper};
+use skep_ebpf::helper::{self, Access as Use, Arg, Helper};
 use skep_ebpf::uapi::{MapType, map_flags};
 
 use crate::check_alu::MAX_OFFSET;
+use crate::check_mem::Access;
 use crate::env::Env;
 use crate::fail::{Check, denied, invalid, unsupported};
+use crate::prog_type::Packet;
 use crate::reg::{Kind, Reg, flag};
 use crate::stack::locate;
 use crate::stack_object::Dynptr;
@@ -45,15 +47,34 @@ impl Env<'_> {
         if arg == Arg::Anything {
             return Ok(());
         }
-        if reg.is_packet() && !(h.has(helper::PKT) && crate::ctx::reads_packets(self.prog.prog_type)) {
+        if matches!(arg, Arg::MapValueOrNull | Arg::UninitMapValue)
+            && let Some(map) = facts.map.and_then(|m| self.maps.get(m as usize))
+            && matches!(map.def.map_type, MapType::Sockmap | MapType::Sockhash)
+        {
+            return invalid!(
+                MapNotForHelper,
+                "bpf_{} does not work on map {}, which holds sockets",
+                h.name,
+                map.def.name
+            );
+        }
+        if reg.is_packet() && !self.takes_packet(h) {
             return denied!(
                 PacketAccess,
                 "bpf_{} does not take packet data in r{r}; copy it to the stack first",
                 h.name
             );
         }
-        let may_be_null =
-            matches!(arg, Arg::MemOrNull(_) | Arg::MapValueOrNull | Arg::CtxOrNull | Arg::StackOrNull | Arg::BtfOrNull);
+        let may_be_null = matches!(
+            arg,
+            Arg::MemOrNull(_)
+                | Arg::MapValueOrNull
+                | Arg::CtxOrNull
+                | Arg::StackOrNull
+                | Arg::BtfOrNull
+                | Arg::BtfSockOrNull
+                | Arg::SocketOrNull
+        );
         if !(may_be_null && reg.is_null()) {
             self.check_arg_kind(h, r, arg, &reg, may_be_null)?;
             self.check_arg_offset(r, &reg)?;
@@ -94,17 +115,17 @@ impl Env<'_> {
                 self.check_helper_memory(r, size, true, false, Some(facts), false)?;
             }
             Arg::Fixed(access, size) => {
-                let fills = if access == Access::Write { Some(facts) } else { None };
-                self.check_helper_memory(r, size.into(), access != Access::Read, false, fills, false)?;
-                if access != Access::Read {
+                let fills = if access == Use::Write { Some(facts) } else { None };
+                self.check_helper_memory(r, size.into(), access != Use::Read, false, fills, false)?;
+                if access != Use::Read {
                     self.check_alignment(&reg, r, 0, size.into(), true)?;
                 }
             }
             Arg::Size | Arg::SizeOrZero => {
-                let before = h.args.get(usize::from(r).wrapping_sub(2)).copied();
+                let before = h.args_in(self.prog.prog_type).get(usize::from(r).wrapping_sub(2)).copied();
                 let access = match before {
                     Some(Arg::Mem(a) | Arg::MemOrNull(a)) => a,
-                    _ => Access::Read,
+                    _ => Use::Read,
                 };
                 self.check_size(h, r, &reg, access, arg == Arg::SizeOrZero, facts)?;
             }
@@ -132,7 +153,7 @@ impl Env<'_> {
             ) && !(reg.read_only() && write)
         };
         // Memory that is only for reading fits only where the helper says that it only reads.
-        let reads_only = |a: Access| a == Access::Read;
+        let reads_only = |a: Use| a == Use::Read;
         let ok = match arg {
             Arg::MapPtr => reg.kind == Kind::Map,
             // A slice that a kfunc gave is no place for keys and values.
@@ -142,8 +163,8 @@ impl Env<'_> {
             Arg::Mem(a) | Arg::MemOrNull(a) | Arg::Fixed(a, _) => memory(!reads_only(a)),
             Arg::Size | Arg::SizeOrZero | Arg::AllocSize => reg.is_scalar(),
             Arg::Ctx | Arg::CtxOrNull => reg.kind == Kind::Ctx,
-            Arg::SockCommon => matches!(reg.kind, Kind::Socket | Kind::SockCommon | Kind::TcpSock),
-            Arg::BtfSock => matches!(reg.kind, Kind::Socket | Kind::SockCommon | Kind::TcpSock),
+            Arg::SockCommon | Arg::BtfSock | Arg::BtfSockOrNull => reg.is_socket(),
+            Arg::SocketOrNull => reg.kind == Kind::Socket,
             Arg::RingbufRecord => reg.kind == Kind::Mem && reg.flags & flag::RINGBUF != 0,
             Arg::Func => reg.kind == Kind::Func,
             Arg::StackOrNull => reg.kind == Kind::Stack,
@@ -155,6 +176,9 @@ impl Env<'_> {
         if reg.nullable() && !may_be_null {
             return denied!(PossiblyNull, "r{r} of bpf_{} is {}; check it for null first", h.name, reg.describe());
         }
+        if !ok && reg.kind == Kind::Btf {
+            return unsupported!(UnsupportedArgument, "r{r} of bpf_{} is {}, not judged yet", h.name, reg.describe());
+        }
         if !ok {
             return denied!(
                 ArgumentType,
@@ -165,6 +189,15 @@ impl Env<'_> {
             );
         }
         Ok(())
+    }
+
+    /// The helper takes pointers to packet data in programs of this type.
+    fn takes_packet(&self, h: &Helper) -> bool {
+        match self.types.packet {
+            Packet::No => false,
+            Packet::Reads | Packet::Writes => h.has(helper::PKT),
+            Packet::Buffer => true,
+        }
     }
 
     /// Pointers that have no inside must be passed as they are.
@@ -187,9 +220,6 @@ impl Env<'_> {
         let Some(map) = facts.map.and_then(|m| self.maps.get(m as usize)) else {
             return invalid!(UnknownMap, "bpf_{} has no map", h.name);
         };
-        if matches!(map.def.map_type, MapType::Sockmap | MapType::Sockhash) {
-            return unsupported!(UnsupportedMapType, "socket maps are not judged yet");
-        }
         Ok(map.def.value_size.into())
     }
 
@@ -229,15 +259,7 @@ impl Env<'_> {
         Ok(Some(value))
     }
 
-    fn check_size(
-        &mut self,
-        h: &Helper,
-        r: u8,
-        reg: &Reg,
-        access: Access,
-        zero_ok: bool,
-        facts: &mut CallFacts,
-    ) -> Check {
+    fn check_size(&mut self, h: &Helper, r: u8, reg: &Reg, access: Use, zero_ok: bool, facts: &mut CallFacts) -> Check {
         let n = reg.num;
         facts.size_max = n.umax;
         let constant = n.bits.is_const();
@@ -251,8 +273,8 @@ impl Env<'_> {
             return denied!(ArgumentSize, "the size in r{r} of bpf_{} has no upper bound: it is {n}", h.name);
         }
         // Only memory that is surely filled whole may be uninitialised before.
-        let fills = if constant && access == Access::Write { Some(facts) } else { None };
-        self.check_helper_memory(r - 1, n.umax, access != Access::Read, zero_ok, fills, false)?;
+        let fills = if constant && access == Use::Write { Some(facts) } else { None };
+        self.check_helper_memory(r - 1, n.umax, access != Use::Read, zero_ok, fills, false)?;
         self.mark_precise(r)
     }
 
@@ -299,6 +321,14 @@ impl Env<'_> {
                     }
                     _ => self.check_stack_region(r, &reg, off, size, write),
                 }
+            }
+            // A context as it is can be handed on; that its last byte is there says enough.
+            Kind::Ctx if self.types.context.plain => {
+                let Some(last) = size.checked_sub(1) else {
+                    return if zero_ok { Ok(()) } else { denied!(ArgumentSize, "a size of zero is not possible here") };
+                };
+                let a = Access { reg: r, off: 0, size: 1, write, signed: false, aligned: false };
+                self.check_ctx(a, &reg, off.saturating_add(last as i64)).map(|_| ())
             }
             _ if zero_ok && size == 0 && reg.is_null() => Ok(()),
             _ => {
@@ -350,6 +380,8 @@ fn wanted(arg: Arg) -> &'static str {
         Arg::CtxOrNull => "the context or null",
         Arg::SpinLock => "a spin lock in a map value",
         Arg::SockCommon | Arg::BtfSock => "a socket",
+        Arg::BtfSockOrNull => "a socket or null",
+        Arg::SocketOrNull => "a full socket or null",
         Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => "a pointer to a kernel type",
         Arg::RingbufRecord => "a reserved ring buffer record",
         Arg::Func => "a function",

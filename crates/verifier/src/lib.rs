@@ -14,6 +14,7 @@ mod check_insn;
 mod check_jmp;
 mod check_mem;
 mod compare;
+mod context_type;
 mod ctx;
 mod dynptr;
 mod env;
@@ -30,6 +31,7 @@ mod map_facts;
 mod map_helpers;
 mod precision;
 mod profile;
+mod prog_type;
 mod prune;
 mod rcu;
 mod reason;
@@ -50,7 +52,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{LineInfo, Program};
-use skep_ebpf::uapi::{ProgType, prog_flags};
+use skep_ebpf::uapi::prog_flags;
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use profile::KernelProfile;
@@ -59,7 +61,7 @@ pub use scalar::Scalar;
 pub use tnum::Tnum;
 
 use env::Env;
-use fail::{Check, Failure, invalid, unsupported};
+use fail::{Check, Failure};
 
 /// How to verify.
 #[derive(Clone, Debug, Default)]
@@ -313,21 +315,7 @@ fn check_program(program: &Program, options: &Options) -> Check {
             format!("the program has {n} instructions; 1 to {} are possible", options.profile.max_insns),
         ));
     }
-    if program.flags & prog_flags::SLEEPABLE != 0 && program.prog_type != ProgType::Kprobe {
-        return invalid!(ProgramType, "programs of type {} cannot sleep", program.prog_type);
-    }
-    match program.prog_type {
-        ProgType::Unspec => invalid!(ProgramType, "the program has no type"),
-        ProgType::Kprobe
-        | ProgType::Tracepoint
-        | ProgType::PerfEvent
-        | ProgType::RawTracepoint
-        | ProgType::SocketFilter
-        | ProgType::SchedCls
-        | ProgType::SchedAct
-        | ProgType::Xdp => Ok(()),
-        other => unsupported!(UnsupportedProgramType, "programs of type {other} are not judged yet"),
-    }
+    prog_type::check(program)
 }
 
 /// The maps that reachable instructions name.

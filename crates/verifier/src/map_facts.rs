@@ -6,6 +6,7 @@ use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
 
 use crate::fail::{Check, Failure, invalid};
+use crate::reg::{Kind, Reg, flag};
 
 /// Kinds of fields that only helpers may touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +106,23 @@ impl MapFacts<'_> {
         let single = self.def.map_type == MapType::Array && self.def.max_entries == 1;
         if self.def.frozen && single && self.program_read_only() { self.def.initial.as_deref() } else { None }
     }
+}
+
+/// Makes what was a pointer or null the pointer that it is. A value of a map of maps is a map, one of a map of sockets a
+/// socket.
+pub(crate) fn make_not_null(maps: &[MapFacts<'_>], reg: &mut Reg) {
+    reg.flags &= !flag::NULLABLE;
+    if reg.kind != Kind::MapValue {
+        return;
+    }
+    let Some(map) = maps.get(reg.what as usize) else { return };
+    let (kind, what) = match (map.inner, map.def.map_type) {
+        (Some(inner), _) => (Kind::Map, inner),
+        (_, MapType::Sockmap | MapType::Sockhash) => (Kind::Socket, 0),
+        (_, MapType::Xskmap) => (Kind::XdpSock, 0),
+        _ => return,
+    };
+    (reg.kind, reg.what) = (kind, what);
 }
 
 /// Collects the facts, inner maps at the end.
@@ -228,12 +246,28 @@ pub(crate) fn check_references(prog: &Program, maps: &[MapFacts<'_>]) -> Check {
         }
         at += 1;
     }
+    check_storages(prog, &used)?;
     if used.iter().filter(|u| **u).count() > 64 {
         return Err(Failure::new(
             skep_ebpf::Errno::E2BIG,
             crate::reason::Reason::TooManyMaps,
             "the program uses more than 64 maps".into(),
         ));
+    }
+    Ok(())
+}
+
+/// A program has one storage of its own for each control group, and one for each CPU there.
+fn check_storages(prog: &Program, used: &[bool]) -> Check {
+    for storage in [MapType::CgroupStorage, MapType::PercpuCgroupStorage] {
+        let mut maps = prog.maps.iter().zip(used).filter(|(m, used)| **used && m.map_type == storage);
+        if let (Some((first, _)), Some((second, _))) = (maps.next(), maps.next()) {
+            return Err(Failure::new(
+                skep_ebpf::Errno::EBUSY,
+                crate::reason::Reason::MapNotForProgram,
+                format!("a program uses one map of type {storage}, not both {} and {}", first.name, second.name),
+            ));
+        }
     }
     Ok(())
 }

@@ -164,5 +164,5 @@ pub(crate) fn may_change_sockmap(helper: u32, map: MapType, prog: ProgType) -> b
 
 /// True if the map type can be judged at all: those with rules of their own for what a lookup gives are not yet.
 pub(crate) fn lookup_known(map: MapType) -> bool {
-    !matches!(map, MapType::Xskmap | MapType::Sockmap | MapType::Sockhash | MapType::Arena | MapType::StructOps)
+    !matches!(map, MapType::Arena | MapType::StructOps)
 }

@@ -33,6 +33,12 @@ pub(crate) enum Kind {
     SockCommon,
     /// A `struct bpf_tcp_sock`.
     TcpSock,
+    /// A `struct bpf_xdp_sock`.
+    XdpSock,
+    /// The `struct bpf_flow_keys` that a flow dissector fills.
+    FlowKeys,
+    /// The buffer of a writable raw tracepoint, of a size that is known when the program is attached.
+    TpBuffer,
     /// A function of the program, the one that starts at instruction `what`.
     Func,
     /// A dynptr: one handed to a global function or callback, or what a stack slot holds (see [`crate::stack_object`]).
@@ -41,6 +47,13 @@ pub(crate) enum Kind {
     Iter,
     /// An object of a BTF type: `what` is the type's id, in the kernel's BTF or (with [`flag::LOCAL_TYPE`]) the program's.
     Btf,
+}
+
+impl Kind {
+    /// True for sockets as the user API shows them.
+    pub fn is_socket(self) -> bool {
+        matches!(self, Kind::Socket | Kind::SockCommon | Kind::TcpSock | Kind::XdpSock)
+    }
 }
 
 /// What else is true of a pointer.
@@ -192,6 +205,11 @@ impl Reg {
         self.linked_delta = false;
     }
 
+    /// True for sockets as the user API shows them.
+    pub fn is_socket(&self) -> bool {
+        self.kind.is_socket()
+    }
+
     /// What the register holds, for messages.
     pub fn describe(&self) -> String {
         let what = match self.kind {
@@ -210,6 +228,9 @@ impl Reg {
             Kind::Socket => "a socket",
             Kind::SockCommon => "a socket of any family",
             Kind::TcpSock => "a TCP socket",
+            Kind::XdpSock => "an XDP socket",
+            Kind::FlowKeys => "the flow keys",
+            Kind::TpBuffer => "the buffer of the tracepoint",
             Kind::Func => "a function",
             Kind::Dynptr => "a dynptr",
             Kind::Iter => "an iterator",

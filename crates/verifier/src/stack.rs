@@ -103,7 +103,7 @@ impl Env<'_> {
                 self.save(frame, slot, reg, a.size);
             }
             (None, Operand::Imm(x)) if whole => self.save(frame, slot, Reg::constant(x as i64 as u64), a.size),
-            (Some((_, reg)), _) if reg.is_pointer() && reg.kind != Kind::Dynptr => {
+            (Some((_, reg)), _) if reg.is_pointer() && !matches!(reg.kind, Kind::Dynptr | Kind::TpBuffer) => {
                 if a.size != 8 {
                     return denied!(SpilledPointerCorrupt, "a pointer is saved with {} of its 8 bytes", a.size);
                 }

@@ -16,7 +16,34 @@ use skep_elf::{Kconfig, Ksyms, LoadOptions, Object, kernel_version};
 use skep_verifier::{Options, Outcome, verify};
 
 /// The program types that are judged.
-const JUDGED: [&str; 7] = ["kprobe", "tracepoint", "perf_event", "raw_tracepoint", "socket_filter", "sched_cls", "xdp"];
+const JUDGED: [&str; 26] = [
+    "kprobe",
+    "tracepoint",
+    "perf_event",
+    "raw_tracepoint",
+    "raw_tracepoint_writable",
+    "socket_filter",
+    "sched_cls",
+    "sched_act",
+    "xdp",
+    "cgroup_skb",
+    "cgroup_sock",
+    "cgroup_sock_addr",
+    "cgroup_sockopt",
+    "cgroup_sysctl",
+    "cgroup_device",
+    "sock_ops",
+    "sk_skb",
+    "sk_msg",
+    "sk_lookup",
+    "sk_reuseport",
+    "flow_dissector",
+    "netfilter",
+    "lwt_in",
+    "lwt_out",
+    "lwt_xmit",
+    "syscall",
+];
 
 struct Corpus {
     dir: PathBuf,

@@ -6,24 +6,96 @@ mod kernel;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use skep_ebpf::Insn;
+use skep_ebpf::btf::Btf;
 use skep_ebpf::helper::{Access, Arg, HELPERS, Helper};
 use skep_ebpf::insn::{CALL, EXIT, LD_IMM64, alu, class, jmp, mode, pseudo, size};
 use skep_ebpf::program::{MapDef, Program};
-use skep_ebpf::uapi::{MapType, ProgType, map_flags};
+use skep_ebpf::uapi::{AttachType as A, MapType, ProgType, map_flags, prog_flags};
 use skep_verifier::{KernelProfile, Options, Outcome, verify};
 
-const TYPES: [ProgType; 7] = [
-    ProgType::SocketFilter,
-    ProgType::Kprobe,
-    ProgType::SchedCls,
-    ProgType::Tracepoint,
-    ProgType::Xdp,
-    ProgType::PerfEvent,
-    ProgType::RawTracepoint,
+/// Every program type that needs nothing but instructions, the attach types that make a difference, and the size of the
+/// context.
+const TYPES: &[(ProgType, &[A], i16)] = &[
+    (ProgType::SocketFilter, &[A::CgroupInetIngress], 192),
+    (ProgType::Kprobe, &[A::CgroupInetIngress, A::TraceKprobeMulti, A::TraceKprobeSession, A::TraceUprobeSession], 168),
+    (ProgType::SchedCls, &[A::CgroupInetIngress], 192),
+    (ProgType::SchedAct, &[A::CgroupInetIngress], 192),
+    (ProgType::Tracepoint, &[A::CgroupInetIngress], 24),
+    (ProgType::Xdp, &[A::Xdp, A::XdpDevmap, A::XdpCpumap], 24),
+    (ProgType::PerfEvent, &[A::PerfEvent], 184),
+    (ProgType::CgroupSkb, &[A::CgroupInetIngress, A::CgroupInetEgress], 192),
+    (
+        ProgType::CgroupSock,
+        &[
+            A::CgroupInetIngress,
+            A::CgroupInetSockCreate,
+            A::CgroupInetSockRelease,
+            A::CgroupInet4PostBind,
+            A::CgroupInet6PostBind,
+        ],
+        80,
+    ),
+    (ProgType::LwtIn, &[A::CgroupInetIngress], 192),
+    (ProgType::LwtOut, &[A::CgroupInetIngress], 192),
+    (ProgType::LwtXmit, &[A::CgroupInetIngress], 192),
+    (ProgType::SockOps, &[A::CgroupSockOps, A::Xdp], 224),
+    (ProgType::SkSkb, &[A::SkSkbStreamParser, A::SkSkbVerdict], 192),
+    (ProgType::CgroupDevice, &[A::CgroupDevice, A::CgroupInetIngress], 12),
+    (ProgType::SkMsg, &[A::SkMsgVerdict], 80),
+    (ProgType::RawTracepoint, &[A::CgroupInetIngress], 96),
+    (
+        ProgType::CgroupSockAddr,
+        &[
+            A::CgroupInet4Bind,
+            A::CgroupInet6Bind,
+            A::CgroupInet4Connect,
+            A::CgroupInet6Connect,
+            A::CgroupUnixConnect,
+            A::CgroupUdp4Sendmsg,
+            A::CgroupUdp6Sendmsg,
+            A::CgroupUnixSendmsg,
+            A::CgroupUdp4Recvmsg,
+            A::CgroupUdp6Recvmsg,
+            A::CgroupUnixRecvmsg,
+            A::CgroupInet4Getpeername,
+            A::CgroupInet6Getpeername,
+            A::CgroupUnixGetpeername,
+            A::CgroupInet4Getsockname,
+            A::CgroupInet6Getsockname,
+            A::CgroupUnixGetsockname,
+        ],
+        72,
+    ),
+    (ProgType::LwtSeg6local, &[A::CgroupInetIngress], 192),
+    (ProgType::SkReuseport, &[A::CgroupInetIngress, A::SkReuseportSelect, A::SkReuseportSelectOrMigrate], 56),
+    (ProgType::FlowDissector, &[A::FlowDissector], 192),
+    (ProgType::CgroupSysctl, &[A::CgroupSysctl, A::CgroupInetEgress], 8),
+    (ProgType::RawTracepointWritable, &[A::CgroupInetIngress], 96),
+    (ProgType::CgroupSockopt, &[A::CgroupGetsockopt, A::CgroupSetsockopt], 40),
+    (ProgType::SkLookup, &[A::SkLookup], 72),
+    (ProgType::Syscall, &[A::CgroupInetIngress], 24),
+    (ProgType::Netfilter, &[A::Netfilter], 16),
 ];
+
+/// A program of a type, as a load would ask for it.
+fn load(ty: ProgType, attach: A, license: &str, insns: Vec<Insn>) -> Program {
+    let mut program = Program::new("sweep", ty, license, insns);
+    program.attach_type = Some(attach);
+    if ty == ProgType::Syscall {
+        program.flags |= prog_flags::SLEEPABLE;
+    }
+    program
+}
+
+/// The kernel's own types.
+fn kernel_types() -> Option<Arc<Btf>> {
+    static TYPES: LazyLock<Option<Arc<Btf>>> =
+        LazyLock::new(|| Some(Arc::new(Btf::parse(&std::fs::read("/sys/kernel/btf/vmlinux").ok()?).ok()?)));
+    TYPES.clone()
+}
 
 /// Counts agreement; collects the rest.
 #[derive(Default)]
@@ -38,7 +110,7 @@ struct Score {
 impl Score {
     fn judge(&mut self, program: &Program, maps: &[OwnedFd], what: impl Fn() -> String) {
         let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
-        let options = Options { profile, ..Options::default() };
+        let options = Options { profile, btf: kernel_types(), ..Options::default() };
         let Some(answer) = kernel::load_with(program, maps, 0) else { return };
         match (verify(program.clone(), &options), answer.errno) {
             (Ok(_), 0) => {
@@ -86,31 +158,98 @@ fn context_accesses() {
         return;
     }
     let mut score = Score::default();
-    for ty in TYPES {
-        let last = if ty == ProgType::Tracepoint { 40 } else { 200 };
-        for off in (-8..last).chain(8180..8200) {
-            for (code, store) in [
-                (class::LDX | mode::MEM, false),
-                (class::LDX | mode::MEMSX, false),
-                (class::STX | mode::MEM, true),
-                (class::ST | mode::MEM, true),
-            ] {
-                for size in [size::B, size::H, size::W, size::DW] {
-                    if code == class::LDX | mode::MEMSX && size == size::DW {
-                        continue;
-                    }
-                    let access =
-                        if store { Insn::new(code | size, 1, 0, off, 0) } else { Insn::new(code | size, 0, 1, off, 0) };
-                    let insns = vec![
-                        Insn::new(class::ALU64 | alu::MOV, 0, 0, 0, 0),
-                        access,
-                        Insn::new(class::ALU64 | alu::MOV, 0, 0, 0, 0),
-                        Insn::new(EXIT, 0, 0, 0, 0),
-                    ];
-                    let program = Program::new("sweep", ty, "GPL", insns);
-                    score.judge(&program, &[], || format!("{ty} {access:?}"));
-                }
+    for &(ty, attaches, size) in TYPES {
+        for &attach in attaches {
+            let end = if ty == ProgType::Syscall { 32767 - 8..32767 } else { 8180..8200 };
+            for (off, access) in accesses((-8..size + 16).chain(end)) {
+                let insns = vec![mov(0, 1), access, mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)];
+                let program = load(ty, attach, "GPL", insns);
+                score.judge(&program, &[], || format!("{ty} for {attach} at {off}: {access:?}"));
             }
+        }
+    }
+    score.finish();
+}
+
+/// Loads and stores of every kind and width at these offsets of r1.
+fn accesses(offsets: impl Iterator<Item = i16>) -> impl Iterator<Item = (i16, Insn)> {
+    let kinds = [
+        (class::LDX | mode::MEM, 0, 1),
+        (class::LDX | mode::MEMSX, 0, 1),
+        (class::STX | mode::MEM, 1, 0),
+        (class::ST | mode::MEM, 1, 0),
+    ];
+    offsets.flat_map(move |off| {
+        kinds.into_iter().flat_map(move |(code, dst, src)| {
+            [size::B, size::H, size::W, size::DW]
+                .into_iter()
+                .filter(move |size| code != class::LDX | mode::MEMSX || *size != size::DW)
+                .map(move |size| (off, Insn::new(code | size, dst, src, off, 0)))
+        })
+    })
+}
+
+/// Programs that get one kind of socket, the flow keys or the buffer of a tracepoint in r1.
+#[test]
+fn object_accesses() {
+    if !kernel::available() {
+        return;
+    }
+    let call = |id| Insn::new(CALL, 0, 0, 0, id);
+    let load64 = |off| Insn::new(class::LDX | mode::MEM | size::DW, 1, 1, off, 0);
+    let unless_null = |r| [Insn::new(class::JMP | jmp::JNE, r, 0, 2, 0), mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)];
+    let after = |id: i32| [[call(id)].as_slice(), &unless_null(0), &[copy(1, 0)]].concat();
+    let common = [[load64(168)].as_slice(), &unless_null(1)].concat();
+    let xsk = [wide(1, pseudo::MAP_IDX, 0, 0).as_slice(), &[copy(2, 10), add(2, -4)], &after(1)].concat();
+    let cases = [
+        ("socket", ProgType::CgroupSockAddr, A::CgroupInet4Connect, 96, vec![load64(64)]),
+        ("common", ProgType::SchedCls, A::TcxIngress, 96, common.clone()),
+        ("full", ProgType::SchedCls, A::TcxIngress, 96, [common.clone(), after(95)].concat()),
+        ("tcp", ProgType::SchedCls, A::TcxIngress, 120, [common.clone(), after(96)].concat()),
+        ("listener", ProgType::SchedCls, A::TcxIngress, 96, [common, after(98)].concat()),
+        ("xdp", ProgType::Xdp, A::Xdp, 16, xsk),
+        ("flow keys", ProgType::FlowDissector, A::FlowDissector, 64, vec![load64(144)]),
+        ("buffer", ProgType::RawTracepointWritable, A::CgroupInetIngress, 16, vec![load64(0)]),
+    ];
+    let defs: Arc<[MapDef]> = [MapDef::new("xsk", MapType::Xskmap, 4, 4, 1)].into();
+    let fds = kernel::maps(&defs).expect("map");
+    let mut score = Score::default();
+    for (name, ty, attach, size, prologue) in cases {
+        for (off, access) in accesses(-8..size) {
+            let mut insns = vec![Insn::new(class::ST | mode::MEM | size::W, 10, 0, -4, 0)];
+            insns.extend(&prologue);
+            insns.extend([mov(0, 1), access, mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)]);
+            let mut program = load(ty, attach, "GPL", insns);
+            program.maps = defs.clone();
+            score.judge(&program, &fds, || format!("{name} at {off}: {access:?}"));
+        }
+    }
+    score.finish();
+}
+
+/// What each type and attach type returns, and which of them can be loaded at all.
+#[test]
+fn loads_and_exits() {
+    if !kernel::available() {
+        return;
+    }
+    let mut score = Score::default();
+    for &ty in ProgType::ALL {
+        // This kernel has no infrared decoders; the others want a target.
+        if matches!(ty, ProgType::LircMode2 | ProgType::Tracing | ProgType::StructOps | ProgType::Ext | ProgType::Lsm) {
+            continue;
+        }
+        for &attach in A::ALL {
+            for result in [mov(0, -1), mov(0, 0), mov(0, 1), mov(0, 2), mov(0, 3), mov(0, 4), copy(0, 1)] {
+                let program = load(ty, attach, "GPL", vec![result, Insn::new(EXIT, 0, 0, 0, 0)]);
+                score.judge(&program, &[], || format!("{ty} for {attach}: {result:?}"));
+            }
+        }
+        for flag in 0..12 {
+            let mut program = Program::new("sweep", ty, "GPL", vec![mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)]);
+            program.attach_type = TYPES.iter().find(|t| t.0 == ty).map(|t| t.1[0]);
+            program.flags = 1 << flag;
+            score.judge(&program, &[], || format!("{ty} with flags {:#x}", 1 << flag));
         }
     }
     score.finish();
@@ -144,6 +283,12 @@ fn maps() -> Vec<MapDef> {
         def("stack", MapType::Stack, 0, 16, 4),
         def("bloom", MapType::BloomFilter, 0, 16, 4),
         def("sockmap", MapType::Sockmap, 4, 4, 4),
+        def("sockhash", MapType::Sockhash, 8, 4, 4),
+        def("reuse", MapType::ReuseportSockarray, 4, 4, 4),
+        def("xsk", MapType::Xskmap, 4, 4, 4),
+        def("devhash", MapType::DevmapHash, 4, 4, 4),
+        def("storage", MapType::CgroupStorage, 8, 16, 0),
+        def("pcstorage", MapType::PercpuCgroupStorage, 8, 16, 0),
     ]
 }
 
@@ -163,11 +308,13 @@ enum Value {
     MapValueOrNull,
     Packet,
     PacketEnd,
+    Socket,
+    SocketOrNull,
     Map(usize),
     Record,
 }
 
-const VALUES: [Value; 14] = [
+const VALUES: [Value; 16] = [
     Value::Zero,
     Value::Eight,
     Value::Unknown,
@@ -181,6 +328,8 @@ const VALUES: [Value; 14] = [
     Value::MapValueOrNull,
     Value::Packet,
     Value::PacketEnd,
+    Value::Socket,
+    Value::SocketOrNull,
     Value::Record,
 ];
 
@@ -200,27 +349,74 @@ fn wide(dst: u8, kind: u8, map: usize, off: i32) -> [Insn; 2] {
     [Insn::new(LD_IMM64, dst, kind, 0, map as i32), Insn::new(0, 0, 0, 0, off)]
 }
 
-/// r6 context, r7 packet with 40 bytes checked, r8 map value or null, r9 an unknown number; 64 bytes of stack set.
+/// Where the context has the packet: start, end, width of the fields.
+fn packet(ty: ProgType) -> Option<(i16, i16, u8)> {
+    Some(match ty {
+        ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::CgroupSkb
+        | ProgType::LwtIn
+        | ProgType::LwtOut
+        | ProgType::LwtXmit
+        | ProgType::LwtSeg6local
+        | ProgType::SkSkb
+        | ProgType::FlowDissector => (76, 80, size::W),
+        ProgType::Xdp => (0, 4, size::W),
+        ProgType::SkMsg | ProgType::SkReuseport => (0, 8, size::DW),
+        ProgType::SockOps => (192, 200, size::DW),
+        ProgType::CgroupSockopt => (8, 16, size::DW),
+        _ => return None,
+    })
+}
+
+/// Where the context has a socket.
+fn socket(ty: ProgType) -> Option<i16> {
+    Some(match ty {
+        ProgType::SocketFilter
+        | ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::CgroupSkb
+        | ProgType::LwtIn
+        | ProgType::LwtOut
+        | ProgType::LwtXmit
+        | ProgType::LwtSeg6local
+        | ProgType::SkSkb => 168,
+        ProgType::CgroupSockAddr => 64,
+        ProgType::CgroupSockopt | ProgType::SkLookup => 0,
+        ProgType::SkMsg => 72,
+        ProgType::SkReuseport => 40,
+        ProgType::SockOps => 184,
+        _ => return None,
+    })
+}
+
+fn leave_if_null(r: u8) -> [Insn; 3] {
+    [Insn::new(class::JMP | jmp::JNE, r, 0, 2, 0), mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)]
+}
+
+/// r6 context, r7 packet with 40 bytes checked, r8 map value or null, r9 an unknown number; 64 bytes of stack set, below
+/// them a socket.
 fn prologue(ty: ProgType) -> Vec<Insn> {
     let mut p = vec![copy(6, 1)];
     for off in 1..=8 {
         p.push(Insn::new(class::ST | mode::MEM | size::DW, 10, 0, -8 * off, 0));
     }
+    if let Some(off) = socket(ty) {
+        p.push(Insn::new(class::LDX | mode::MEM | size::DW, 1, 6, off, 0));
+        p.extend(leave_if_null(1));
+        p.push(Insn::new(class::STX | mode::MEM | size::DW, 10, 1, -72, 0));
+    }
     p.extend(wide(1, pseudo::MAP_IDX, 2, 0));
     p.extend([copy(2, 10), add(2, -8), Insn::new(CALL, 0, 0, 0, 1), copy(8, 0)]);
     p.extend([Insn::new(CALL, 0, 0, 0, 7), copy(9, 0)]);
-    let (data, end) = match ty {
-        ProgType::SchedCls => (76, 80),
-        ProgType::Xdp => (0, 4),
-        _ => return p,
-    };
+    let Some((data, end, width)) = packet(ty) else { return p };
     p.extend([
-        Insn::new(class::LDX | mode::MEM | size::W, 7, 6, data, 0),
-        Insn::new(class::LDX | mode::MEM | size::W, 0, 6, end, 0),
+        Insn::new(class::LDX | mode::MEM | width, 7, 6, data, 0),
+        Insn::new(class::LDX | mode::MEM | width, 0, 6, end, 0),
         copy(1, 7),
         add(1, 40),
         Insn::new(class::JMP | jmp::JLE | 8, 1, 0, 2, 0),
-        mov(0, 0),
+        mov(0, 1),
         Insn::new(EXIT, 0, 0, 0, 0),
     ]);
     p
@@ -239,12 +435,20 @@ fn set(p: &mut Vec<Insn>, r: u8, v: Value, ty: ProgType) -> bool {
         Value::MapValueEnd => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 0, 60)),
         Value::Frozen => p.extend(wide(r, pseudo::MAP_IDX_VALUE, 1, 0)),
         Value::MapValueOrNull => p.push(copy(r, 8)),
-        Value::Packet if matches!(ty, ProgType::SchedCls | ProgType::Xdp) => p.push(copy(r, 7)),
-        Value::PacketEnd if matches!(ty, ProgType::SchedCls | ProgType::Xdp) => {
-            let off = if ty == ProgType::Xdp { 4 } else { 80 };
-            p.push(Insn::new(class::LDX | mode::MEM | size::W, r, 6, off, 0));
+        Value::Packet if packet(ty).is_some() => p.push(copy(r, 7)),
+        Value::PacketEnd => match packet(ty) {
+            Some((_, end, width)) => p.push(Insn::new(class::LDX | mode::MEM | width, r, 6, end, 0)),
+            None => return false,
+        },
+        Value::Packet => return false,
+        Value::Socket if socket(ty).is_some() => {
+            p.push(Insn::new(class::LDX | mode::MEM | size::DW, r, 10, -72, 0));
         }
-        Value::Packet | Value::PacketEnd => return false,
+        Value::SocketOrNull => match socket(ty) {
+            Some(off) => p.push(Insn::new(class::LDX | mode::MEM | size::DW, r, 6, off, 0)),
+            None => return false,
+        },
+        Value::Socket => return false,
         Value::Map(m) => p.extend(wide(r, pseudo::MAP_IDX, m, 0)),
         // Reserved before the other arguments are set: see `program`.
         Value::Record => p.push(copy(r, 8)),
@@ -253,35 +457,41 @@ fn set(p: &mut Vec<Insn>, r: u8, v: Value, ty: ProgType) -> bool {
 }
 
 /// What an argument gets when another one is under test.
-fn usual(arg: Arg, map: usize) -> Value {
+fn usual(arg: Arg, map: usize, ty: ProgType) -> Value {
     match arg {
         Arg::MapPtr => Value::Map(map),
         Arg::Ctx | Arg::CtxOrNull => Value::Ctx,
-        Arg::Anything | Arg::SizeOrZero if false => Value::Zero,
         Arg::Size | Arg::SizeOrZero | Arg::AllocSize => Value::Eight,
         Arg::Anything => Value::Zero,
         Arg::ConstStr => Value::Frozen,
         Arg::Fixed(Access::Read | Access::Write | Access::Update, _) => Value::Stack,
         Arg::RingbufRecord => Value::Record,
+        Arg::SockCommon | Arg::BtfSock | Arg::BtfSockOrNull | Arg::SocketOrNull if socket(ty).is_some() => {
+            Value::Socket
+        }
         _ => Value::Stack,
     }
 }
 
-fn program(h: &Helper, ty: ProgType, values: &[Value]) -> Option<Program> {
+fn program(h: &Helper, ty: ProgType, attach: A, values: &[Value]) -> Option<Program> {
     let mut p = prologue(ty);
     if values.contains(&Value::Record) {
         p.extend(wide(1, pseudo::MAP_IDX, 14, 0));
         p.extend([mov(2, 16), mov(3, 0), Insn::new(CALL, 0, 0, 0, 131)]);
-        p.extend([Insn::new(class::JMP | jmp::JNE, 0, 0, 2, 0), mov(0, 0), Insn::new(EXIT, 0, 0, 0, 0), copy(8, 0)]);
+        p.extend(leave_if_null(0));
+        p.push(copy(8, 0));
     }
     for (n, v) in values.iter().enumerate() {
         if !set(&mut p, n as u8 + 1, *v, ty) {
             return None;
         }
     }
-    p.extend([Insn::new(CALL, 0, 0, 0, h.id as i32), mov(0, 0), Insn::new(EXIT, 0, 0, 0, 0)]);
-    Some(Program::new("sweep", ty, "GPL", p))
+    p.extend([Insn::new(CALL, 0, 0, 0, h.id as i32), mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)]);
+    Some(load(ty, attach, "GPL", p))
 }
+
+/// The types whose helpers are all tried with all arguments; the others share most of theirs with them.
+const THOROUGH: [ProgType; 4] = [ProgType::SocketFilter, ProgType::Kprobe, ProgType::SchedCls, ProgType::Xdp];
 
 #[test]
 fn helper_arguments() {
@@ -293,16 +503,30 @@ fn helper_arguments() {
         eprintln!("skipped: the maps cannot be made here");
         return;
     };
+    let only = std::env::var("SKEP_SWEEP_ONLY").ok();
     let mut score = Score::default();
     for h in &HELPERS {
-        for ty in TYPES {
-            // One representative of a refusal is enough.
+        if only.as_ref().is_some_and(|o| o != h.name) {
+            continue;
+        }
+        for &(ty, attaches, _) in TYPES {
             let args: &[Arg] = if h.allowed_in(ty) { h.args_in(ty) } else { &[] };
+            let usuals = |map| args.iter().map(|a| usual(*a, map, ty)).collect::<Vec<Value>>();
+            // Whether it can be called at all, with a licence and without.
+            for &attach in attaches {
+                let Some(mut program) = program(h, ty, attach, &usuals(0)) else { continue };
+                program.maps = defs.clone();
+                score.judge(&program, &fds, || format!("{} in {ty} for {attach}", h.name));
+                program.license = "none".into();
+                score.judge(&program, &fds, || format!("{} in {ty} for {attach} without a licence", h.name));
+            }
+            let shared = h.types | only_types(&[ProgType::LircMode2]) == !0;
+            let thorough = !shared || THOROUGH.contains(&ty);
             let maps = if args.contains(&Arg::MapPtr) { 0..defs.len() } else { 0..1 };
             for map in maps {
-                let base: Vec<Value> = args.iter().map(|a| usual(*a, map)).collect();
+                let base = usuals(map);
                 let mut variants = vec![base.clone()];
-                for n in 0..args.len() {
+                for n in (0..args.len()).filter(|_| thorough || map == 2) {
                     for v in VALUES {
                         let mut changed = base.clone();
                         changed[n] = v;
@@ -310,7 +534,7 @@ fn helper_arguments() {
                     }
                 }
                 for values in variants {
-                    let Some(mut program) = program(h, ty, &values) else { continue };
+                    let Some(mut program) = program(h, ty, attaches[0], &values) else { continue };
                     program.maps = defs.clone();
                     score.judge(&program, &fds, || format!("{} in {ty} with {values:?}", h.name));
                 }
@@ -318,4 +542,8 @@ fn helper_arguments() {
         }
     }
     score.finish();
+}
+
+fn only_types(types: &[ProgType]) -> u64 {
+    types.iter().fold(0, |set, t| set | skep_ebpf::helper::only(*t))
 }

@@ -1,12 +1,16 @@
 //! What programs may read and write through their context, by program type, and where it lies when they run.
 
-mod perf_event;
-mod raw_tracepoint;
+mod cgroup;
+mod net;
 mod skb;
 mod sock;
+mod sock_addr;
+mod sock_ops;
+mod table;
+mod trace;
 mod xdp;
 
-use skep_ebpf::uapi::{AttachType, ProgType, PtRegs};
+use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::reg::Kind;
 
@@ -27,86 +31,88 @@ pub(crate) enum Loaded {
     Number,
     /// A pointer, perhaps null.
     Pointer { kind: Kind, nullable: bool },
+    /// A trusted pointer to a kernel struct of this name.
+    Trusted(&'static str),
 }
 
 impl Access {
-    /// True if the access touches `[start, start + len)`.
-    fn touches(self, start: i64, len: i64) -> bool {
-        self.off < start + len && self.off + i64::from(self.size) > start
-    }
-
-    /// True if the first byte is in `[start, start + len)`.
-    fn begins_in(self, start: i64, len: i64) -> bool {
-        (start..start + len).contains(&self.off)
-    }
-
     fn aligned(self) -> bool {
         self.size != 0 && self.off % i64::from(self.size) == 0
     }
 
-    /// True if a field of `field` bytes may be read in part like this.
-    fn narrow_ok(self, field: u32) -> bool {
-        self.size <= field && self.size.is_power_of_two() && self.aligned()
+    /// True if all of it lies in `[0, end)`.
+    fn below(self, end: i64) -> bool {
+        self.off >= 0 && self.off + i64::from(self.size) <= end
+    }
+
+    fn is_read_of(self, size: u32) -> bool {
+        !self.write && self.size == size
     }
 }
 
-/// What an access to the context of a program gives; `None` if it is not permitted.
-pub(crate) fn access(prog: ProgType, attach: Option<AttachType>, a: Access) -> Option<Loaded> {
-    let plain = |ok: bool| ok.then_some(Loaded::Number);
+/// What an access to the context of a program gives; `None` if it is not permitted. `attach` is the effective type.
+pub(crate) fn access(prog: ProgType, attach: AttachType, a: Access) -> Option<Loaded> {
     match prog {
-        ProgType::Kprobe => {
-            let size = size_of::<PtRegs>() as i64;
-            plain(!a.write && a.off >= 0 && a.off < size && a.aligned() && a.off + i64::from(a.size) <= size)
-        }
-        // The first eight bytes of a record are the kernel's own.
-        ProgType::Tracepoint => plain(!a.write && (8..8192).contains(&a.off) && a.aligned()),
-        ProgType::PerfEvent => plain(perf_event::permitted(a)),
-        ProgType::RawTracepoint => plain(raw_tracepoint::permitted(a)),
-        ProgType::SocketFilter => skb::socket_filter(a),
-        ProgType::SchedCls | ProgType::SchedAct => skb::sched_cls(a),
+        ProgType::SocketFilter
+        | ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::CgroupSkb
+        | ProgType::LwtIn
+        | ProgType::LwtOut
+        | ProgType::LwtXmit
+        | ProgType::LwtSeg6local
+        | ProgType::SkSkb
+        | ProgType::FlowDissector => skb::access(prog, a),
         ProgType::Xdp => xdp::access(attach, a),
-        _ => None,
+        ProgType::Kprobe => trace::kprobe(a),
+        ProgType::Tracepoint => trace::tracepoint(a),
+        ProgType::PerfEvent => trace::perf_event(a),
+        ProgType::RawTracepoint => trace::raw_tracepoint(a),
+        ProgType::RawTracepointWritable => trace::raw_tracepoint_writable(a),
+        ProgType::Syscall => trace::syscall(a),
+        ProgType::CgroupSock => sock::cgroup(attach, a),
+        ProgType::CgroupSockAddr => sock_addr::access(attach, a),
+        ProgType::CgroupSockopt => cgroup::sockopt(attach, a),
+        ProgType::CgroupSysctl => cgroup::sysctl(a),
+        ProgType::CgroupDevice => cgroup::device(a),
+        ProgType::SockOps => sock_ops::access(a),
+        ProgType::SkMsg => net::sk_msg(a),
+        ProgType::SkLookup => net::sk_lookup(a),
+        ProgType::SkReuseport => net::sk_reuseport(a),
+        ProgType::Netfilter => net::netfilter(a),
+        ProgType::LircMode2 => net::lirc(a),
+        ProgType::Unspec | ProgType::Tracing | ProgType::StructOps | ProgType::Ext | ProgType::Lsm => None,
     }
 }
 
 /// What an access through a socket pointer gives; `None` if it is not permitted.
 pub(crate) fn socket_access(kind: Kind, a: Access) -> Option<Loaded> {
-    let ok = match kind {
+    match kind {
         Kind::Socket => sock::full(a),
         Kind::SockCommon => sock::common(a),
         Kind::TcpSock => sock::tcp(a),
-        _ => false,
-    };
-    ok.then_some(Loaded::Number)
+        Kind::XdpSock => sock::xdp(a),
+        _ => None,
+    }
 }
 
 /// Where the 64-bit pointer stands at run time that the program loads as a 32-bit field at `off`.
 pub(crate) fn pointer_field(prog: ProgType, off: i32) -> Option<i16> {
     match prog {
-        ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct => skb::pointer_field(off),
+        ProgType::SocketFilter
+        | ProgType::SchedCls
+        | ProgType::SchedAct
+        | ProgType::CgroupSkb
+        | ProgType::LwtIn
+        | ProgType::LwtOut
+        | ProgType::LwtXmit
+        | ProgType::LwtSeg6local
+        | ProgType::SkSkb
+        | ProgType::FlowDissector => skb::pointer_field(off),
         ProgType::Xdp => xdp::pointer_field(off),
         _ => None,
     }
 }
 
-/// True if programs of this type may load packet data by `LD_ABS` and `LD_IND`.
-pub(crate) fn loads_packets(prog: ProgType) -> bool {
-    matches!(prog, ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct | ProgType::CgroupSkb)
-}
-
-/// True if programs of this type have direct access to packet data.
-pub(crate) fn reads_packets(prog: ProgType) -> bool {
-    matches!(prog, ProgType::SchedCls | ProgType::SchedAct | ProgType::Xdp)
-}
-
-/// The struct tag that a global function's parameter has if it is the context, and whether the program type has one.
-pub(crate) fn struct_name(prog: ProgType) -> Option<&'static str> {
-    Some(match prog {
-        ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct => "__sk_buff",
-        ProgType::Xdp => "xdp_md",
-        ProgType::Kprobe => "bpf_user_pt_regs_t",
-        ProgType::PerfEvent => "bpf_perf_event_data",
-        ProgType::RawTracepoint => "bpf_raw_tracepoint_args",
-        _ => return None,
-    })
-}
+/// Bytes of `struct bpf_flow_keys`.
+pub(crate) const FLOW_KEYS_SIZE: u64 = 56;

@@ -1,46 +1,71 @@
-//! `struct bpf_sock` and `struct bpf_tcp_sock`: what is read through socket pointers.
+//! `struct bpf_sock` and its kin: the context of cgroup socket programs, and what is read through socket pointers.
 
-use super::Access;
+use skep_ebpf::uapi::AttachType;
+
+use super::table::{self, BYTE, Field, HALF, HEAD, NARROW, NONE, WIDE, WORD, Who, field, read};
+use super::{Access, Loaded};
+
+const fn at(t: AttachType) -> Who {
+    1 << t as u32
+}
+
+/// Sockets that are followed by a pointer: neither before nor after the protocol has bound them.
+const POINTER: Who = 1 << 63;
+const CREATE: Who = at(AttachType::CgroupInetSockCreate) | at(AttachType::CgroupInetSockRelease);
+const BIND4: Who = at(AttachType::CgroupInet4PostBind);
+const BIND6: Who = at(AttachType::CgroupInet6PostBind);
+const EACH: Who = POINTER | CREATE | BIND4 | BIND6;
+const NOBODY: Who = 0;
+/// Word fields whose parts can be read from their first byte on.
+const PART: u8 = NARROW | HEAD;
 
 const TYPE: i64 = 8;
-const TYPE_TO_PRIORITY: i64 = 16;
-const MARK: i64 = 16;
-const PRIORITY_END: i64 = 24;
-const DST_PORT: i64 = 48;
-const DST_PORT_END: i64 = 50;
-const DST_IP4: i64 = 52;
-const SIZE: i64 = 80;
+const SRC_IP4: i64 = 24;
 
-const TCP_BYTES_RECEIVED: i64 = 80;
-const TCP_BYTES_ACKED: i64 = 88;
-const TCP_SIZE: i64 = 112;
+#[rustfmt::skip]
+const FIELDS: &[Field] = &[
+    field(0, 4, WORD, POINTER | CREATE, WORD, CREATE),             // bound_dev_if
+    field(4, 4, PART, EACH, NONE, NOBODY),                         // family
+    field(TYPE, 4, PART, EACH, NONE, NOBODY),                      // type
+    field(12, 4, PART, EACH, NONE, NOBODY),                        // protocol
+    field(16, 4, WORD, POINTER | CREATE, WORD, CREATE),            // mark
+    field(20, 4, WORD, POINTER | CREATE, WORD, CREATE),            // priority
+    field(SRC_IP4, 4, NARROW, POINTER | BIND4, NONE, NOBODY),      // src_ip4
+    field(28, 16, NARROW, POINTER | BIND6, NONE, NOBODY),          // src_ip6
+    field(44, 4, PART, POINTER | BIND4 | BIND6, NONE, NOBODY),     // src_port
+    field(48, 2, BYTE | HALF, EACH, NONE, NOBODY),                 // dst_port
+    field(48, 4, WORD, EACH, NONE, NOBODY),                        // dst_port and its padding
+    field(52, 20, NARROW, EACH, NONE, NOBODY),                     // dst_ip4, dst_ip6
+    field(72, 4, PART, EACH, NONE, NOBODY),                        // state
+    field(76, 4, PART, EACH, NONE, NOBODY),                        // rx_queue_mapping
+];
 
-pub(super) fn full(a: Access) -> bool {
-    if a.write || !(0..SIZE).contains(&a.off) || !a.aligned() {
-        return false;
-    }
-    if a.off == DST_PORT {
-        return a.narrow_ok(if a.size == 4 { 4 } else { 2 });
-    }
-    if a.begins_in(DST_PORT, 2) {
-        return a.narrow_ok(2);
-    }
-    if a.begins_in(DST_PORT_END, DST_IP4 - DST_PORT_END) {
-        return false;
-    }
-    if a.begins_in(0, 4) || a.begins_in(MARK, PRIORITY_END - MARK) {
-        return a.size == 4;
-    }
-    a.narrow_ok(4)
+/// The context of `cgroup/sock*` and `cgroup/post_bind*`.
+pub(super) fn cgroup(attach: AttachType, a: Access) -> Option<Loaded> {
+    table::access(FIELDS, at(attach), a)
 }
 
-pub(super) fn common(a: Access) -> bool {
-    !a.touches(TYPE, TYPE_TO_PRIORITY) && full(a)
+pub(super) fn full(a: Access) -> Option<Loaded> {
+    table::access(FIELDS, POINTER, a)
 }
 
-pub(super) fn tcp(a: Access) -> bool {
-    if a.write || !(0..TCP_SIZE).contains(&a.off) || !a.aligned() {
-        return false;
-    }
-    if a.off == TCP_BYTES_RECEIVED || a.off == TCP_BYTES_ACKED { a.size == 8 } else { a.size == 4 }
+/// What all sockets have: neither type nor protocol, mark nor priority.
+pub(super) fn common(a: Access) -> Option<Loaded> {
+    if (TYPE..SRC_IP4).contains(&a.off) { None } else { full(a) }
+}
+
+const TCP: &[Field] = &[
+    read(0, 80, WORD),  // snd_cwnd to sacked_out
+    read(80, 16, WIDE), // bytes_received, bytes_acked
+    read(96, 16, WORD), // dsack_dups to icsk_retransmits
+];
+
+pub(super) fn tcp(a: Access) -> Option<Loaded> {
+    table::access(TCP, table::ALL, a)
+}
+
+const XDP: &[Field] = &[read(0, 4, WORD)]; // queue_id
+
+pub(super) fn xdp(a: Access) -> Option<Loaded> {
+    table::access(XDP, table::ALL, a)
 }

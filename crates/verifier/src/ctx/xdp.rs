@@ -2,27 +2,25 @@
 
 use skep_ebpf::uapi::AttachType;
 
+use super::table::{self, ALL, Field, Holds, NOBODY, NONE, WORD, Who, field, pointer, read};
 use super::{Access, Loaded};
 use crate::reg::Kind;
 
 const DATA: i64 = 0;
 const DATA_END: i64 = 4;
 const DATA_META: i64 = 8;
-const EGRESS_IFINDEX: i64 = 20;
-const SIZE: i64 = 24;
+const DEVMAP: Who = 1 << AttachType::XdpDevmap as u32;
 
-pub(super) fn access(attach: Option<AttachType>, a: Access) -> Option<Loaded> {
-    if a.write || !(0..SIZE).contains(&a.off) || !a.aligned() || a.size != 4 {
-        return None;
-    }
-    let pointer = |kind| (!a.signed).then_some(Loaded::Pointer { kind, nullable: false });
-    match a.off {
-        DATA => pointer(Kind::Packet),
-        DATA_END => pointer(Kind::PacketEnd),
-        DATA_META => pointer(Kind::PacketMeta),
-        EGRESS_IFINDEX if attach != Some(AttachType::XdpDevmap) => None,
-        _ => Some(Loaded::Number),
-    }
+const FIELDS: &[Field] = &[
+    pointer(DATA, WORD, ALL, Holds::Pointer(Kind::Packet)),
+    pointer(DATA_END, WORD, ALL, Holds::Pointer(Kind::PacketEnd)),
+    pointer(DATA_META, WORD, ALL, Holds::Pointer(Kind::PacketMeta)),
+    read(12, 8, WORD),                        // ingress_ifindex, rx_queue_index
+    field(20, 4, WORD, DEVMAP, NONE, NOBODY), // egress_ifindex
+];
+
+pub(super) fn access(attach: AttachType, a: Access) -> Option<Loaded> {
+    table::access(FIELDS, 1 << attach as u32, a)
 }
 
 pub(super) fn pointer_field(off: i32) -> Option<i16> {

@@ -112,6 +112,7 @@ impl<'c, 'p> Facts<'c, 'p> {
                 | Kind::Socket
                 | Kind::SockCommon
                 | Kind::TcpSock
+                | Kind::XdpSock
                 | Kind::Btf => i.class() == class::JMP && i.op() == jmp::CALL || i.class() == class::LDX,
                 _ => false,
             };
@@ -339,7 +340,8 @@ impl<'c, 'p> Facts<'c, 'p> {
             return None;
         }
         let off = i64::from(ptr.off) + i64::from(self.insn.off);
-        let (ty, attach) = (self.case.program.prog_type, self.case.program.attach_type);
+        let (ty, given) = (self.case.program.prog_type, self.case.program.attach_type);
+        let attach = crate::prog_type::facts(ty).attach_type(given);
         let can = |size: u32, write: bool| {
             let a = ctx::Access { off, size, write, signed: false };
             ctx::access(ty, attach, a).is_some()

@@ -1,0 +1,67 @@
+//! Which BTF types of a function's parameter mean the context of the program.
+
+use skep_ebpf::btf::{Btf, Kind as Type};
+use skep_ebpf::program::Program;
+use skep_ebpf::uapi::{AttachType as A, ProgType as T};
+
+use crate::prog_type::facts;
+
+/// The type that registers have for programs on functions: a typedef that is looked at before typedefs are resolved.
+const REGS_TYPEDEF: &str = "bpf_user_pt_regs_t";
+
+/// True if a pointer to `pointee` is the context without being tagged so: its struct is the one of the program type.
+pub(crate) fn named(prog: &Program, btf: &Btf, pointee: u32) -> bool {
+    if prog.prog_type == T::Kprobe && is_regs_typedef(btf, pointee) {
+        return true;
+    }
+    let context = facts(prog.prog_type).context;
+    struct_name(btf, pointee).is_some_and(|n| !n.is_empty() && (n == context.name || n == context.kernel))
+}
+
+/// True if a parameter tagged as the context can be a pointer to `pointee`.
+pub(crate) fn tagged(prog: &Program, btf: &Btf, pointee: u32) -> bool {
+    let ty = prog.prog_type;
+    if matches!(ty, T::Kprobe | T::PerfEvent) && is_regs_typedef(btf, pointee) {
+        return true;
+    }
+    let Some(target) = btf.resolve(pointee) else { return false };
+    if matches!(btf.kind(target), Some(Type::Void)) {
+        return true;
+    }
+    if btf.name(target).is_empty() {
+        return false;
+    }
+    let name = struct_name(btf, target);
+    let words = matches!(btf.kind(target), Some(Type::Int { size: 8, .. }));
+    let special = match (ty, prog.attach_type) {
+        (T::Kprobe | T::PerfEvent, _) => name == Some("pt_regs"),
+        (T::RawTracepoint | T::RawTracepointWritable | T::Lsm | T::StructOps, _) => words,
+        (T::Tracing, Some(A::TraceRawTp)) => words || name == Some("bpf_raw_tracepoint_args"),
+        (T::Tracing, Some(A::TraceIter)) => name.is_some_and(|n| n.starts_with("bpf_iter__")),
+        (T::Tracing, Some(A::TraceFentry | A::TraceFexit | A::ModifyReturn)) => words,
+        (T::Tracepoint | T::Syscall | T::Ext, _) => true,
+        _ => false,
+    };
+    let context = facts(ty).context.name;
+    special || !context.is_empty() && name == Some(context)
+}
+
+/// The name of a struct, behind modifiers and typedefs.
+fn struct_name(btf: &Btf, id: u32) -> Option<&str> {
+    let id = btf.resolve(id)?;
+    matches!(btf.kind(id), Some(Type::Struct(_))).then(|| btf.name(id))
+}
+
+fn is_regs_typedef(btf: &Btf, mut id: u32) -> bool {
+    for _ in 0..32 {
+        match btf.kind(id) {
+            Some(Type::Typedef { .. }) => return btf.name(id) == REGS_TYPEDEF,
+            Some(k) => match k.modified() {
+                Some(next) => id = next,
+                None => return false,
+            },
+            None => return false,
+        }
+    }
+    false
+}
