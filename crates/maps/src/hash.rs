@@ -1,7 +1,7 @@
 //! Hash maps.
 //!
 //! ```text
-//! slots_off     free list and slot records (pool.rs)
+//! slots_off     slot records (pool.rs)
 //! buckets_off   per bucket: lock, first element, version (u32 each)
 //! elems_off     elements: Node (16 bytes), key, value at `value_off` (one per slot for per-CPU maps)
 //! ```
@@ -23,7 +23,7 @@ use crate::header::View;
 use crate::mem;
 #[cfg(feature = "control")]
 use crate::pool::END;
-use crate::pool::{Elem, Empty, LINKED};
+use crate::pool::{Elem, Empty, LINKED, Record};
 use crate::sync::{AtomicU32, Guard, Ordering, owner_of};
 
 /// Elements one walk may visit. No honest chain is as long.
@@ -72,13 +72,28 @@ pub(crate) enum Values {
 }
 
 impl<'a> View<'a> {
-    /// The bucket of a hash.
+    /// The bucket of a hash. Any number of a bucket is a hash of it.
     #[inline]
     pub(crate) fn bucket(self, hash: u32) -> &'a Bucket {
         let n = hash & self.h.mask;
         let p = self.at(self.h.buckets_off + u64::from(n) * size_of::<Bucket>() as u64);
         // SAFETY: the mask keeps the number below the number of buckets, which are aligned atomics.
         unsafe { &*p.cast::<Bucket>() }
+    }
+
+    /// Locks the bucket of a hash for `slot`, in a way that its recovery finds.
+    pub(crate) fn lock(self, slot: u32, hash: u32) -> Option<Guard<'a>> {
+        self.lock_by(slot, hash, Guard::acquire)
+    }
+
+    /// As [`View::lock`], if the bucket is not locked right now.
+    pub(crate) fn try_lock(self, slot: u32, hash: u32) -> Option<Guard<'a>> {
+        self.lock_by(slot, hash, Guard::try_acquire)
+    }
+
+    fn lock_by(self, slot: u32, hash: u32, take: fn(&'a AtomicU32, u32) -> Option<Guard<'a>>) -> Option<Guard<'a>> {
+        let name = (hash & self.h.mask).wrapping_add(1);
+        Guard::named(&self.bucket(hash).lock, slot, (&self.record(slot).bucket, name), take)
     }
 
     /// # Safety
@@ -219,13 +234,14 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
     let bucket = v.bucket(key.hash);
-    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let old = unsafe { find_locked(v, bucket, key) };
     let err = check(old.is_some(), flags);
     if err != 0 {
         return err;
     }
+    let record = v.record(slot);
     let new = match old {
         Some(_) => match v.spare(slot) {
             Some(e) => e,
@@ -245,13 +261,18 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     }
     match old {
         Some((old, from)) => {
+            Record::name(&record.journal, old);
             old.node.owner.store(owner_of(slot), Ordering::Release);
             bucket.take_out(from, new.idx);
+            new.node.owner.store(LINKED, Ordering::Release);
             v.set_spare(slot, old);
         }
-        None => bucket.head.store(new.idx, Ordering::Release),
+        None => {
+            bucket.head.store(new.idx, Ordering::Release);
+            new.node.owner.store(LINKED, Ordering::Release);
+        }
     }
-    new.node.owner.store(LINKED, Ordering::Release);
+    record.settled();
     0
 }
 
@@ -267,7 +288,7 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
     let bucket = v.bucket(key.hash);
-    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let old = unsafe { find_locked(v, bucket, key) };
     let err = check(old.is_some(), flags);
@@ -291,6 +312,7 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
     }
     bucket.head.store(e.idx, Ordering::Release);
     e.node.owner.store(LINKED, Ordering::Release);
+    v.record(slot).settled();
     0
 }
 
@@ -330,13 +352,14 @@ pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8, out: Option<
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
     let bucket = v.bucket(key.hash);
-    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return Errno::EBUSY.neg() };
+    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
     // SAFETY: as above.
     let Some((e, from)) = (unsafe { find_locked(v, bucket, key) }) else { return Errno::ENOENT.neg() };
     if let Some(out) = out {
         // SAFETY: the value or values stand at `value_off`.
         unsafe { mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v)) };
     }
+    Record::name(&v.record(slot).journal, e);
     e.node.owner.store(owner_of(slot), Ordering::Release);
     bucket.take_out(from, e.node.link.load(Ordering::Relaxed));
     v.push(slot, e);

@@ -4,6 +4,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 
 use crate::perf::{Part, Sample};
+use crate::recover::{self, Recovered};
 use crate::{array, hash, lru, perf, ringbuf, stack};
 
 /// The pseudo slot of the controller. It has locks and a slot record, but no per-CPU values.
@@ -55,8 +56,10 @@ pub struct MapHeader {
     pub buckets_off: u64,
     /// Offset of the elements (perf: of the first ring; ring buffer: of the data).
     pub elems_off: u64,
+    /// Offset of the hints to free elements.
+    pub bits_off: u64,
     /// Zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 const _: () = assert!(size_of::<MapHeader>() == 128);
@@ -155,6 +158,15 @@ impl MapRef {
                 _ => Errno::ENOTSUPP.neg(),
             }
         }
+    }
+
+    /// Frees the locks of a slot, and completes or undoes what it was doing: its thread is dead or has left the program for
+    /// good, so that the slot is the caller's. The others go on meanwhile; and if this call too ends in the middle,
+    /// another one completes it.
+    #[cold]
+    pub unsafe fn recover(self, slot: u32) -> Recovered {
+        // SAFETY: as in `lookup`.
+        recover::recover(unsafe { self.view() }, slot)
     }
 
     /// `map_delete_elem`.

@@ -14,7 +14,7 @@
 //! * Every walk and every retry is bounded. Locks record their owner and are waited for only so long; an operation
 //!   that could not get its lock returns `-EBUSY` (a null pointer where it returns pointers).
 //! * An update is published by a single store, so that every prefix of it leaves a consistent map. What a dead slot
-//!   still held is found by its owner words and journal, and given back by [`control::Map::recover`].
+//!   still held is found by its record, and given back by [`MapRef::recover`].
 //! * The data plane allocates nothing, blocks nowhere, calls no libc and has no panicking path.
 //!
 //! # Layouts (bytes from the start of the data region)
@@ -25,7 +25,7 @@
 //! | per-CPU array | elements, `stride` apart; in each, one value per slot, `cpu_stride` apart |
 //! | prog array | a `u32` per index: 0, or the program's number + 1 |
 //! | hash, LRU hash, per-CPU or not | slot records, buckets, elements (see `hash.rs`, `lru.rs`) |
-//! | stack trace | slot records, a `u32` per bucket, elements (see `stack.rs`) |
+//! | stack trace | slot records, buckets, elements (see `stack.rs`) |
 //! | ring buffer | consumer page, producer page, 2 × `max_entries` bytes (see `ringbuf.rs`) |
 //! | perf event array | a `u32` per ring, then per ring a control page and its data (see `perf.rs`) |
 #![cfg_attr(not(feature = "control"), no_std)]
@@ -34,18 +34,21 @@
 pub mod control;
 
 mod array;
+mod free;
 mod hash;
 mod header;
 mod lru;
 mod mem;
 mod perf;
 mod pool;
+mod recover;
 mod ringbuf;
 mod stack;
 mod sync;
 
 pub use header::{CONTROL_SLOT, MAX_SLOTS, MapHeader, MapRef, PAGE};
 pub use perf::{Part, Sample, sample_type};
+pub use recover::Recovered;
 pub use ringbuf::{FORCE_WAKEUP, HEADER_SIZE, NO_WAKEUP};
 
 #[cfg(feature = "control")]

@@ -11,8 +11,8 @@ use skep_ebpf::uapi::update::EXIST;
 
 use crate::hash::{self, Values};
 use crate::header::View;
-use crate::pool::{Elem, Empty, LINKED};
-use crate::sync::{AtomicU32, Guard, Ordering, owner_of};
+use crate::pool::{Elem, Empty, LINKED, Record};
+use crate::sync::{AtomicU32, Ordering, owner_of};
 
 /// Elements one eviction may look at.
 const MAX_LOOK: u32 = 1 << 17;
@@ -75,6 +75,7 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, values: Valu
     if let Some(e) = unused {
         v.push(slot, e);
     }
+    v.record(slot).settled();
     result
 }
 
@@ -93,7 +94,7 @@ unsafe fn place<'a>(
     // SAFETY: the caller's promises, here and below.
     let key = unsafe { v.key(key) };
     let bucket = v.bucket(key.hash);
-    let Some(_guard) = Guard::acquire(&bucket.lock, slot) else { return (Errno::EBUSY.neg(), new) };
+    let Some(_guard) = v.lock(slot, key.hash) else { return (Errno::EBUSY.neg(), new) };
     // SAFETY: as above.
     let old = unsafe { hash::find_locked(v, bucket, key) };
     let err = hash::check(old.is_some(), flags);
@@ -116,6 +117,7 @@ unsafe fn place<'a>(
     mark(v, new).store(u32::from(old.is_some()), Ordering::Relaxed);
     match old {
         Some((old, from)) => {
+            Record::name(&v.record(slot).other, old);
             old.node.owner.store(owner_of(slot), Ordering::Release);
             bucket.take_out(from, new.idx);
         }
@@ -142,9 +144,10 @@ fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
         if e.node.owner.load(Ordering::Acquire) != LINKED || mark(v, e).swap(0, Ordering::Relaxed) != 0 {
             continue;
         }
-        let bucket = v.bucket(e.node.hash.load(Ordering::Acquire));
-        let Some(_guard) = Guard::try_acquire(&bucket.lock, slot) else { continue };
+        let hash = e.node.hash.load(Ordering::Acquire);
+        let (bucket, Some(_guard)) = (v.bucket(hash), v.try_lock(slot, hash)) else { continue };
         if let Some(from) = hash::link_to(v, bucket, e) {
+            Record::name(&v.record(slot).journal, e);
             e.node.owner.store(owner_of(slot), Ordering::Release);
             bucket.take_out(from, e.node.link.load(Ordering::Relaxed));
             return Some(e);

@@ -1,39 +1,35 @@
-//! Elements of hash and stack trace maps: a fixed number, a free list, and who owns what.
+//! Elements of hash and stack trace maps: a fixed number, who owns what, and which are free.
 //!
 //! ```text
-//! slots_off   head of the free list u64, clock hand of LRU maps u32; 64 bytes
+//! slots_off   clock hand of LRU maps u32; 64 bytes
 //!             a record per slot and one of the controller, 64 bytes each
+//! bits_off    where free elements may be (free.rs)
 //! elems_off   elements, `stride` apart: a Node, then key and value
 //! ```
 //!
-//! An element is *linked* (reachable from a bucket), *owned* by a slot (its spare, or in transit), or *free* (in the
-//! free list); its owner word says which. Between the free list's compare-and-swap and the owner word's store a dead
-//! slot leaves an element that says free and is nowhere: for that moment the slot's journal names it. So all that a
-//! dead slot held can be found, see `control/recover.rs`.
-//!
-//! The free list's head carries a tag that every change increments, against ABA.
+//! An element is *linked* (reachable from a bucket), *owned* by a slot (its spare, or in transit), or *free*; its owner
+//! word says which. A slot's record names the elements that it may own and the bucket that it may have locked, before it
+//! owns or locks them. So what a slot held that ended anywhere in an operation is found at once, see `recover.rs`.
 
 use crate::header::View;
-use crate::sync::{AtomicU32, AtomicU64, FREE, Ordering, SPINS, owner_of};
+use crate::sync::{AtomicU32, FREE, Ordering, SPINS, owner_of};
 
 /// Owner word of an element that a bucket reaches.
 pub(crate) const LINKED: u32 = 1 << 31;
 
-/// End of a chain and of the free list, as is everything that is no element's index.
-#[cfg(feature = "control")]
+/// End of a chain, as is everything that is no element's index.
 pub(crate) const END: u32 = u32::MAX;
 
-/// Bytes of the free-list head, and of each slot record.
+/// Bytes of the head, and of each slot record.
 pub(crate) const RECORD: u64 = 64;
 
 /// What stands before an element's key.
 #[repr(C)]
 pub(crate) struct Node {
-    /// Hash: next element of the chain. Stack trace: number of frames. Keeps its value when the element is freed, so
-    /// that a reader who stands on it does not get lost in the free list.
+    /// Next element of the chain. Keeps its value when the element is freed, for a reader who stands on it.
     pub(crate) link: AtomicU32,
-    /// Next element of the free list.
-    pub(crate) free: AtomicU32,
+    /// Stack trace: number of frames.
+    pub(crate) frames: AtomicU32,
     /// `FREE`, `LINKED`, or the owning slot.
     pub(crate) owner: AtomicU32,
     /// Hash of the key.
@@ -44,15 +40,32 @@ pub(crate) struct Node {
 #[cfg(feature = "control")]
 pub(crate) const NODE: u64 = size_of::<Node>() as u64;
 
-/// What is kept per slot.
+/// What is kept per slot. Only the slot writes its own.
 #[repr(C)]
 pub(crate) struct Record {
-    /// Index + 1 of the element that this slot takes out of or puts into the free list, or out of a bucket.
+    /// Index + 1 of an element in transit.
     pub(crate) journal: AtomicU32,
-    /// Index + 1 of the element that this slot puts into a bucket without a lock.
-    pub(crate) linking: AtomicU32,
+    /// Index + 1 of another one: what the first replaces.
+    pub(crate) other: AtomicU32,
     /// Index + 1 of the element that this slot's next replacement uses.
     pub(crate) spare: AtomicU32,
+    /// Number + 1 of the bucket that this slot locks.
+    pub(crate) bucket: AtomicU32,
+    /// Word of hints where this slot found something last.
+    near: AtomicU32,
+}
+
+impl Record {
+    /// Names an element, before it becomes this slot's.
+    pub(crate) fn name(word: &AtomicU32, e: Elem<'_>) {
+        word.store(e.idx.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Forgets what was in transit.
+    pub(crate) fn settled(&self) {
+        self.journal.store(0, Ordering::Release);
+        self.other.store(0, Ordering::Release);
+    }
 }
 
 /// An element of the map.
@@ -79,7 +92,7 @@ impl Elem<'_> {
 pub(crate) enum Empty {
     /// All are in use.
     Full,
-    /// The free list changed too often.
+    /// Too many tries were needed.
     Busy,
 }
 
@@ -95,16 +108,10 @@ impl<'a> View<'a> {
         Some(Elem { idx, node: unsafe { &*ptr.cast::<Node>() }, ptr })
     }
 
-    /// The free list's head: tag and index.
-    pub(crate) fn free_head(self) -> &'a AtomicU64 {
-        // SAFETY: hash and stack trace maps have an aligned head there.
-        unsafe { AtomicU64::from_ptr(self.at(self.h.slots_off).cast()) }
-    }
-
     /// Where an LRU map looks next for an element to evict.
     pub(crate) fn clock_hand(self) -> &'a AtomicU32 {
-        // SAFETY: the head has 64 bytes, of which the list takes eight.
-        unsafe { AtomicU32::from_ptr(self.at(self.h.slots_off + 8).cast()) }
+        // SAFETY: there are 64 aligned bytes before the records.
+        unsafe { AtomicU32::from_ptr(self.at(self.h.slots_off).cast()) }
     }
 
     /// The record of a slot; an unknown slot shares the controller's.
@@ -114,49 +121,39 @@ impl<'a> View<'a> {
         unsafe { &*self.at(self.h.slots_off + RECORD * (u64::from(i) + 1)).cast::<Record>() }
     }
 
-    /// Takes a free element for `slot`.
+    /// Takes a free element for `slot`. The slot's journal names it from then on.
     pub(crate) fn pop(self, slot: u32) -> Result<Elem<'a>, Empty> {
-        let journal = &self.record(slot).journal;
-        let head = self.free_head();
-        let mut cur = head.load(Ordering::Acquire);
-        let mut tries = SPINS;
-        while tries > 0 {
-            let Some(e) = self.elem(cur as u32) else {
-                journal.store(0, Ordering::Release);
-                return Err(Empty::Full);
+        let record = self.record(slot);
+        let mut near = record.near.load(Ordering::Relaxed);
+        for _ in 0..SPINS {
+            let hints = self.hints(near);
+            let bits = hints.map_or(0, |hints| hints.load(Ordering::Acquire));
+            let (Some(hints), true) = (hints, bits != 0) else {
+                near = self.find_hint(record)?;
+                continue;
             };
-            journal.store(e.idx.wrapping_add(1), Ordering::Release);
-            let next = e.node.free.load(Ordering::Relaxed);
-            match head.compare_exchange_weak(cur, retag(cur, next), Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    e.node.owner.store(owner_of(slot), Ordering::Release);
-                    journal.store(0, Ordering::Release);
+            let bit = bits.trailing_zeros();
+            if let Some(e) = self.elem((near << 6) | bit) {
+                Record::name(&record.journal, e);
+                hints.fetch_and(!(1u64 << bit), Ordering::SeqCst);
+                if e.node.owner.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                    record.near.store(near, Ordering::Relaxed);
                     return Ok(e);
                 }
-                Err(now) => cur = now,
+            } else {
+                hints.fetch_and(!(1u64 << bit), Ordering::SeqCst);
             }
-            tries -= 1;
         }
-        journal.store(0, Ordering::Release);
+        record.journal.store(0, Ordering::Release);
         Err(Empty::Busy)
     }
 
-    /// Gives an element of `slot` back to the free list.
+    /// Frees an element of `slot`.
     pub(crate) fn push(self, slot: u32, e: Elem<'_>) {
         let journal = &self.record(slot).journal;
-        journal.store(e.idx.wrapping_add(1), Ordering::Release);
-        e.node.owner.store(FREE, Ordering::Release);
-        let head = self.free_head();
-        let mut cur = head.load(Ordering::Acquire);
-        let mut tries = SPINS;
-        while tries > 0 {
-            e.node.free.store(cur as u32, Ordering::Relaxed);
-            match head.compare_exchange_weak(cur, retag(cur, e.idx), Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break,
-                Err(now) => cur = now,
-            }
-            tries -= 1;
-        }
+        Record::name(journal, e);
+        e.node.owner.store(FREE, Ordering::SeqCst);
+        self.hint(e.idx);
         journal.store(0, Ordering::Release);
     }
 
@@ -167,22 +164,17 @@ impl<'a> View<'a> {
 
     /// Makes `e` the slot's spare element.
     pub(crate) fn set_spare(self, slot: u32, e: Elem<'_>) {
-        self.record(slot).spare.store(e.idx.wrapping_add(1), Ordering::Release);
+        Record::name(&self.record(slot).spare, e);
     }
 }
 
-/// The free-list head with another index and the next tag.
-fn retag(head: u64, idx: u32) -> u64 {
-    ((head >> 32).wrapping_add(1) << 32) | u64::from(idx)
-}
-
-/// Puts the first `count` elements into the free list and, if there are more, gives one to each slot. For a fresh map.
+/// Makes the first `count` elements free and, if there are more, gives one to each slot. For a fresh map.
 #[cfg(feature = "control")]
 pub(crate) fn init(v: View<'_>, count: u32) {
     for i in 0..v.h.elems {
         let Some(e) = v.elem(i) else { return };
         if i < count {
-            e.node.free.store(if i + 1 < count { i + 1 } else { END }, Ordering::Relaxed);
+            v.hint(i);
             continue;
         }
         let record = i - count;
@@ -190,5 +182,10 @@ pub(crate) fn init(v: View<'_>, count: u32) {
         e.node.owner.store(owner_of(slot), Ordering::Relaxed);
         v.set_spare(slot, e);
     }
-    v.free_head().store(if count == 0 { u64::from(END) } else { 0 }, Ordering::Release);
+    let words = count.div_ceil(64);
+    for slot in 0..v.h.nslots {
+        // Slots start apart from each other.
+        let near = u64::from(words) * u64::from(slot) / u64::from(v.h.nslots);
+        v.record(slot).near.store(near as u32, Ordering::Relaxed);
+    }
 }

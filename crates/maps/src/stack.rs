@@ -1,19 +1,20 @@
 //! Stack trace maps: call chains, numbered by the bucket they fall into.
 //!
 //! ```text
-//! slots_off     free list and slot records (pool.rs)
-//! buckets_off   per bucket: u32, index + 1 of its element, 0 if empty
-//! elems_off     elements: Node (`link` is the number of frames), then the frames
+//! slots_off     slot records (pool.rs)
+//! buckets_off   buckets as in hash maps; a chain has one element at most
+//! elems_off     elements: Node, then the frames
 //! ```
 //!
-//! Who changes a bucket swaps its word, so no lock is needed.
+//! A stack that is there already is found without a lock; who changes a bucket locks it.
 
 use skep_ebpf::Errno;
 
+use crate::hash::Bucket;
 use crate::header::View;
 use crate::mem;
-use crate::pool::{Elem, Empty, LINKED};
-use crate::sync::{AtomicU32, Ordering, SPINS, owner_of};
+use crate::pool::{END, Elem, Empty, LINKED, Record};
+use crate::sync::{Ordering, owner_of};
 
 const SKIP_MASK: u64 = 0xff;
 const USER_STACK: u64 = 1 << 8;
@@ -21,17 +22,13 @@ const FAST_STACK_CMP: u64 = 1 << 9;
 const REUSE_STACKID: u64 = 1 << 10;
 
 /// The bucket with this number, if there is one.
-pub(crate) fn bucket(v: View<'_>, id: u32) -> Option<&AtomicU32> {
-    if id > v.h.mask {
-        return None;
-    }
-    // SAFETY: there are `mask` + 1 aligned words.
-    Some(unsafe { AtomicU32::from_ptr(v.at(v.h.buckets_off + u64::from(id) * 4).cast()) })
+pub(crate) fn bucket(v: View<'_>, id: u32) -> Option<&Bucket> {
+    if id <= v.h.mask { Some(v.bucket(id)) } else { None }
 }
 
-/// The element that a bucket's word names.
-pub(crate) fn elem(v: View<'_>, word: u32) -> Option<Elem<'_>> {
-    v.elem(word.checked_sub(1)?)
+/// The element of a bucket.
+pub(crate) fn elem<'a>(v: View<'a>, bucket: &Bucket) -> Option<Elem<'a>> {
+    v.elem(bucket.head.load(Ordering::Acquire))
 }
 
 /// Frames that an element has room for.
@@ -57,15 +54,14 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
     let hash = unsafe { mem::hash(trace, bytes, 0) };
     let id = hash & v.h.mask;
     let Some(bucket) = bucket(v, id) else { return Errno::EINVAL.neg() };
-    let old = elem(v, bucket.load(Ordering::Acquire));
-    if let Some(old) = old {
+    if let Some(old) = elem(v, bucket) {
         let same_hash = old.node.hash.load(Ordering::Relaxed) == hash;
         if same_hash && flags & FAST_STACK_CMP != 0 {
             return i64::from(id);
         }
         // SAFETY: an element has room for `depth` ≥ `frames` words.
         let same = same_hash
-            && old.node.link.load(Ordering::Relaxed) as usize == frames
+            && old.node.frames.load(Ordering::Relaxed) as usize == frames
             && unsafe { mem::equal(old.key(), trace, bytes) };
         if same {
             return i64::from(id);
@@ -74,6 +70,7 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
             return Errno::EEXIST.neg();
         }
     }
+    let Some(_guard) = v.lock(slot, id) else { return Errno::EBUSY.neg() };
     let new = match v.pop(slot) {
         Ok(e) => e,
         Err(Empty::Full) => return Errno::ENOMEM.neg(),
@@ -81,59 +78,33 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
     };
     // SAFETY: as above.
     unsafe { mem::copy(new.key(), trace, bytes) };
-    new.node.link.store(frames as u32, Ordering::Relaxed);
+    new.node.frames.store(frames as u32, Ordering::Relaxed);
     new.node.hash.store(hash, Ordering::Relaxed);
-    exchange(v, slot, bucket, Some(new));
+    new.node.link.store(END, Ordering::Relaxed);
+    let old = elem(v, bucket);
+    if let Some(old) = old {
+        Record::name(&v.record(slot).other, old);
+        old.node.owner.store(owner_of(slot), Ordering::Release);
+    }
+    bucket.head.store(new.idx, Ordering::Release);
+    new.node.owner.store(LINKED, Ordering::Release);
+    if let Some(old) = old {
+        v.push(slot, old);
+    }
+    v.record(slot).settled();
     i64::from(id)
-}
-
-/// Puts an element into a bucket, or nothing, and frees what stood there. True if something did.
-fn exchange(v: View<'_>, slot: u32, bucket: &AtomicU32, new: Option<Elem<'_>>) -> bool {
-    let word = new.map_or(0, |e| e.idx.wrapping_add(1));
-    let (journal, linking) = (&v.record(slot).journal, &v.record(slot).linking);
-    // Once the bucket is swapped the new element is anybody's, so its owner word is written before; the record names it
-    // in case this slot dies without swapping.
-    if let Some(new) = new {
-        linking.store(word, Ordering::Release);
-        new.node.owner.store(LINKED, Ordering::Release);
-    }
-    let mut cur = bucket.load(Ordering::Acquire);
-    let mut tries = SPINS;
-    while tries > 0 {
-        let old = elem(v, cur);
-        // Said before the swap, so that `old` is found if this slot dies right behind it.
-        journal.store(old.map_or(0, |e| e.idx.wrapping_add(1)), Ordering::Release);
-        match bucket.compare_exchange_weak(cur, word, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                if let Some(old) = old {
-                    old.node.owner.store(owner_of(slot), Ordering::Release);
-                }
-                journal.store(0, Ordering::Release);
-                linking.store(0, Ordering::Release);
-                if let Some(old) = old {
-                    v.push(slot, old);
-                }
-                return old.is_some();
-            }
-            Err(now) => cur = now,
-        }
-        tries -= 1;
-    }
-    journal.store(0, Ordering::Release);
-    if let Some(new) = new {
-        v.push(slot, new);
-    }
-    linking.store(0, Ordering::Release);
-    false
 }
 
 /// Empties a bucket, with the kernel's errors.
 pub(crate) fn delete(v: View<'_>, slot: u32, id: u32) -> i64 {
-    match bucket(v, id) {
-        None => Errno::E2BIG.neg(),
-        Some(b) if exchange(v, slot, b, None) => 0,
-        Some(_) => Errno::ENOENT.neg(),
-    }
+    let Some(bucket) = bucket(v, id) else { return Errno::E2BIG.neg() };
+    let Some(_guard) = v.lock(slot, id) else { return Errno::EBUSY.neg() };
+    let Some(old) = elem(v, bucket) else { return Errno::ENOENT.neg() };
+    Record::name(&v.record(slot).journal, old);
+    old.node.owner.store(owner_of(slot), Ordering::Release);
+    bucket.head.store(END, Ordering::Release);
+    v.push(slot, old);
+    0
 }
 
 /// Copies the frames of a stack to `out`, which has room for a value; the rest is zeroed. False if there is none.
@@ -145,14 +116,13 @@ pub(crate) unsafe fn read(v: View<'_>, id: u32, out: *mut u8) -> bool {
     let Some(bucket) = bucket(v, id) else { return false };
     // A producer may replace the stack meanwhile; what was read is whole if it has the hash that stands with it.
     for _ in 0..64 {
-        let word = bucket.load(Ordering::Acquire);
-        let Some(e) = elem(v, word) else { return false };
+        let Some(e) = elem(v, bucket) else { return false };
         let hash = e.node.hash.load(Ordering::Relaxed);
-        let frames = (e.node.link.load(Ordering::Relaxed) as usize).min(depth(v));
+        let frames = (e.node.frames.load(Ordering::Relaxed) as usize).min(depth(v));
         // SAFETY: an element and `out` have room for `depth` words.
         unsafe {
             mem::copy(out, e.key(), frames * 8);
-            if mem::hash(out, frames * 8, 0) == hash && bucket.load(Ordering::Acquire) == word {
+            if mem::hash(out, frames * 8, 0) == hash && bucket.head.load(Ordering::Acquire) == e.idx {
                 mem::zero(out.wrapping_add(frames * 8), v.h.value_size as usize - frames * 8);
                 return true;
             }

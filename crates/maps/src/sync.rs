@@ -17,7 +17,11 @@ pub(crate) const fn owner_of(slot: u32) -> u32 {
 }
 
 /// A held owner lock; dropping it releases the lock.
-pub(crate) struct Guard<'a>(&'a AtomicU32);
+pub(crate) struct Guard<'a> {
+    word: &'a AtomicU32,
+    /// Where the slot has named the lock, if it did; cleared once the lock is free.
+    named: Option<&'a AtomicU32>,
+}
 
 impl<'a> Guard<'a> {
     /// Takes the lock for `slot`; `None` if it stayed taken, or if this slot holds it already (a program that
@@ -26,8 +30,8 @@ impl<'a> Guard<'a> {
         let me = owner_of(slot);
         let mut spins = SPINS;
         loop {
-            match word.compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Guard(word)),
+            match word.compare_exchange_weak(FREE, me, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => return Some(Guard { word, named: None }),
                 Err(owner) if owner == me && slot != CONTROL_SLOT => return None,
                 Err(_) => {}
             }
@@ -38,17 +42,39 @@ impl<'a> Guard<'a> {
             spins = spins.checked_sub(1)?;
         }
     }
-}
 
-impl<'a> Guard<'a> {
     /// Takes the lock if it is free right now.
     pub(crate) fn try_acquire(word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
-        word.compare_exchange(FREE, owner_of(slot), Ordering::Acquire, Ordering::Relaxed).ok().map(|_| Guard(word))
+        let got = word.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed);
+        got.ok().map(|_| Guard { word, named: None })
+    }
+
+    /// As one of the above, with the lock's `name` written to `at` before, and until it is free again.
+    pub(crate) fn named(
+        word: &'a AtomicU32,
+        slot: u32,
+        (at, name): (&'a AtomicU32, u32),
+        take: fn(&'a AtomicU32, u32) -> Option<Guard<'a>>,
+    ) -> Option<Guard<'a>> {
+        at.store(name, Ordering::SeqCst);
+        match take(word, slot) {
+            Some(mut guard) => {
+                guard.named = Some(at);
+                Some(guard)
+            }
+            None => {
+                at.store(0, Ordering::Release);
+                None
+            }
+        }
     }
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.0.store(FREE, Ordering::Release);
+        self.word.store(FREE, Ordering::Release);
+        if let Some(named) = self.named {
+            named.store(0, Ordering::Release);
+        }
     }
 }

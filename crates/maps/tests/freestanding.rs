@@ -25,6 +25,7 @@ pub unsafe extern "C" fn everything(m: MapRef, s: u32, k: *const u8, v: *mut u8,
             + m.ringbuf_query(n) as i64
             + m.perf_output(s, n, sample, &parts).0
             + m.stackid(s, ips, n)
+            + i64::from(m.recover(s).locks)
     }
 }
 "#;

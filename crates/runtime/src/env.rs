@@ -54,9 +54,6 @@ pub struct SlotArea {
 
 const _: () = assert!(size_of::<SlotArea>() == SLOT_STACK);
 
-/// Where in a slot's memory the word stands that is not 0 while a run uses it.
-pub const CLAIM_OFFSET: u64 = core::mem::offset_of!(SlotArea, claim) as u64;
-
 impl SlotArea {
     /// Gives back the records that a run left reserved: the consumer of the ring would wait for them forever.
     ///
@@ -136,11 +133,7 @@ impl Env {
 
     /// Wakes the consumer of events if it sleeps.
     pub(crate) fn doorbell(&self) {
-        use core::sync::atomic::Ordering::SeqCst;
         // SAFETY: the shared arena is mapped for as long as programs run.
-        let bell = unsafe { &(*self.shared).doorbell };
-        if bell.load(SeqCst) == 1 && bell.swap(0, SeqCst) == 1 {
-            crate::sys::futex_wake(bell.as_ptr());
-        }
+        unsafe { (*self.shared).ring_doorbell() };
     }
 }

@@ -9,8 +9,7 @@
 //!   took it: a forked child returns from programs that its parent began, and must leave the parent's slot alone.
 //!
 //! * The slot table is writable by every target, so a free slot there is a hint. What makes a slot's memory exclusive is
-//!   its *claim*, a word in private memory that holds the address of the run's [`Env`]. A slot without a claim is passed
-//!   over.
+//!   its *claim*, a word in private memory that holds the thread's key. A slot that cannot be claimed is passed over.
 //!
 //! # Runs that were left
 //!
@@ -20,13 +19,16 @@
 //! "left" needs a proof that the recorded frames are gone: the present hit's own frames lie over them, or the guards in
 //! the recorded `Env` have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
 //! its hits until something does.
+//!
+//! The hit that finds a run left first becomes what `sp` and `reserved` describe, then gives back what the run held: so a
+//! hit that interrupts it is missed, and if it is left in turn the next one begins again.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::env::{Env, SlotArea};
+use crate::env::Env;
 use crate::session::{Control, Proc, ThreadEntry, owner_word};
 use crate::{read, sys};
 
@@ -124,17 +126,27 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
         let key = key(proc);
         let me = owner(proc, key);
         let entry = entry(proc, control, key).ok_or(Refusal::Missed)?;
-        let active = entry.active.load(Relaxed);
-        if active != 0 {
-            if !left(entry, key, sp, env) {
-                return Err(Refusal::Missed);
-            }
-            recover(proc, entry, active - 1, me);
+        let run_was_left = entry.active.load(Relaxed) != 0;
+        if run_was_left && !left(entry, key, sp, env) {
+            return Err(Refusal::Missed);
         }
-
         let guard = guard(key, env as u64);
         core::ptr::write_volatile(&raw mut (*env).guard_low, guard);
         core::ptr::write_volatile(&raw mut (*env).guard_high, guard);
+        if run_was_left {
+            // While the two do not belong together the guards alone count.
+            entry.sp.store(0, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            entry.reserved.store(env as u64, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            entry.sp.store(sp, Relaxed);
+            // A hit in a signal handler here may have done it all until a moment ago.
+            let active = entry.active.load(Relaxed);
+            if active != 0 {
+                recover(proc, entry, active - 1, key, me);
+            }
+        }
+
         let mut index = entry.last.load(Relaxed);
         if index >= control.nslots {
             index = 0;
@@ -159,7 +171,7 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
                 // A signal handler on this thread is the only one to see the order.
                 compiler_fence(Ordering::SeqCst);
                 if slot.owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok() {
-                    if claim(proc, index).compare_exchange(0, env as u64, AcqRel, Relaxed).is_ok() {
+                    if claim(proc, index).compare_exchange(0, key, AcqRel, Relaxed).is_ok() {
                         slot.taken.store(slot.taken.load(Relaxed).wrapping_add(1), Release);
                         entry.last.store(index, Relaxed);
                         return Ok(Held { proc, entry, slot: index });
@@ -176,7 +188,7 @@ pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<
     }
 }
 
-/// The claim of a slot's memory: 0, or the address of the [`Env`] of the run that has it.
+/// The claim of a slot's memory: 0, or the key of the thread that has it.
 ///
 /// # Safety
 /// In the process of `proc`; `index` is below the number of slots.
@@ -236,13 +248,16 @@ unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64, env: *const Env) -> bool 
 /// # Safety
 /// The run on slot `index` was begun by this thread, and left.
 #[cold]
-unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, me: u64) {
-    // SAFETY: in the process of `proc`; a claim by the run's `Env` says that the area is still that run's.
+unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, key: u64, me: u64) {
+    // SAFETY: in the process of `proc`; a claim by this thread says that the area is still that run's.
     unsafe {
         if let Some(slot) = proc.shared().slot(proc.control(), index) {
             let claim = claim(proc, index);
-            if claim.load(Acquire) == entry.reserved.load(Relaxed) {
-                SlotArea::discard_reserved(proc.area(index));
+            if claim.load(Acquire) == key {
+                (*proc.area(index)).nreserved = 0; // the maps tell what was reserved
+                if slot.owner.load(Acquire) == me {
+                    recover_maps(proc, index);
+                }
                 claim.store(0, Release);
             }
             if slot.owner.load(Acquire) == me {
@@ -252,4 +267,25 @@ unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, me: u64) {
     }
     compiler_fence(Ordering::SeqCst);
     entry.active.store(0, Relaxed);
+}
+
+/// Gives back what a slot holds in the maps of the session.
+///
+/// # Safety
+/// In the process of `proc`; the slot is the caller's, and no program runs on it.
+unsafe fn recover_maps(proc: &Proc, slot: u32) {
+    // SAFETY: the table has a handle for each map, valid while programs run.
+    unsafe {
+        let (maps, mut records) = (proc.map_refs(), 0u32);
+        for n in 0..proc.control().nmaps {
+            // A child that was forked meanwhile leaves to its parent what is its parent's.
+            if !proc.alive() {
+                return;
+            }
+            records |= (*maps.wrapping_add(n as usize)).recover(slot).records;
+        }
+        if records != 0 {
+            proc.shared().ring_doorbell();
+        }
+    }
 }

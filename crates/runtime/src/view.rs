@@ -72,6 +72,14 @@ impl SharedHead {
         // SAFETY: the rows have been made for `nlinks` and `nslots`.
         Some(unsafe { &*row.cast::<LinkCount>() })
     }
+
+    /// Wakes the consumer of events if it sleeps.
+    pub(crate) fn ring_doorbell(&self) {
+        let bell = &self.doorbell;
+        if bell.load(Ordering::SeqCst) == 1 && bell.swap(0, Ordering::SeqCst) == 1 {
+            crate::sys::futex_wake(bell.as_ptr());
+        }
+    }
 }
 
 /// The addresses in a [`Proc`] are those of the process that it was written for, where this code runs.

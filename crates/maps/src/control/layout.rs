@@ -6,7 +6,7 @@ use skep_ebpf::uapi::MapType;
 
 use super::{MapError, validate};
 use crate::header::{MapHeader, PAGE};
-use crate::{hash, lru, pool, sample_type};
+use crate::{free, hash, lru, pool, sample_type};
 
 /// A map's header and the size of its data region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,8 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         slots_off: 0,
         buckets_off: 0,
         elems_off: 0,
-        reserved: [0; 5],
+        bits_off: 0,
+        reserved: [0; 4],
     };
     match def.map_type {
         MapType::Array => {}
@@ -85,19 +86,19 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         MapType::ProgArray => h.stride = 4,
         MapType::Hash => {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
-            place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)?, value)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
         }
-        MapType::LruHash => place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)? + lru::MARK, value)?,
+        MapType::LruHash => place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, value)?,
         MapType::LruPercpuHash => {
             h.cpu_stride = value as u32;
             let values = value.checked_mul(u64::from(nslots))?;
-            place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)? + lru::MARK, values)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, values)?;
         }
         MapType::PercpuHash => {
             h.cpu_stride = value as u32;
-            place_pool(&mut h, hash::BUCKET, up(u64::from(def.key_size), 8)?, value.checked_mul(u64::from(nslots))?)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)?, value.checked_mul(u64::from(nslots))?)?;
         }
-        MapType::StackTrace => place_pool(&mut h, 4, 0, value)?,
+        MapType::StackTrace => place_pool(&mut h, 0, value)?,
         MapType::Ringbuf => {
             (h.stride, h.elems) = (0, 0);
             h.mask = def.max_entries - 1;
@@ -118,15 +119,16 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
     Some(h)
 }
 
-/// Places slot records, buckets of `bucket` bytes, and elements with this much before and at the value.
-fn place_pool(h: &mut MapHeader, bucket: u64, key: u64, value: u64) -> Option<()> {
+/// Places slot records, buckets, hints, and elements with this much before and at the value.
+fn place_pool(h: &mut MapHeader, key: u64, value: u64) -> Option<()> {
     let buckets = u64::from(h.max_entries).next_power_of_two();
     h.mask = u32::try_from(buckets - 1).ok()?;
     h.value_off = u32::try_from(pool::NODE + key).ok()?;
     h.stride = (pool::NODE + key).checked_add(value)?;
     h.slots_off = 0;
     h.buckets_off = pool::RECORD * (u64::from(h.nslots) + 2);
-    h.elems_off = up(h.buckets_off + buckets * bucket, 64)?;
+    h.bits_off = h.buckets_off + buckets * hash::BUCKET;
+    h.elems_off = up(h.bits_off + free::size(h.elems), 64)?;
     Some(())
 }
 

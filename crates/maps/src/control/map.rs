@@ -14,6 +14,7 @@ use skep_ebpf::uapi::update::{ANY, EXIST, LOCK, NOEXIST};
 use super::{Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, is_hash, layout_with};
 use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
 use crate::pool::Elem;
+use crate::recover::Recovered;
 use crate::sync::Ordering;
 use crate::{array, hash, lru, mem, perf, pool, stack};
 
@@ -80,11 +81,10 @@ impl Map {
     fn init(&self) {
         let v = self.view();
         match self.def.map_type {
-            t if is_hash(t) => {
+            t if is_hash(t) || t == MapType::StackTrace => {
                 hash::init(v);
                 pool::init(v, self.def.max_entries);
             }
-            MapType::StackTrace => pool::init(v, self.def.max_entries),
             MapType::PerfEventArray => perf::init(v),
             _ => {}
         }
@@ -153,6 +153,12 @@ impl Map {
     /// The index that the key of an array is.
     fn index(key: &[u8]) -> u32 {
         key.try_into().map_or(u32::MAX, u32::from_ne_bytes)
+    }
+
+    /// [`MapRef::recover`]: gives back what a slot held that will not go on.
+    pub fn recover(&self, slot: u32) -> Recovered {
+        // SAFETY: the map is ours; that the slot is at rest is what the caller says.
+        unsafe { self.map_ref().recover(slot) }
     }
 
     /// `BPF_MAP_LOOKUP_ELEM`.
@@ -331,7 +337,7 @@ impl Map {
                 return e.map(|e| self.key_of(e)).ok_or(Errno::ENOENT);
             }
             MapType::StackTrace => {
-                let used = |id: &u32| stack::bucket(v, *id).is_some_and(|b| b.load(Ordering::Acquire) != 0);
+                let used = |id: &u32| stack::bucket(v, *id).is_some_and(|b| stack::elem(v, b).is_some());
                 let start = match key.map(Self::index) {
                     Some(id) if used(&id) => id + 1,
                     _ => 0,

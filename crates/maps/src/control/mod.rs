@@ -4,7 +4,6 @@ mod arena;
 mod layout;
 mod map;
 mod perf;
-mod recover;
 mod ringbuf;
 mod validate;
 
@@ -15,7 +14,6 @@ pub use arena::Arena;
 pub use layout::{Layout, Options, layout, layout_with};
 pub use map::Map;
 pub use perf::{PerfConsumer, PerfRecord};
-pub use recover::Recovered;
 pub use ringbuf::RingConsumer;
 pub use validate::validate;
 
