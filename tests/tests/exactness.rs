@@ -63,3 +63,21 @@ fn a_command_is_traced_from_its_start() {
         assert_eq!(done.count("on_return", "hits"), 5000, "{flags:?}");
     }
 }
+
+#[test]
+fn programs_know_the_function_and_the_place() {
+    let program = build("place.c", &[]);
+    let run = |name: &str| {
+        let done = Trace::command(&object(name), [program.as_os_str()]).finish();
+        let said: Vec<u64> = done.plain.iter().flat_map(|l| l.split(' ')).map(|n| n.parse().unwrap()).collect();
+        let [at, 105] = said[..] else { panic!("{said:?}: {}", done.stderr) };
+        (at, done)
+    };
+    let (at, done) = run("test/place.bpf.o");
+    assert_eq!([0, 1, 2].map(|key| done.map_sum("places", key)), [at; 3]);
+    // Behind the `endbr64` it is still the entry. Inside of a function the kernel names none for a kprobe, and for a uprobe
+    // the place.
+    let (at, done) = run("test/place_inside.bpf.o");
+    assert_eq!([0, 1, 2].map(|key| done.map_sum("places", key)), [at + 4, at, at + 4]);
+    assert_eq!([3, 4, 5].map(|key| done.map_sum("places", key)), [at + 12, 0, at + 12]);
+}

@@ -4,9 +4,7 @@ use std::process::Command;
 
 use skep_tests::{Trace, build, object};
 
-/// Slow where a program was left while it held a bucket of a hash map: later operations on that bucket wait their limit out.
 #[test]
-#[ignore = "open: slow since a program left by siglongjmp keeps its bucket lock; run it with --ignored"]
 fn a_tortured_program_computes_the_same() {
     let program = build("torture.cc", &[]);
     let out = Command::new(&program).arg("300").output().expect("runs");

@@ -127,7 +127,7 @@ pub mod class {
 
 /// Access sizes (`code & 0x18`).
 pub mod size {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const W: u8 = 0x00;
     pub const H: u8 = 0x08;
     pub const B: u8 = 0x10;
@@ -136,7 +136,7 @@ pub mod size {
 
 /// Memory modes (`code & 0xe0`).
 pub mod mode {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const IMM: u8 = 0x00;
     pub const ABS: u8 = 0x20;
     pub const IND: u8 = 0x40;
@@ -147,7 +147,7 @@ pub mod mode {
 
 /// ALU operations (`code & 0xf0`).
 pub mod alu {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const ADD: u8 = 0x00;
     pub const SUB: u8 = 0x10;
     pub const MUL: u8 = 0x20;
@@ -166,7 +166,7 @@ pub mod alu {
 
 /// Jump operations (`code & 0xf0`).
 pub mod jmp {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const JA: u8 = 0x00;
     pub const JEQ: u8 = 0x10;
     pub const JGT: u8 = 0x20;
@@ -187,7 +187,7 @@ pub mod jmp {
 
 /// Operations of atomic instructions, in `imm`.
 pub mod atomic {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const ADD: i32 = 0x00;
     pub const OR: i32 = 0x40;
     pub const AND: i32 = 0x50;
@@ -219,7 +219,7 @@ pub mod pseudo {
 
 /// Source-register values of `CALL`.
 pub mod call {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the RFC's
     pub const HELPER: u8 = 0;
     pub const SUBPROG: u8 = 1;
     pub const KFUNC: u8 = 2;

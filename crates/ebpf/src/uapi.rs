@@ -219,7 +219,7 @@ pub mod update {
 
 /// Flags of `BPF_PROG_LOAD`.
 pub mod prog_flags {
-    #![allow(missing_docs)]
+    #![allow(missing_docs)] // the names are the kernel's
     pub const STRICT_ALIGNMENT: u32 = 1 << 0;
     pub const ANY_ALIGNMENT: u32 = 1 << 1;
     pub const TEST_RND_HI32: u32 = 1 << 2;

@@ -204,13 +204,38 @@ fn value_off(v: View<'_>, slot: u32) -> u64 {
     u64::from(v.h.value_off) + u64::from(slot) * u64::from(v.h.cpu_stride)
 }
 
-/// The error of an update by whether the key is there.
-pub(crate) fn check(present: bool, flags: u64) -> i64 {
-    match (present, flags) {
-        (true, NOEXIST) => Errno::EEXIST.neg(),
-        (false, EXIST) => Errno::ENOENT.neg(),
-        _ => 0,
+/// The beginning of an update: its bucket, locked, and what is there under its key, with the link that leads to it.
+pub(crate) struct Begun<'a> {
+    pub(crate) _guard: Guard<'a>,
+    pub(crate) bucket: &'a Bucket,
+    pub(crate) key: Key,
+    pub(crate) old: Option<(Elem<'a>, &'a AtomicU32)>,
+}
+
+/// Begins an update, unless its flags forbid it by whether the key is there.
+///
+/// # Safety
+/// `key` is readable for `key_size` bytes, the region is writable, `slot` is the caller's.
+pub(crate) unsafe fn begin<'a>(v: View<'a>, slot: u32, key: *const u8, flags: u64) -> Result<Begun<'a>, i64> {
+    // SAFETY: the caller's promises, here and below.
+    let key = unsafe { v.key(key) };
+    let bucket = v.bucket(key.hash);
+    let _guard = v.lock(slot, key.hash).ok_or(Errno::EBUSY.neg())?;
+    // SAFETY: as above.
+    let old = unsafe { find_locked(v, bucket, key) };
+    match (&old, flags) {
+        (Some(_), NOEXIST) => Err(Errno::EEXIST.neg()),
+        (None, EXIST) => Err(Errno::ENOENT.neg()),
+        _ => Ok(Begun { _guard, bucket, key, old }),
     }
+}
+
+/// A free element for a key that is new.
+fn fresh<'a>(v: View<'a>, slot: u32) -> Result<Elem<'a>, i64> {
+    v.pop(slot).map_err(|empty| match empty {
+        Empty::Full => Errno::E2BIG.neg(),
+        Empty::Busy => Errno::EBUSY.neg(),
+    })
 }
 
 /// Writes hash and key into a new element, and what follows it in its chain.
@@ -232,25 +257,19 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
         return Errno::EINVAL.neg();
     }
     // SAFETY: the caller's promises, here and below.
-    let key = unsafe { v.key(key) };
-    let bucket = v.bucket(key.hash);
-    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
-    // SAFETY: as above.
-    let old = unsafe { find_locked(v, bucket, key) };
-    let err = check(old.is_some(), flags);
-    if err != 0 {
-        return err;
-    }
+    let Begun { _guard, bucket, key, old } = match unsafe { begin(v, slot, key, flags) } {
+        Ok(begun) => begun,
+        Err(err) => return err,
+    };
     let record = v.record(slot);
     let new = match old {
         Some(_) => match v.spare(slot) {
             Some(e) => e,
             None => return Errno::ENOMEM.neg(),
         },
-        None => match v.pop(slot) {
+        None => match fresh(v, slot) {
             Ok(e) => e,
-            Err(Empty::Full) => return Errno::E2BIG.neg(),
-            Err(Empty::Busy) => return Errno::EBUSY.neg(),
+            Err(err) => return err,
         },
     };
     let next = old.map_or(&bucket.head, |(old, _)| &old.node.link).load(Ordering::Relaxed);
@@ -286,24 +305,18 @@ pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: 
         return Errno::EINVAL.neg();
     }
     // SAFETY: the caller's promises, here and below.
-    let key = unsafe { v.key(key) };
-    let bucket = v.bucket(key.hash);
-    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
-    // SAFETY: as above.
-    let old = unsafe { find_locked(v, bucket, key) };
-    let err = check(old.is_some(), flags);
-    if err != 0 {
-        return err;
-    }
+    let Begun { _guard, bucket, key, old } = match unsafe { begin(v, slot, key, flags) } {
+        Ok(begun) => begun,
+        Err(err) => return err,
+    };
     if let Some((e, _)) = old {
         // SAFETY: as above.
         unsafe { write_values(v, e, slot, values) };
         return 0;
     }
-    let e = match v.pop(slot) {
+    let e = match fresh(v, slot) {
         Ok(e) => e,
-        Err(Empty::Full) => return Errno::E2BIG.neg(),
-        Err(Empty::Busy) => return Errno::EBUSY.neg(),
+        Err(err) => return err,
     };
     // SAFETY: the values of all slots stand at `value_off`; the element is this slot's.
     unsafe {

@@ -9,7 +9,7 @@ use core::ptr::null_mut;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::update::EXIST;
 
-use crate::hash::{self, Values};
+use crate::hash::{self, Begun, Values};
 use crate::header::View;
 use crate::pool::{Elem, Empty, LINKED, Record};
 use crate::sync::{AtomicU32, Ordering, owner_of};
@@ -92,15 +92,10 @@ unsafe fn place<'a>(
     new: Option<Elem<'a>>,
 ) -> (i64, Option<Elem<'a>>) {
     // SAFETY: the caller's promises, here and below.
-    let key = unsafe { v.key(key) };
-    let bucket = v.bucket(key.hash);
-    let Some(_guard) = v.lock(slot, key.hash) else { return (Errno::EBUSY.neg(), new) };
-    // SAFETY: as above.
-    let old = unsafe { hash::find_locked(v, bucket, key) };
-    let err = hash::check(old.is_some(), flags);
-    if err != 0 {
-        return (err, new);
-    }
+    let Begun { _guard, bucket, key, old } = match unsafe { hash::begin(v, slot, key, flags) } {
+        Ok(begun) => begun,
+        Err(err) => return (err, new),
+    };
     if let (Some((e, _)), true) = (old, v.h.cpu_stride != 0) {
         // SAFETY: as above.
         unsafe { hash::write_values(v, e, slot, values) };

@@ -88,6 +88,8 @@ pub struct Env {
     pub(crate) cookie: u64,
     /// What `get_func_ip` returns.
     pub(crate) func_ip: u64,
+    /// The instruction pointer of a function's entry, if the program runs there; else 0.
+    pub(crate) entry_ip: u64,
     pub(crate) slot: u32,
     pub(crate) link: u32,
     pub(crate) prog_type: u32,
@@ -116,6 +118,7 @@ impl Env {
             regs: null(),
             cookie: 0,
             func_ip: 0,
+            entry_ip: 0,
             slot,
             link: NONE,
             prog_type: 0,

@@ -15,7 +15,9 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, SlotArea};
-use crate::session::{Link, LinkCount, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_kind, link_state};
+use crate::session::{
+    Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
+};
 use crate::thread::{self, Refusal};
 use crate::{clock, interp, ret_entry, sys};
 
@@ -150,8 +152,15 @@ unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u6
         env.area = proc.area(held.slot);
         env.ctx = regs.cast();
         env.regs = regs;
-        env.func_ip = site.ip;
-        each(proc, site, kind, |link, index| run(&mut env, link, index, ip));
+        env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
+        each(proc, site, kind, |link, index| {
+            env.func_ip = match (link.flags & link_flags::KERNEL, site.entry) {
+                (0, _) => site.ip,
+                (_, NONE) => 0,
+                (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
+            };
+            run(&mut env, link, index, ip);
+        });
         held.release();
         true
     }

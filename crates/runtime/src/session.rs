@@ -82,6 +82,13 @@ pub mod link_kind {
     pub const RETURN: u32 = 2;
 }
 
+/// Flags of links.
+pub mod link_flags {
+    /// `get_func_ip` answers as the kernel does for its own functions: where the function begins, or 0 if the place is not
+    /// its entry. Without it, as for functions of processes: the probed address.
+    pub const KERNEL: u32 = 1;
+}
+
 /// A program attached somewhere.
 #[repr(C)]
 pub struct Link {
@@ -91,7 +98,7 @@ pub struct Link {
     pub kind: u32,
     /// Index of the program cell.
     pub prog: AtomicU32,
-    /// Reserved, zero.
+    /// Bits of [`link_flags`].
     pub flags: u32,
     /// What `bpf_get_attach_cookie` returns.
     pub cookie: u64,
@@ -253,8 +260,8 @@ pub struct Site {
     pub links: [AtomicU32; SITE_LINKS],
     /// One of [`guard`].
     pub guard: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Bytes from the start of the function if `ip` is its entry (behind an `endbr64` it still is); else [`NONE`].
+    pub entry: u32,
 }
 
 /// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process.

@@ -12,12 +12,21 @@ use skep_verifier::Verified;
 pub struct Loaded {
     compiled: Compiled,
     maps: Arc<[MapDef]>,
+    user_probe: bool,
 }
 
 impl Loaded {
     /// Compiles a verified program.
     pub fn new(verified: &Verified, options: &Options) -> Result<Loaded, CompileError> {
-        Ok(Loaded { compiled: compile(verified, options)?, maps: verified.program().maps.clone() })
+        let program = verified.program();
+        let section = program.section.strip_prefix('?').unwrap_or(&program.section);
+        let user_probe = section.starts_with("uprobe") || section.starts_with("uretprobe");
+        Ok(Loaded { compiled: compile(verified, options)?, maps: program.maps.clone(), user_probe })
+    }
+
+    /// True if its section asks for a probe of a process's function, not of the kernel's (which here is the process's, too).
+    pub fn is_user_probe(&self) -> bool {
+        self.user_probe
     }
 
     /// The maps of its object.

@@ -47,6 +47,7 @@ fn main() {
         ("killed_controller", killed_controller),
         ("killed_at_any_time", killed_at_any_time),
         ("refusals", refusals),
+        ("no_breakpoints_without_their_handler", no_breakpoints_without_their_handler),
         ("stopped_process", stopped_process),
         ("asleep_in_a_probed_function", asleep_in_a_probed_function),
         ("exec_of_a_running_process", exec_of_a_running_process),
@@ -656,6 +657,28 @@ fn refusals() -> Outcome {
     kill(pid as i32);
     let events = session.injector.events(5000);
     equal("events", events, vec![InjectorEvent::Exited { pid }])
+}
+
+/// The stand-in for the agent has no handler of breakpoints.
+fn no_breakpoints_without_their_handler() -> Outcome {
+    let mut target = Target::start("calls")?;
+    let probes = [symbol(0, ProbeKind::Entry, "probed"), symbol(1, ProbeKind::Entry, "turning")];
+    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().trim(), 16)?;
+    let before = target.text(address);
+    let mut session = Session::new(&probes)?;
+    match session.attach(target.pid(), &probes) {
+        Err(AttachError::Agent { reason }) if reason.contains("turning") && reason.contains("skep_trap") => {}
+        other => return Err(format!("{:?}", other.map(|a| places(&a))).into()),
+    }
+    equal("text", target.text(address), before)?;
+    equal("left mapped", skep_mappings(target.pid())?, 0)?;
+    // The others are placed without it, and the process is as it was.
+    places(&session.attach(target.pid(), &probes[..1])?)?;
+    session.injector.go(target.pid())?;
+    equal("answer", target.ask("run 1 1000")?, format!("sum {}", checksum(1, 1000)))?;
+    equal("hits", session.arenas.hits(0), 1000)?;
+    session.injector.detach(target.pid())?;
+    equal("exit status", target.end()?, Some(5))
 }
 
 fn stopped_process() -> Outcome {

@@ -186,10 +186,12 @@ pub struct Param {
 
 /// Linkage of functions and variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Linkage {
+    /// Of its file alone.
     Static,
+    /// Seen by all.
     Global,
+    /// Defined elsewhere.
     Extern,
 }
 

@@ -242,15 +242,22 @@ pub enum DecodeError {
 
 /// Fields of an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum Field {
+    /// Destination register.
     Dst,
+    /// Source register.
     Src,
+    /// Offset.
     Off,
+    /// Immediate.
     Imm,
+    /// Opcode of the second half.
     NextCode,
+    /// Registers of the second half.
     NextRegs,
+    /// Offset of the second half.
     NextOff,
+    /// Immediate of the second half.
     NextImm,
 }
 

@@ -24,7 +24,6 @@ macro_rules! table {
         /// # Safety
         /// The arguments are those of a verified program that runs in `env`; `id` is [`supported`].
         #[inline(always)]
-        #[allow(unused_variables)]
         pub(crate) unsafe fn call(id: u32, env: &mut Env, $r1: u64, $r2: u64, $r3: u64, $r4: u64, $r5: u64) -> u64 {
             // SAFETY: the caller's promise is that of each helper.
             unsafe {

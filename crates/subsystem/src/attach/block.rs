@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use skep_maps::MapRef;
-use skep_runtime::session::{MAGIC, PROC_NAME, Proc, SITE_LINKS, Site, Trap};
+use skep_runtime::session::{MAGIC, NONE, PROC_NAME, Proc, SITE_LINKS, Site, Trap};
 
 use super::AttachError;
 use super::plan::PlannedSite;
@@ -195,6 +195,6 @@ fn make_site(proc: u64, planned: &PlannedSite) -> Site {
         has_return: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Return))),
         links,
         guard: planned.guard,
-        reserved: 0,
+        entry: planned.entry.unwrap_or(NONE),
     }
 }

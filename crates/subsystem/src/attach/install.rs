@@ -91,7 +91,17 @@ pub struct Installed {
 
 /// Maps everything. The text is not touched yet.
 pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Plan) -> Result<Installed, AttachError> {
-    let traps = plan.sites.iter().filter(|site| site.window.trap).count();
+    let mut breakpoints = plan.sites.iter().filter(|site| site.window.trap);
+    if session.agent.traps.is_none()
+        && let Some(site) = breakpoints.next()
+    {
+        let reason = format!(
+            "`{}` can be probed by a breakpoint only ({}), for which the agent lacks `skep_trap` and `skep_guard`",
+            site.symbol, site.why_no_jump
+        );
+        return Err(AttachError::Agent { reason });
+    }
+    let traps = breakpoints.count();
     let block = Block::new(session.maps.len(), plan.sites.len(), traps)?;
     let auxv = Auxv::read(world.pid)?;
     let worker: Option<Tid> = None;

@@ -21,6 +21,8 @@ use super::world::World;
 const SITE_CODE: u64 = 1024;
 /// Bytes that a copy takes at most: 19 of instructions, each grown to its longest form, and the jump back.
 const BODY_MAX: u64 = 256;
+/// The instruction that functions may begin with as targets of indirect calls.
+const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const _: () = assert!(code::TRAMPOLINE_MAX + BODY_MAX <= SITE_CODE);
 
 /// A place to patch.
@@ -35,6 +37,8 @@ pub struct PlannedSite {
     pub symbol: String,
     /// The text at `ip` as it is.
     pub text: [u8; 16],
+    /// Bytes from the start of the function if this is its entry.
+    pub entry: Option<u32>,
     /// One of [`guard`].
     pub guard: u32,
     /// What it was found as.
@@ -243,6 +247,7 @@ impl Plan {
             links: Vec::new(),
             symbol,
             text,
+            entry: entry(world, &found),
             guard: guard::NONE,
             found,
             why_no_jump: String::new(),
@@ -352,6 +357,15 @@ impl Plan {
         }
         self.fail(failed);
         self.tidy();
+    }
+}
+
+/// Bytes from the start of a function to a place that is its entry: none, or an `endbr64`.
+fn entry(world: &World, found: &Found) -> Option<u32> {
+    match found.offset {
+        0 => Some(0),
+        4 if world.memory.read_up_to(found.address, 4) == ENDBR64 => Some(4),
+        _ => None,
     }
 }
 

@@ -76,35 +76,19 @@ fn no_jump<T>(reason: impl Into<String>) -> Result<T, Refusal> {
 
 /// Finds the window for a probe at `offset` into a function.
 pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
-    let start = function.range.start;
-    let insns = decode(function);
-    let Some(position) = insns.iter().position(|i| i.ip() >= start + offset) else {
-        return no_jump("it is past the end of the function");
-    };
-    if insns[position].ip() != start + offset {
-        let before = position.checked_sub(1).and_then(|p| insns.get(p)).map_or(0, |i| i.ip() - start);
-        return Err(Refusal::MidInstruction { before, after: insns[position].ip() - start });
-    }
+    let (insns, position) = locate(function, offset)?;
     let entry = offset == 0;
     let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
     let window = Window { address, len, entry, trap: false, insns: taken };
-    check_arrivals(function, &insns, &window, address != start + offset)?;
+    check_arrivals(function, &insns, &window, address != function.range.start + offset)?;
     Ok(window)
 }
 
 /// Finds the instruction that gives way to a breakpoint, for a probe at `offset` into a function where no jump fits.
 pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> {
-    let start = function.range.start;
-    let insns = decode(function);
-    let Some(position) = insns.iter().position(|i| i.ip() >= start + offset) else {
-        return no_jump("it is past the end of the function");
-    };
-    if insns[position].ip() != start + offset {
-        let before = position.checked_sub(1).and_then(|p| insns.get(p)).map_or(0, |i| i.ip() - start);
-        return Err(Refusal::MidInstruction { before, after: insns[position].ip() - start });
-    }
+    let (insns, position) = locate(function, offset)?;
     let entry = offset == 0;
     let mut insn = insns[position];
     if entry
@@ -127,6 +111,20 @@ pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> 
         return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
     }
     Ok(Window { address: insn.ip(), len: insn.len() as u64, entry, trap: true, insns: vec![insn] })
+}
+
+/// The instructions of a function, and the index of the one at `offset`.
+fn locate(function: &Function, offset: u64) -> Result<(Vec<Instruction>, usize), Refusal> {
+    let start = function.range.start;
+    let insns = decode(function);
+    let Some(position) = insns.iter().position(|i| i.ip() >= start + offset) else {
+        return no_jump("it is past the end of the function");
+    };
+    if insns[position].ip() != start + offset {
+        let before = position.checked_sub(1).and_then(|p| insns.get(p)).map_or(0, |i| i.ip() - start);
+        return Err(Refusal::MidInstruction { before, after: insns[position].ip() - start });
+    }
+    Ok((insns, position))
 }
 
 /// The instructions of a function, in order.

@@ -18,8 +18,8 @@ use skep_ebpf::uapi::MapType;
 use skep_maps::control::{Arena, Map, MapError, Options as MapOptions};
 use skep_maps::{MapHeader, sample_type};
 use skep_runtime::session::{
-    CONTROL_NAME, Control, Link as LinkRow, MAGIC, NONE, ProgCell, SHARED_NAME, SharedHead, link_kind, link_state,
-    shared_size,
+    CONTROL_NAME, Control, Link as LinkRow, MAGIC, NONE, ProgCell, SHARED_NAME, SharedHead, link_flags, link_kind,
+    link_state, shared_size,
 };
 
 pub use counts::Counts;
@@ -286,6 +286,7 @@ impl Session {
             When::Entry => link_kind::ENTRY,
             When::Return => link_kind::RETURN,
         };
+        let flags = if self.programs[program].is_user_probe() { 0 } else { link_flags::KERNEL };
         let row = self.layout.link(index);
         // SAFETY: the row is in the arena, and nobody looks at it before it is ON.
         unsafe {
@@ -293,7 +294,7 @@ impl Session {
                 state: AtomicU32::new(link_state::OFF),
                 kind,
                 prog: AtomicU32::new(program as u32),
-                flags: 0,
+                flags,
                 cookie,
                 reserved: 0,
             });

@@ -46,6 +46,15 @@ NOINLINE long caller(void)
 	return tiny() + 1;
 }
 
+/* A branch leads into its first bytes. */
+long turning(long n);
+asm(".type turning, @function\n"
+    "turning: xor %eax, %eax\n"
+    "1: dec %rdi\n"
+    "   jg 1b\n"
+    "   ret\n"
+    ".size turning, . - turning\n");
+
 static volatile int stop;
 static volatile long ticks;
 static long calls;
