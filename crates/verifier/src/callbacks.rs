@@ -7,6 +7,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES};
 
+use crate::compare::{self, IdMap};
 use crate::env::{Env, Next, Pending};
 use crate::fail::{Check, Failure, invalid, unsupported};
 use crate::helper_args::CallFacts;
@@ -18,8 +19,6 @@ use crate::state::{Callback, CalledBy, Frame, State, StateId};
 const FOR_EACH_MAP_ELEM: u32 = 164;
 const LOOP: u32 = 181;
 const USER_RINGBUF_DRAIN: u32 = 209;
-/// Rounds of one path through loops of unknown length that are followed.
-const MAX_ROUNDS: u32 = 4096;
 
 impl Env<'_> {
     /// Lets a helper call its function, or remember it.
@@ -72,7 +71,6 @@ impl Env<'_> {
     /// through a round, the current one on behind the call. `args` is what r1 to r5 hold.
     pub fn push_callback(&mut self, by: CalledBy, function: Option<u32>, args: [Reg; 5], returns: (i32, i32)) -> Check {
         let (function, start, end) = self.called_back(function)?;
-        self.check_rounds(self.state.callback_unroll)?;
         let depth = self.state.frames.len();
         if depth >= MAX_CALL_FRAMES {
             return Err(Failure::new(
@@ -87,7 +85,7 @@ impl Env<'_> {
         frame.callback = Callback { by, is_async: false, returns };
         let round = self.push_path(start)?;
         round.frame_mut().callback_depth += 1;
-        round.frames.push(frame);
+        round.frames.push(frame.into());
         round.callback_unroll += 1;
         self.state.frame_mut().callback_depth = 0;
         Ok(())
@@ -146,9 +144,7 @@ impl Env<'_> {
             return invalid!(SubprogramReturn, "there is no caller to return to");
         };
         if let Some(before) = self.previous_round(frame.callsite, None) {
-            let mut state = std::mem::take(&mut self.state);
-            widen(self.saved(before), &mut state);
-            self.state = state;
+            widen(&mut self.ids, self.explored.state(before), &mut self.state);
         }
         Ok(Next::At(frame.callsite))
     }
@@ -184,16 +180,11 @@ impl Env<'_> {
         if i.is_x() || i.src() != 0 || i.dst() != 0 || i.imm != 0 || i.class() != skep_ebpf::insn::class::JMP {
             return invalid!(ReservedField, "may_goto uses fields that must be zero");
         }
-        self.check_rounds(self.state.may_goto_depth)?;
         let before = self.previous_round(self.insn, self.state.parent);
         let next = self.insn + 1;
-        let mut round = std::mem::take(self.push_path(next)?);
-        round.may_goto_depth += 1;
-        if let Some(before) = before {
-            widen(self.saved(before), &mut round);
-        }
-        if let Some(p) = self.pending.last_mut() {
-            p.state = round;
+        self.push_path(next)?.may_goto_depth += 1;
+        if let (Some(before), Some(round)) = (before, self.pending.last_mut()) {
+            widen(&mut self.ids, self.explored.state(before), &mut round.state);
         }
         // Out of budget, the loop is left here.
         match usize::try_from(crate::cfg::jump_target(self.insn, i)) {
@@ -202,12 +193,12 @@ impl Env<'_> {
         }
     }
 
-    /// Loops that do not converge cost the square of their rounds.
-    fn check_rounds(&self, rounds: u32) -> Check {
-        if rounds >= MAX_ROUNDS {
-            return unsupported!(UnsupportedFeature, "the loop does not converge within {MAX_ROUNDS} rounds");
+    /// Forgets in the current state, which begins a round of an iterator, what changed since the round before.
+    #[allow(dead_code)] // for kernel functions that move iterators on
+    pub fn widen_round(&mut self) {
+        if let Some(before) = self.previous_round(self.insn, self.state.parent) {
+            widen(&mut self.ids, self.explored.state(before), &mut self.state);
         }
-        Ok(())
     }
 
     /// The state of the round before, at the same instruction of the same call; `this` is the one just saved there.
@@ -220,20 +211,19 @@ impl Env<'_> {
 }
 
 /// Forgets numbers that differ from the round before, unless something depended on them.
-pub(crate) fn widen(old: &State, cur: &mut State) {
-    let forget = |o: &Reg, c: &mut Reg| {
-        let numbers = o.is_scalar() && c.is_scalar();
-        if numbers && !o.precise && !c.precise && (o.num != c.num || (o.id == 0) != (c.id == 0)) {
-            *c = Reg::UNKNOWN;
-        }
-    };
+fn widen(ids: &mut IdMap, old: &State, cur: &mut State) {
+    ids.clear();
+    let mut forget =
+        |o: &Reg, c: &Reg| o.is_scalar() && c.is_scalar() && !o.precise && !c.precise && !compare::same(o, c, ids);
     for (o, c) in old.frames.iter().zip(&mut cur.frames) {
-        for (o, c) in o.regs.iter().zip(&mut c.regs) {
-            forget(o, c);
+        for (n, o) in o.regs.iter().enumerate() {
+            if forget(o, &c.regs[n]) {
+                c.regs[n] = Reg::UNKNOWN;
+            }
         }
-        for (o, c) in o.stack.iter().zip(&mut c.stack) {
-            if o.is_scalar_spill() && c.is_scalar_spill() {
-                forget(&o.reg, &mut c.reg);
+        for (n, o) in o.stack.iter().enumerate() {
+            if c.stack.get(n).is_some_and(|c| o.is_spill() && c.is_spill() && forget(&o.reg, &c.reg)) {
+                c.stack[n].reg = Reg::UNKNOWN;
             }
         }
     }

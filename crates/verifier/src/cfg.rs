@@ -34,6 +34,8 @@ pub(crate) struct Point {
     pub force: bool,
     /// A helper call that calls back a function while it runs.
     pub calls_back: bool,
+    /// A kernel function that moves an open-coded iterator on.
+    pub iter_next: bool,
     /// Second slot of a 64-bit immediate.
     pub second_half: bool,
 }
@@ -43,6 +45,8 @@ pub(crate) struct Point {
 pub(crate) struct Cfg {
     pub functions: Vec<Function>,
     pub points: Vec<Point>,
+    /// The loop that each instruction is in, 0 for none.
+    pub loops: Vec<u32>,
 }
 
 /// Where an instruction may go on inside its function.
@@ -98,10 +102,11 @@ pub(crate) fn callee(at: usize, i: Insn) -> i64 {
 impl Cfg {
     /// Builds the graph and makes the checks that need no data flow.
     pub fn build(insns: &[Insn]) -> Check<Cfg> {
-        let mut cfg = Cfg { functions: Vec::new(), points: vec![Point::default(); insns.len()] };
+        let mut cfg = Cfg { functions: Vec::new(), points: vec![Point::default(); insns.len()], loops: Vec::new() };
         cfg.find_functions(insns)?;
         cfg.check_jumps(insns)?;
         cfg.walk(insns)?;
+        cfg.loops = crate::scc::find(insns, &cfg.points);
         cfg.spread_packet_moves();
         Ok(cfg)
     }
@@ -238,6 +243,9 @@ impl Cfg {
                 if i.src() == pseudo::FUNC
                     && let Ok(t) = usize::try_from(callee(at, i))
                 {
+                    self.mark(at, |p| p.prune = true);
+                    self.mark(at + 2, |p| (p.prune, p.jump) = (true, true));
+                    self.mark(t, |p| (p.prune, p.jump) = (true, true));
                     todo.push(t);
                 }
             } else if i.is_subprog_call() {
@@ -247,8 +255,9 @@ impl Cfg {
                     self.mark(t, |p| (p.prune, p.jump) = (true, true));
                     todo.push(t);
                 }
-            } else if i.is_helper_call() {
-                let calls = Helper::by_id(i.imm as u32).is_some_and(|h| h.has(helper::CALLBACK));
+            } else if i.class() == class::JMP && i.op() == jmp::CALL {
+                self.mark(at + 1, |p| (p.prune, p.jump) = (true, true));
+                let calls = i.is_helper_call() && Helper::by_id(i.imm as u32).is_some_and(|h| h.has(helper::CALLBACK));
                 if calls {
                     let is_async = i.imm == 170;
                     self.mark(at, |p| {
@@ -257,7 +266,6 @@ impl Cfg {
                             (p.jump, p.force, p.calls_back) = (true, true, true);
                         }
                     });
-                    self.mark(at + 1, |p| (p.prune, p.jump) = (true, true));
                 }
             } else if is_jump(i) {
                 if !is_goto(i) {

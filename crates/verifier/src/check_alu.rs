@@ -200,7 +200,12 @@ impl Env<'_> {
         // A number that is another plus a constant stays linked to it.
         match src.num.as_const() {
             Some(delta)
-                if i.op() == alu::ADD && !is32 && dst.id != 0 && !dst.linked_delta && delta <= i32::MAX as u64 =>
+                if i.op() == alu::ADD
+                    && !is32
+                    && !(i.is_x() && i.src() == i.dst())
+                    && dst.id != 0
+                    && !dst.linked_delta
+                    && delta <= i32::MAX as u64 =>
             {
                 dst.linked_delta = true;
                 dst.off = delta as i32;

@@ -86,7 +86,7 @@ impl Env<'_> {
         let mut frame = Frame::new(self.state.frames.len() as u8, function, instance, self.insn);
         frame.regs[1..=5].copy_from_slice(&self.state.regs()[1..=5]);
         self.clear_caller_saved();
-        self.state.frames.push(frame);
+        self.state.frames.push(frame.into());
         Ok(Next::At(start))
     }
 
@@ -302,6 +302,11 @@ impl Env<'_> {
         }
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
+            // A known index is compiled in.
+            let entries = facts.map.and_then(|m| self.maps.get(m as usize)).map_or(0, |m| m.def.max_entries);
+            if self.state.reg(3).as_const().is_some_and(|k| k < u64::from(entries)) {
+                self.mark_precise(3)?;
+            }
         }
         if id == GET_LOCAL_STORAGE && !self.state.reg(2).is_null() {
             return invalid!(ArgumentConstant, "the flags in r2 of bpf_{} must be 0", h.name);

@@ -104,22 +104,31 @@ impl Env<'_> {
 
     /// Finds everything with this id; what does not fit the list loses its link.
     fn collect_linked(&mut self, id: u32, linked: &mut Vec<Place>) {
-        let add = |r: &mut Reg, place: Place, linked: &mut Vec<Place>| {
+        let mut extra = Vec::new();
+        let mut add = |r: &Reg, place: Place| {
             if r.is_scalar() && r.id == id && !linked.contains(&place) {
                 if linked.len() < MAX_LINKED {
                     linked.push(place);
                 } else {
-                    r.unlink();
+                    extra.push(place);
                 }
             }
         };
-        for (f, frame) in self.state.frames.iter_mut().enumerate().rev() {
-            for (n, r) in frame.regs.iter_mut().enumerate().take(FP) {
-                add(r, Place::Reg { frame: f as u8, reg: n as u8 }, linked);
+        for (f, frame) in self.state.frames.iter().enumerate().rev() {
+            for (n, r) in frame.regs.iter().enumerate().take(FP) {
+                add(r, Place::Reg { frame: f as u8, reg: n as u8 });
             }
-            for (n, slot) in frame.stack.iter_mut().enumerate() {
+            for (n, slot) in frame.stack.iter().enumerate() {
                 if slot.is_scalar_spill() {
-                    add(&mut slot.reg, Place::Slot { frame: f as u8, slot: n as u8 }, linked);
+                    add(&slot.reg, Place::Slot { frame: f as u8, slot: n as u8 });
+                }
+            }
+        }
+        for place in extra {
+            match place {
+                Place::Reg { frame, reg } => self.state.frames[usize::from(frame)].regs[usize::from(reg)].unlink(),
+                Place::Slot { frame, slot } => {
+                    self.state.frames[usize::from(frame)].stack[usize::from(slot)].reg.unlink();
                 }
             }
         }
@@ -132,10 +141,8 @@ impl Env<'_> {
             state.held.retain(|h| h.id != id);
         }
         let maps = &self.maps;
-        state.each_reg(|reg| {
-            if !reg.nullable() || reg.id != id || !reg.is_pointer() {
-                return;
-            }
+        let concerned = |reg: &Reg| reg.nullable() && reg.id == id && reg.is_pointer();
+        state.change_regs(concerned, |reg| {
             if reg.off != 0 || reg.num.as_const() != Some(0) {
                 return;
             }
@@ -193,6 +200,9 @@ fn packet_decided(op: u8, a: &Reg, b: &Reg) -> Option<bool> {
 /// Gives everything linked to `known` what is known of it.
 fn sync_linked(state: &mut State, known: &Reg, linked: &[Place]) {
     for place in linked {
+        if !state.at(*place).is_some_and(|reg| reg.is_scalar() && reg.id == known.id && *reg != *known) {
+            continue;
+        }
         let reg = match *place {
             Place::Reg { frame, reg } => {
                 state.frames.get_mut(usize::from(frame)).and_then(|f| f.regs.get_mut(usize::from(reg)))
@@ -262,9 +272,6 @@ fn widen_range(state: &mut State, packet: &Reg, strict: bool) {
     }
     let range = packet.off + i32::from(strict);
     let (kind, id) = (packet.kind, packet.id);
-    state.each_reg(|reg| {
-        if reg.kind == kind && reg.id == id {
-            reg.size = (reg.size as i32).max(range) as u32;
-        }
-    });
+    let concerned = |reg: &Reg| reg.kind == kind && reg.id == id && (reg.size as i32) < range;
+    state.change_regs(concerned, |reg| reg.size = range as u32);
 }

@@ -1,6 +1,10 @@
 //! Whether one state stands for another: everything that was safe from the old one is safe from the new one.
+//!
+//! This is the one place that compares states. Who adds a field to [`Reg`], [`Slot`](crate::state::Slot), [`Frame`] or
+//! [`State`] says here what it takes to be as safe as before: [`states_equal`] for the state, [`frames_equal`],
+//! [`reg_safe`], and [`slot_safe`] with [`object_safe`] for objects that live on the stack.
 
-use crate::env::Env;
+use crate::liveness::Liveness;
 use crate::reg::{Kind, Reg};
 use crate::stack_object::{Dynptr, Iter};
 use crate::state::{Byte, Frame, Slot, State};
@@ -17,14 +21,21 @@ pub(crate) enum Exact {
 }
 
 /// Which id of the new state stands for which of the old.
-#[derive(Default)]
-struct IdMap {
+#[derive(Default, Debug)]
+pub(crate) struct IdMap {
     pairs: Vec<(u32, u32)>,
     unnamed: u32,
 }
 
 impl IdMap {
-    fn same(&mut self, old: u32, cur: u32) -> bool {
+    /// Forgets all pairs.
+    pub fn clear(&mut self) {
+        self.pairs.clear();
+        self.unnamed = 0;
+    }
+
+    /// The two ids stand for each other, as far as is known.
+    pub fn same(&mut self, old: u32, cur: u32) -> bool {
         match (old, cur) {
             (0, 0) => true,
             (0, _) | (_, 0) => false,
@@ -43,22 +54,24 @@ impl IdMap {
         }
     }
 
-    /// Numbers without an id are linked to nothing; each counts as one of its own.
+    /// Old numbers without an id were linked to nothing, so links of the new ones do no harm; new ones without an id
+    /// count as one of their own.
     fn same_scalar(&mut self, old: u32, cur: u32) -> bool {
-        let mut own = |id: u32| {
-            if id != 0 {
-                return id;
-            }
+        if old == 0 {
+            return true;
+        }
+        let cur = if cur != 0 {
+            cur
+        } else {
             self.unnamed += 1;
             u32::MAX - self.unnamed
         };
-        let (old, cur) = (own(old), own(cur));
         self.same(old, cur)
     }
 }
 
-/// True if everything that `old` was found safe for holds for `cur`.
-pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact) -> bool {
+/// True if everything that `old` was found safe for holds for `cur`. Both stand at the same instruction.
+pub(crate) fn states_equal(live: &Liveness, ids: &mut IdMap, old: &State, cur: &State, exact: Exact) -> bool {
     if old.frames.len() != cur.frames.len()
         || old.held.len() != cur.held.len()
         || old.rcu != cur.rcu
@@ -66,7 +79,7 @@ pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact
     {
         return false;
     }
-    let mut ids = IdMap::default();
+    ids.clear();
     if !old.held.iter().zip(&cur.held).all(|(o, c)| ids.same(o.id, c.id)) {
         return false;
     }
@@ -75,71 +88,45 @@ pub(crate) fn states_equal(env: &Env<'_>, old: &State, cur: &State, exact: Exact
         (Some(o), Some(c)) if o.1 == c.1 && ids.same(o.0, c.0) => {}
         _ => return false,
     }
-    let last = old.frames.len() - 1;
     for (n, (o, c)) in old.frames.iter().zip(&cur.frames).enumerate() {
         if o.subprog != c.subprog || n > 0 && o.callsite != c.callsite || o.callback != c.callback {
             return false;
         }
-        let regs = env.live.regs[if n == last { old.insn } else { old.frames[n + 1].callsite }];
-        let slots = if exact == Exact::No { live_slots(env, old, n) } else { !0 };
-        if !frames_equal(o, c, regs, slots, &mut ids, exact) {
+        if !frames_equal(o, c, live.regs[insn_of(old, n)], ids, exact) {
             return false;
         }
     }
     true
 }
 
-/// Slots of frame `n` that may still be read: from here on, and behind each call up to here.
-fn live_slots(env: &Env<'_>, state: &State, n: usize) -> u64 {
-    let last = state.frames.len() - 1;
-    let mut slots = env.live.slots_from(state.frames[last].instance, last - n, state.insn);
-    for f in n..last {
-        let (instance, call) = (state.frames[f].instance, state.frames[f + 1].callsite);
-        slots |= env.live.slots_behind(instance, f - n, call);
-        if state.frames[f + 1].callback.is_sync() {
-            // The helper may call again.
-            slots |= env.live.slots_from(instance, f - n, call);
-        }
-    }
-    slots
+/// The instruction where frame `n` of a saved state stands: its call, for all but the last.
+pub(crate) fn insn_of(state: &State, n: usize) -> usize {
+    state.frames.get(n + 1).map_or(state.insn, |f| f.callsite)
 }
 
-fn frames_equal(old: &Frame, cur: &Frame, regs: u16, slots: u64, ids: &mut IdMap, exact: Exact) -> bool {
+fn frames_equal(old: &Frame, cur: &Frame, regs: u16, ids: &mut IdMap, exact: Exact) -> bool {
     if old.callback_depth > cur.callback_depth {
         return false;
     }
     for (n, (o, c)) in old.regs.iter().zip(&cur.regs).enumerate() {
-        if (regs & 1 << n != 0 || exact == Exact::Yes) && !reg_safe(o, c, ids, exact) {
+        if regs & 1 << n != 0 && !reg_safe(o, c, ids, exact) {
             return false;
         }
     }
-    let depth = if exact == Exact::No { old.stack.len() } else { old.stack.len().max(cur.stack.len()) };
-    for n in 0..depth {
-        if exact == Exact::No && slots & 1u64.checked_shl(n as u32).unwrap_or(0) == 0 {
-            continue;
-        }
-        let Some(o) = old.stack.get(n) else {
-            // The old one did not use it; whatever data is there now reads as data.
-            let c = cur.stack.get(n).unwrap_or(&Slot::EMPTY);
-            if exact == Exact::Yes || has_object(c) || c.is_spill() && !c.reg.is_scalar() {
-                return false;
-            }
-            continue;
-        };
-        let c = cur.stack.get(n).unwrap_or(&Slot::EMPTY);
-        if !slot_safe(o, c, ids, exact) {
-            return false;
-        }
-    }
-    true
+    // What the new one has below the old one's stack was not used.
+    old.stack.iter().enumerate().all(|(n, o)| match cur.stack.get(n) {
+        Some(c) => slot_safe(o, c, ids, exact),
+        None => exact == Exact::No && slot_safe(o, &Slot::EMPTY, ids, exact),
+    })
 }
 
-fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> bool {
+/// True if `old` was safe for whatever `cur` holds.
+pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> bool {
     if exact == Exact::Yes {
         return same(old, cur, ids);
     }
     if old.kind == Kind::NotInit {
-        return true;
+        return exact == Exact::No || cur.kind == Kind::NotInit;
     }
     if old.kind != cur.kind || old.flags != cur.flags {
         return false;
@@ -149,10 +136,13 @@ fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> bool {
             if !old.precise && exact == Exact::No {
                 return true;
             }
-            if old.linked_delta != cur.linked_delta || old.linked_delta && old.off != cur.off {
+            if old.linked_delta && (!cur.linked_delta || old.off != cur.off) {
                 return false;
             }
-            cur.num.within(&old.num) && ids.same_scalar(old.id, cur.id)
+            if old.id != 0 && !old.linked_delta && cur.linked_delta {
+                return false;
+            }
+            ids.same_scalar(old.id, cur.id) && cur.num.within(&old.num)
         }
         Kind::MapKey | Kind::MapValue | Kind::Mem => {
             old.off == cur.off
@@ -173,7 +163,7 @@ fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> bool {
 }
 
 /// Same in all but the names of ids.
-fn same(old: &Reg, cur: &Reg, ids: &mut IdMap) -> bool {
+pub(crate) fn same(old: &Reg, cur: &Reg, ids: &mut IdMap) -> bool {
     let blank = |r: &Reg| Reg { id: 0, ref_id: 0, precise: false, ..*r };
     blank(old) == blank(cur) && ids.same(old.id, cur.id) && ids.same(old.ref_id, cur.ref_id)
 }
@@ -191,38 +181,49 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     if exact != Exact::No && old.bytes != cur.bytes {
         return false;
     }
-    // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
-    if exact == Exact::No && old.bytes.iter().all(|b| matches!(b, Byte::Misc | Byte::Invalid)) {
-        return !has_object(cur);
-    }
-    if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
-        return reg_safe(&o, &c, ids, exact);
-    }
     for (o, c) in old.bytes.iter().zip(&cur.bytes) {
-        let fits = match (o, c) {
-            (Byte::Invalid | Byte::Misc, Byte::Invalid | Byte::Misc | Byte::Zero) => true,
-            _ => o == c,
-        };
-        if !fits {
+        // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
+        if *o == Byte::Invalid || *o == Byte::Misc && !matches!(c, Byte::Dynptr | Byte::Iter) {
+            continue;
+        }
+        if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
+            return reg_safe(&o, &c, ids, exact);
+        }
+        if o != c {
             return false;
         }
     }
-    if old.is_spill() {
-        return cur.is_spill() && reg_safe(&old.reg, &cur.reg, ids, exact);
+    match old.bytes[7] {
+        Byte::Invalid | Byte::Misc | Byte::Zero => true,
+        Byte::Spill => reg_safe(&old.reg, &cur.reg, ids, exact),
+        _ => object_safe(old, cur, ids),
     }
-    if let Some(o) = Dynptr::in_slot(old) {
-        let Some(c) = Dynptr::in_slot(cur) else { return false };
+}
+
+/// Objects on the stack, whose slots have the same bytes. What is not known here is never the same.
+fn object_safe(old: &Slot, cur: &Slot, ids: &mut IdMap) -> bool {
+    if let (Some(o), Some(c)) = (Dynptr::in_slot(old), Dynptr::in_slot(cur)) {
         return o.source == c.source && o.first == c.first && ids.same(o.ref_id, c.ref_id);
     }
-    if let Some(o) = Iter::in_slot(old) {
-        let Some(c) = Iter::in_slot(cur) else { return false };
+    if let (Some(o), Some(c)) = (Iter::in_slot(old), Iter::in_slot(cur)) {
         // How often it was asked says only which round this is.
         return Iter { ref_id: 0, depth: 0, ..o } == Iter { ref_id: 0, depth: 0, ..c } && ids.same(o.ref_id, c.ref_id);
     }
-    !has_object(old)
+    false
 }
 
-/// True for slots that hold a part of a dynptr or an iterator.
-fn has_object(slot: &Slot) -> bool {
-    slot.bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter))
+/// True if an iterator that still has elements was asked another number of times.
+pub(crate) fn iterators_differ(old: &State, cur: &State) -> bool {
+    old.frames.iter().zip(&cur.frames).any(|(o, c)| {
+        o.stack.iter().zip(c.stack.iter()).any(|(o, c)| {
+            let (Some(o), Some(c)) = (Iter::in_slot(o), Iter::in_slot(c)) else { return false };
+            !o.drained && o.depth != c.depth
+        })
+    })
+}
+
+/// Quick test before the exact comparison: the registers of the active frame are the same, by name too.
+pub(crate) fn maybe_looping(old: &State, cur: &State) -> bool {
+    let blank = |r: &Reg| Reg { frame: 0, precise: false, ..*r };
+    old.frames.len() == cur.frames.len() && old.regs().iter().zip(cur.regs()).all(|(a, b)| blank(a) == blank(b))
 }

@@ -9,6 +9,8 @@ use skep_ebpf::uapi::AttachType;
 
 use crate::cfg::Cfg;
 use crate::check_call::Global;
+use crate::compare::IdMap;
+use crate::explored::Explored;
 use crate::fail::{Check, Failure, invalid};
 use crate::kernel_types::Types;
 use crate::liveness::Liveness;
@@ -16,11 +18,10 @@ use crate::log::{Log, TypeNames};
 use crate::map_facts::MapFacts;
 use crate::precision::Backtrack;
 use crate::prog_type::{self, TypeFacts};
-use crate::prune::Explored;
 use crate::reason::Reason;
 use crate::recorder::Recorder;
 use crate::reg::{Kind, Reg, flag};
-use crate::state::{Frame, Place, State, StateId, Step};
+use crate::state::{Frame, Place, State, Step};
 use crate::{Options, Stats};
 
 /// A path to follow later.
@@ -88,8 +89,10 @@ pub(crate) struct Env<'p> {
     pub backtrack: Backtrack,
     /// The step recorded for the current instruction, if any.
     pub step_open: bool,
-    /// Slots of the active frame that the current instruction has overwritten whole.
-    pub written: u64,
+    /// Slots that the current instruction has overwritten whole, by frame.
+    written: [u64; 8],
+    /// Scratch space for comparisons.
+    pub ids: IdMap,
 
     last_id: u32,
     pub jumps: u32,
@@ -124,7 +127,8 @@ impl<'p> Env<'p> {
             explored: Explored::new(prog.insns.len()),
             backtrack: Backtrack::default(),
             step_open: false,
-            written: 0,
+            written: [0; 8],
+            ids: IdMap::default(),
             last_id: 0,
             jumps: 0,
             stats: Stats::default(),
@@ -185,7 +189,7 @@ impl<'p> Env<'p> {
                     self.insn = insn;
                 }
                 Next::Done => {
-                    self.explored.path_done(self.state.parent);
+                    self.path_done();
                     let Some(p) = self.pending.pop() else { return Ok(()) };
                     self.state = p.state;
                     self.insn = p.insn;
@@ -227,7 +231,7 @@ impl<'p> Env<'p> {
             .at(self.prev));
         }
         self.step_open = false;
-        self.written = 0;
+        self.written = [0; 8];
         self.state.last_insn = self.prev;
         let point = self.cfg.points[self.insn];
         if self.options.log {
@@ -243,9 +247,9 @@ impl<'p> Env<'p> {
             self.record_step(None, Vec::new());
         }
         self.facts[self.insn].seen = true;
-        let (at, instance) = (self.insn, self.state.frame().instance);
+        let (at, instance, depth) = (self.insn, self.state.frame().instance, self.state.depth());
         let next = self.check_insn(insn)?;
-        self.live.commit_writes(instance, at, self.written);
+        self.live.commit_writes(instance, at, &self.written, depth);
         Ok(next)
     }
 
@@ -319,6 +323,11 @@ impl<'p> Env<'p> {
         self.live.mark_read(instance, self.state.depth().saturating_sub(frame), self.insn, slots);
     }
 
+    /// Notes that the current instruction overwrites a slot whole, without reading it.
+    pub fn mark_stack_written(&mut self, frame: usize, slot: usize) {
+        self.written[frame & 7] |= 1u64.checked_shl(slot as u32).unwrap_or(0);
+    }
+
     /// Gives a reference that must be released.
     pub fn acquire(&mut self) -> u32 {
         let id = self.new_id();
@@ -330,11 +339,7 @@ impl<'p> Env<'p> {
     pub fn release(&mut self, id: u32) -> bool {
         let Some(n) = self.state.held.iter().position(|h| h.id == id) else { return false };
         self.state.held.remove(n);
-        self.state.each_reg(|r| {
-            if r.ref_id == id && r.is_pointer() {
-                *r = Reg::UNKNOWN;
-            }
-        });
+        self.state.change_regs(|r| r.ref_id == id && r.is_pointer(), |r| *r = Reg::UNKNOWN);
         true
     }
 
@@ -396,10 +401,5 @@ impl<'p> Env<'p> {
     /// Name of a map for messages.
     pub fn map_name(&self, map: u32) -> &str {
         self.maps.get(map as usize).map_or("?", |m| &m.def.name)
-    }
-
-    /// The saved state with this id.
-    pub fn saved(&self, id: StateId) -> &State {
-        self.explored.state(id)
     }
 }

@@ -1,8 +1,10 @@
 //! Which registers and stack slots may still be read from an instruction on.
 //!
 //! Registers: a plain backward data flow over the instructions. Stack slots: what the checker sees being read and
-//! written is collected per instruction, and flows backward as it comes in. A saved state is compared with others only
-//! when all paths from it are done, so by then all reads that can follow are known.
+//! written whole is collected per instruction and chain of calls ([`InstanceId`]), and flows backward as it comes in. A
+//! saved state is cleaned ([`Liveness::alive`]) when all paths from it are done, so by then all reads that can follow
+//! are known. Whoever checks a new kind of access to the stack calls `Env::mark_stack_read` for what it may read and
+//! `Env::mark_stack_written` for slots that it overwrites whole without reading.
 
 use std::collections::HashMap;
 
@@ -10,6 +12,7 @@ use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 
 use crate::cfg::{Cfg, is_goto, successors};
+use crate::state::State;
 
 /// Liveness of registers (static) and stack slots (collected).
 #[derive(Debug)]
@@ -19,8 +22,8 @@ pub(crate) struct Liveness {
     predecessors: Vec<Vec<u32>>,
     next: Vec<[Option<u32>; 2]>,
     instances: Vec<Instance>,
-    /// Instance of a call by the instance and the instruction that make it.
-    calls: HashMap<(InstanceId, u32), InstanceId>,
+    /// Instance of a call by the instance and the instruction that make it, and the function that is called.
+    calls: HashMap<(InstanceId, u32, u32), InstanceId>,
 }
 
 /// A function as called through one chain of calls.
@@ -32,23 +35,32 @@ struct Instance {
     caller: Option<(InstanceId, u32)>,
     start: usize,
     end: usize,
+    /// Which instructions were run at all.
+    visited: Vec<bool>,
     /// Slots of the own frame, of the caller's, of its caller's…
     layers: Vec<Layer>,
+}
+
+impl Instance {
+    fn new(caller: Option<(InstanceId, u32)>, start: usize, end: usize) -> Instance {
+        Instance { caller, start, end, visited: vec![false; end.saturating_sub(start)], layers: Vec::new() }
+    }
 }
 
 /// Slots of one frame, for each instruction of a function.
 #[derive(Debug, Default)]
 struct Layer {
     read: Vec<u64>,
-    /// Slots written whole on every visit; meaningful once visited.
+    /// Slots written whole on every visit.
     written: Vec<u64>,
-    visited: Vec<bool>,
     live: Vec<u64>,
+    /// Some of what is called live was found to be written first.
+    stale: bool,
 }
 
 impl Layer {
     fn new(len: usize) -> Layer {
-        Layer { read: vec![0; len], written: vec![0; len], visited: vec![false; len], live: vec![0; len] }
+        Layer { read: vec![0; len], written: vec![0; len], live: vec![0; len], stale: false }
     }
 
     fn live_at(&self, at: usize) -> u64 {
@@ -84,35 +96,28 @@ impl Liveness {
     pub fn begin(&mut self, start: usize, end: usize) -> InstanceId {
         self.instances.clear();
         self.calls.clear();
-        self.instances.push(Instance { caller: None, start, end, layers: Vec::new() });
+        self.instances.push(Instance::new(None, start, end));
         InstanceId(0)
     }
 
     /// The instance of a function called from here.
     pub fn enter(&mut self, caller: InstanceId, callsite: usize, start: usize, end: usize) -> InstanceId {
-        let key = (caller, callsite as u32);
-        self.enter_from(Some(key), key, start, end)
-    }
-
-    fn enter_from(
-        &mut self,
-        caller: Option<(InstanceId, u32)>,
-        key: (InstanceId, u32),
-        start: usize,
-        end: usize,
-    ) -> InstanceId {
-        if let Some(&id) = self.calls.get(&key) {
-            return id;
-        }
-        let id = InstanceId(self.instances.len() as u32);
-        self.instances.push(Instance { caller, start, end, layers: Vec::new() });
-        self.calls.insert(key, id);
-        id
+        self.enter_from(Some((caller, callsite as u32)), start, end)
     }
 
     /// The instance of a function that runs on its own, called by nothing that the program waits for.
     pub fn enter_async(&mut self, start: usize, end: usize) -> InstanceId {
-        self.enter_from(None, (InstanceId(u32::MAX), start as u32), start, end)
+        self.enter_from(None, start, end)
+    }
+
+    fn enter_from(&mut self, caller: Option<(InstanceId, u32)>, start: usize, end: usize) -> InstanceId {
+        let (by, callsite) = caller.unwrap_or((InstanceId(u32::MAX), 0));
+        let next = InstanceId(self.instances.len() as u32);
+        let id = *self.calls.entry((by, callsite, start as u32)).or_insert(next);
+        if id == next {
+            self.instances.push(Instance::new(caller, start, end));
+        }
+        id
     }
 
     /// Notes that an instruction may read these slots of the frame `distance` calls up.
@@ -120,31 +125,58 @@ impl Liveness {
         let (layer, n) = self.layer(id, distance, at);
         if slots & !layer.read[n] != 0 {
             layer.read[n] |= slots;
-            self.flow(id, distance, at);
+            self.flow(id, distance, vec![at]);
         }
     }
 
-    /// Notes the slots of the own frame that a visit of an instruction has overwritten whole.
-    pub fn commit_writes(&mut self, id: InstanceId, at: usize, slots: u64) {
-        let (layer, n) = self.layer(id, 0, at);
-        if !layer.visited[n] {
-            layer.visited[n] = true;
-            layer.written[n] = slots;
-        } else if layer.written[n] & !slots != 0 {
-            layer.written[n] &= slots;
-            self.flow(id, 0, at);
+    /// Notes the slots that a visit of an instruction has overwritten whole, by frame: `frames[depth]` is the own one.
+    pub fn commit_writes(&mut self, id: InstanceId, at: usize, frames: &[u64; 8], depth: usize) {
+        let Some(i) = self.instances.get_mut(id.0 as usize) else { return };
+        let n = at.wrapping_sub(i.start);
+        let Some(visited) = i.visited.get_mut(n) else { return };
+        let first = !std::mem::replace(visited, true);
+        for distance in 0..=depth.min(7) {
+            let slots = frames[depth.min(7) - distance];
+            let known = self.instances[id.0 as usize].layers.get(distance).is_some_and(|l| !l.live.is_empty());
+            if !known && (slots == 0 || !first) {
+                continue;
+            }
+            let (layer, n) = self.layer(id, distance, at);
+            if first {
+                layer.written[n] = slots;
+                layer.stale |= layer.live[n] & slots != 0;
+            } else if layer.written[n] & !slots != 0 {
+                layer.written[n] &= slots;
+                self.flow(id, distance, vec![at]);
+            }
         }
     }
 
     /// Slots of the frame `distance` calls up that this function may read from this instruction on.
-    pub fn slots_from(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
-        let Some(i) = self.instances.get(id.0 as usize) else { return !0 };
-        i.layers.get(distance).map_or(0, |l| l.live_at(at.wrapping_sub(i.start)))
+    pub fn slots_from(&mut self, id: InstanceId, distance: usize, at: usize) -> u64 {
+        let Some(i) = self.instances.get_mut(id.0 as usize) else { return !0 };
+        let (start, end) = (i.start, i.end);
+        let Some(layer) = i.layers.get_mut(distance) else { return 0 };
+        if layer.stale {
+            layer.stale = false;
+            layer.live.fill(0);
+            let readers = (start..end).filter(|at| layer.read[at - start] != 0).collect();
+            self.flow(id, distance, readers);
+        }
+        self.instances[id.0 as usize].layers[distance].live_at(at.wrapping_sub(start))
     }
 
-    /// The same, from behind this instruction.
-    pub fn slots_behind(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
-        self.next[at].iter().flatten().fold(0, |m, s| m | self.slots_from(id, distance, *s as usize))
+    /// Slots of frame `n` that may still be read after a saved state: from where it stands, and behind each call.
+    pub fn alive(&mut self, state: &State, n: usize, calls_back: impl Fn(usize) -> bool) -> u64 {
+        let last = state.frames.len() - 1;
+        let mut slots = self.slots_from(state.frames[last].instance, last - n, state.insn);
+        for f in n..last {
+            let (instance, call) = (state.frames[f].instance, state.frames[f + 1].callsite);
+            // A helper may call again, so what it may read counts as well.
+            let from = if calls_back(call) { call } else { call + 1 };
+            slots |= self.slots_from(instance, f - n, from);
+        }
+        slots
     }
 
     fn layer(&mut self, id: InstanceId, distance: usize, at: usize) -> (&mut Layer, usize) {
@@ -160,10 +192,8 @@ impl Liveness {
         (layer, at - i.start)
     }
 
-    fn flow(&mut self, id: InstanceId, distance: usize, at: usize) {
-        // What can only grow is pushed backward until nothing changes; an instruction visited for the first time after
-        // its successors' reads are known keeps a little more than is needed, which is safe.
-        let mut todo = vec![at];
+    /// Pushes what may be read backward from these instructions until nothing changes.
+    fn flow(&mut self, id: InstanceId, distance: usize, mut todo: Vec<usize>) {
         let i = &mut self.instances[id.0 as usize];
         let (start, caller) = (i.start, i.caller);
         let Some(layer) = i.layers.get_mut(distance) else { return };

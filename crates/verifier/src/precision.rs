@@ -9,6 +9,7 @@ use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 use crate::cfg;
 use crate::env::Env;
 use crate::fail::Check;
+use crate::reg::Reg;
 use crate::state::{FP, Frame, Place, State, StateId, Step};
 
 const ARGS: u16 = 0b11_1110;
@@ -307,58 +308,46 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// The current state continues as `old` did: what old depended on, the current path must keep too.
-    pub fn propagate_precision(&mut self, old: StateId) {
+    /// The current state continues as `old` did: what old relied on, the current path must keep too. True if that
+    /// marked anything new.
+    pub fn propagate_precision(&mut self, old: StateId) -> bool {
         self.backtrack.begin(self.state.depth());
         let mut want = std::mem::take(&mut self.backtrack);
-        for (f, frame) in self.saved(old).frames.iter().enumerate() {
-            for (r, reg) in frame.regs.iter().enumerate().take(FP) {
-                if reg.is_scalar() && reg.precise {
+        for (f, (frame, cur)) in self.explored.state(old).frames.iter().zip(&self.state.frames).enumerate().take(8) {
+            // What is no number in the current state needs no marks.
+            for (r, (reg, now)) in frame.regs.iter().zip(&cur.regs).enumerate().take(FP) {
+                if reg.precise && reg.is_scalar() && now.is_scalar() {
                     want.want(Place::Reg { frame: f as u8, reg: r as u8 });
                 }
             }
-            for (s, slot) in frame.stack.iter().enumerate() {
-                if slot.is_scalar_spill() && slot.reg.precise {
+            for (s, (slot, now)) in frame.stack.iter().zip(cur.stack.iter()).enumerate() {
+                if slot.reg.precise && slot.is_scalar_spill() && now.is_scalar_spill() {
                     want.want(Place::Slot { frame: f as u8, slot: s as u8 });
                 }
             }
         }
-        // What is no number in the current state needs no marks.
-        for (f, frame) in self.state.frames.iter().enumerate() {
-            for (r, reg) in frame.regs.iter().enumerate().take(FP) {
-                if !reg.is_scalar() {
-                    want.regs[f & 7] &= !(1 << r);
-                }
-            }
-            for s in 0..64 {
-                if !frame.stack.get(s).is_some_and(|slot| slot.is_scalar_spill()) {
-                    want.slots[f & 7] &= !(1 << s);
-                }
-            }
-        }
         self.backtrack = want;
-        self.walk_back();
+        self.walk_back()
     }
 
-    /// Marks every number in every saved state on the path: always right, never cheap.
-    pub fn mark_all_precise(&mut self) {
+    /// Marks every number in every saved state on the path: always right, never cheap. True if one was not marked yet.
+    pub fn mark_all_precise(&mut self) -> bool {
+        let mut changed = false;
         let mut parent = self.state.parent;
         while let Some(id) = parent {
             let state = self.explored.state_mut(id);
-            state.each_reg(|r| {
-                if r.is_scalar() {
-                    r.precise = true;
-                }
-            });
+            changed |= state.change_regs(|r| r.is_scalar() && !r.precise, |r| r.precise = true);
             parent = state.parent;
         }
+        changed
     }
 
-    /// Walks back from the current instruction, itself left out.
-    fn walk_back(&mut self) {
+    /// Walks back from the current instruction, itself left out. True if that marked anything new.
+    fn walk_back(&mut self) -> bool {
         if self.backtrack.is_empty() {
-            return;
+            return false;
         }
+        let mut changed = false;
         let mut want = std::mem::take(&mut self.backtrack);
         let functions = &self.functions;
         let cfg = &self.cfg;
@@ -398,7 +387,7 @@ impl Env<'_> {
             }
             let first = state.first_insn;
             let Some(id) = parent else { break };
-            mark_wanted(self.explored.state_mut(id), &mut want);
+            changed |= mark_wanted(self.explored.state_mut(id), &mut want);
             if want.is_empty() {
                 break;
             }
@@ -414,32 +403,41 @@ impl Env<'_> {
         // At the entry only arguments are left, of which the caller knows nothing.
         let entry_only = want.slots == [0; 8] && want.regs[0] & !ARGS == 0 && want.regs[1..] == [0; 7];
         if lost || !entry_only {
-            self.mark_all_precise();
+            changed |= self.mark_all_precise();
         }
         self.backtrack = want;
+        changed
     }
 }
 
-/// Marks what is wanted in a saved state; what is marked already, or is no number, is wanted no longer.
-fn mark_wanted(state: &mut State, want: &mut Backtrack) {
-    for (f, frame) in state.frames.iter_mut().enumerate().take(8) {
-        let Frame { regs, stack, .. } = frame;
-        for (r, reg) in regs.iter_mut().enumerate() {
-            if want.regs[f] & 1 << r != 0 && (!reg.is_scalar() || std::mem::replace(&mut reg.precise, true)) {
+/// Marks what is wanted in a saved state; what is marked already, or is no number, is wanted no longer. True if there
+/// was something to mark.
+fn mark_wanted(state: &mut State, want: &mut Backtrack) -> bool {
+    let mut changed = false;
+    for (f, shared) in state.frames.iter_mut().enumerate().take(8) {
+        let frame: &Frame = shared;
+        let mark = |reg: &Reg| reg.is_scalar() && !reg.precise;
+        for (r, reg) in frame.regs.iter().enumerate() {
+            if !mark(reg) {
                 want.regs[f] &= !(1 << r);
             }
         }
-        let mut slots = want.slots[f];
-        while slots != 0 {
-            let s = slots.trailing_zeros() as usize;
-            slots &= slots - 1;
-            let keep = match stack.get_mut(s) {
-                Some(slot) if slot.is_scalar_spill() => !std::mem::replace(&mut slot.reg.precise, true),
-                _ => false,
-            };
-            if !keep {
+        let wanted = want.slots[f];
+        for s in (0..64).filter(|s| wanted & 1 << s != 0) {
+            if !frame.stack.get(s).is_some_and(|slot| slot.is_spill() && mark(&slot.reg)) {
                 want.slots[f] &= !(1 << s);
             }
         }
+        if want.regs[f] != 0 {
+            changed = true;
+            let regs = shared.regs.iter_mut().enumerate();
+            regs.filter(|(r, _)| want.regs[f] & 1 << r != 0).for_each(|(_, reg)| reg.precise = true);
+        }
+        if want.slots[f] != 0 {
+            changed = true;
+            let slots = shared.stack.iter_mut().enumerate();
+            slots.filter(|(s, _)| want.slots[f] & 1 << s != 0).for_each(|(_, slot)| slot.reg.precise = true);
+        }
     }
+    changed
 }

@@ -1,146 +1,33 @@
-//! Saved states: recognising that a path was checked before, or that it goes in circles.
+//! Recognising that a path was checked before, or that it goes in circles.
+//!
+//! # Loops of unknown length
+//!
+//! A loop that nothing bounds ends when a round says nothing new. Three kinds share the machinery:
+//!
+//! * helpers that call functions back (`Point::calls_back`; see [`callbacks`](crate::callbacks)),
+//! * `may_goto` (`State::may_goto_depth`),
+//! * kernel functions that move an iterator on (`Point::iter_next`). Who adds them sets `force` and `iter_next` (and
+//!   `prune`) for the call in [`cfg`](crate::cfg), follows the path without an element by [`Env::push_path`], and on the
+//!   path with one counts the iterator's `depth` up and calls [`Env::widen_round`].
+//!
+//! At such an instruction a state is saved each time, and a state lies in an open one as soon as it is narrower
+//! everywhere ([`Exact::Within`]). Everywhere else a state that equals an open one is an endless loop.
 
 use skep_ebpf::insn::jmp;
 
 use crate::cfg::is_jump;
-use crate::compare::{self, Exact};
+use crate::compare::{Exact, insn_of, iterators_differ, maybe_looping, states_equal};
 use crate::env::Env;
-use crate::fail::{Check, invalid};
-use crate::state::{State, StateId};
+use crate::explored::BackEdge;
+use crate::fail::{Check, invalid, unsupported};
+use crate::reg::Reg;
+use crate::stack_object::Iter;
+use crate::state::{FP, Slot, State, StateId};
 
-#[derive(Debug)]
-struct Saved {
-    state: State,
-    hits: u32,
-    misses: u32,
-    /// No longer looked at; kept while paths from it are open.
-    retired: bool,
-    /// A path from here ended in a loop that was still being followed: what is known of reads and precision behind
-    /// this state is not all, so it only stands for states that lie in it whole.
-    in_loop: bool,
-}
-
-/// All saved states, by the instruction where they stand.
-#[derive(Debug)]
-pub(crate) struct Explored {
-    saved: Vec<Saved>,
-    at: Vec<Vec<StateId>>,
-    free: Vec<StateId>,
-    entry: usize,
-    live: u32,
-    last_jumps: u32,
-    last_insns: u64,
-}
-
-impl Explored {
-    pub fn new(insns: usize) -> Explored {
-        Explored {
-            saved: Vec::new(),
-            at: vec![Vec::new(); insns],
-            free: Vec::new(),
-            entry: 0,
-            live: 0,
-            last_jumps: 0,
-            last_insns: 0,
-        }
-    }
-
-    /// Forgets all states: another function is checked, from this instruction on.
-    pub fn begin(&mut self, entry: usize) {
-        self.saved.clear();
-        self.free.clear();
-        self.at.iter_mut().for_each(Vec::clear);
-        self.entry = entry;
-        self.live = 0;
-    }
-
-    pub fn state(&self, id: StateId) -> &State {
-        &self.saved[id.0 as usize].state
-    }
-
-    pub fn state_mut(&mut self, id: StateId) -> &mut State {
-        &mut self.saved[id.0 as usize].state
-    }
-
-    /// True for a state without anything before it.
-    pub fn is_entry(&self, id: StateId) -> bool {
-        let s = self.state(id);
-        let entry = s.insn == self.entry || s.frames.first().is_some_and(|f| f.callback.is_async);
-        s.parent.is_none() && entry && s.steps.is_empty()
-    }
-
-    pub fn add_branch(&mut self, id: StateId) {
-        self.saved[id.0 as usize].state.branches += 1;
-    }
-
-    /// A path that came from this state is done.
-    pub fn path_done(&mut self, mut parent: Option<StateId>) {
-        while let Some(id) = parent {
-            let s = &mut self.saved[id.0 as usize];
-            s.state.branches = s.state.branches.saturating_sub(1);
-            if s.state.branches > 0 {
-                return;
-            }
-            // What led here is needed only while precision may still walk back over it.
-            s.state.steps = Vec::new();
-            parent = s.state.parent;
-            if s.retired {
-                self.discard(id);
-            }
-        }
-    }
-
-    /// The newest open state at this instruction that fits and is not `this`.
-    pub fn newest_open(&self, insn: usize, this: Option<StateId>, fits: impl Fn(&State) -> bool) -> Option<StateId> {
-        let ids = self.at.get(insn)?;
-        ids.iter().rev().copied().find(|id| {
-            let state = self.state(*id);
-            Some(*id) != this && state.branches > 0 && fits(state)
-        })
-    }
-
-    /// Marks the states from `from` up to the outermost loop that is still being followed.
-    fn mark_in_loop(&mut self, from: Option<StateId>, is_loop: impl Fn(usize) -> bool) {
-        let mut chain = Vec::new();
-        let mut outermost = 0;
-        let mut next = from;
-        while let Some(id) = next {
-            let state = self.state(id);
-            chain.push(id);
-            if is_loop(state.insn) {
-                outermost = chain.len();
-            }
-            next = state.parent;
-        }
-        for id in &chain[..outermost] {
-            self.saved[id.0 as usize].in_loop = true;
-        }
-    }
-
-    fn discard(&mut self, id: StateId) {
-        self.saved[id.0 as usize].state = State::default();
-        self.free.push(id);
-        self.live -= 1;
-    }
-
-    fn insert(&mut self, state: State) -> StateId {
-        let at = state.insn;
-        let saved = Saved { state, hits: 0, misses: 0, retired: false, in_loop: false };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.saved[id.0 as usize] = saved;
-                id
-            }
-            None => {
-                self.saved.push(saved);
-                StateId(self.saved.len() as u32 - 1)
-            }
-        };
-        self.at[at].push(id);
-        self.live += 1;
-        id
-    }
-}
+/// Rounds over the back edges of a loop before everything in it is taken as relied on.
+const MAX_SETTLING: u32 = 64;
+/// Longer paths without a saved state make walking back expensive.
+const MAX_STEPS: usize = 40;
 
 impl Env<'_> {
     /// At a point where paths meet: true if this path need not be followed further.
@@ -149,109 +36,199 @@ impl Env<'_> {
         let point = self.cfg.points[at];
         let jumps = self.jumps - self.explored.last_jumps;
         let insns = self.stats.insns_processed - self.explored.last_insns;
-        // Long unsaved paths make walking back expensive.
-        let force = point.force || self.options.save_often || self.state.steps.len() > 40;
+        let force = point.force || self.options.save_often || self.state.steps.len() > MAX_STEPS;
         let mut save = force || jumps >= 2 && insns >= 8;
 
-        let mut n = self.explored.at[at].len();
+        let mut n = self.explored.count(at);
         while n > 0 {
             n -= 1;
-            let id = self.explored.at[at][n];
+            let Some(id) = self.explored.nth(at, n) else { continue };
             let old = self.explored.state(id);
             // States of other calls of this function are no company for this one.
             if old.frames.last().map(|f| f.callsite) != Some(self.state.frame().callsite) {
                 continue;
             }
-            let open = old.branches > 0;
-            if open {
-                let may_goto = self.insns[at].op() == jmp::JCOND && is_jump(self.insns[at]);
-                let another_round = point.calls_back || may_goto && old.may_goto_depth != self.state.may_goto_depth;
-                if another_round && compare::states_equal(self, old, &self.state, Exact::Within) {
-                    self.explored.saved[id.0 as usize].hits += 1;
-                    self.end_in_loop();
-                    return Ok(true);
+            if old.branches > 0 {
+                if self.another_round(at, id) {
+                    return self.end_path(id, true);
                 }
+                let old = self.explored.state(id);
                 // Another entry into a function that runs on its own is not another round.
                 let frame = self.state.frame();
                 let other_entry =
                     frame.callback.is_async && old.frames.last().is_some_and(|o| o.async_entry != frame.async_entry);
                 if !point.calls_back
+                    && !point.iter_next
                     && !other_entry
                     && maybe_looping(old, &self.state)
-                    && old.may_goto_depth == self.state.may_goto_depth
-                    && old.callback_unroll == self.state.callback_unroll
-                    && compare::states_equal(self, old, &self.state, Exact::Yes)
+                    && !self.rounds_differ(old)
+                    && self.covered(id, Exact::Yes)
                 {
                     return invalid!(
                         InfiniteLoop,
                         "the loop through instruction {at} comes back without having changed anything"
                     );
                 }
+                // In a loop, states saved too often help nobody.
                 if !force && jumps < 20 && insns < 100 {
                     save = false;
                 }
             } else {
-                let in_loop = self.explored.saved[id.0 as usize].in_loop;
-                if compare::states_equal(self, old, &self.state, if in_loop { Exact::Within } else { Exact::No }) {
-                    self.explored.saved[id.0 as usize].hits += 1;
-                    if point.jump {
-                        self.record_step(None, Vec::new());
-                    }
-                    if in_loop {
-                        self.end_in_loop();
-                    } else {
-                        self.propagate_precision(id);
-                    }
-                    return Ok(true);
+                let unfinished = self.explored.unfinished(&self.cfg, id);
+                if !unfinished {
+                    self.clean(id);
+                }
+                if self.covered(id, if unfinished { Exact::Within } else { Exact::No }) {
+                    return self.end_path(id, unfinished);
                 }
             }
             if save {
-                let s = &mut self.explored.saved[id.0 as usize];
-                s.misses += 1;
-                let patience = if point.force && s.state.branches > 0 { 64 } else { 3 };
-                if s.misses > s.hits * patience + patience {
-                    s.retired = true;
-                    let done = s.state.branches == 0;
-                    self.explored.at[at].remove(n);
-                    if done {
-                        self.explored.discard(id);
+                self.explored.miss(&self.cfg, n, id);
+            }
+        }
+        if save {
+            self.save_state(at);
+        }
+        Ok(false)
+    }
+
+    fn save_state(&mut self, at: usize) {
+        self.explored.last_jumps = self.jumps;
+        self.explored.last_insns = self.stats.insns_processed;
+        self.stats.states += 1;
+        self.state.change_regs(|r| r.precise, |r| r.precise = false);
+        let steps = std::mem::take(&mut self.state.steps);
+        let copy = State { steps, insn: at, branches: 1, cleaned: false, ..self.state.clone() };
+        let id = self.explored.insert(&self.cfg, copy);
+        self.stats.peak_states = self.stats.peak_states.max(self.explored.kept());
+        self.state.parent = Some(id);
+        self.state.first_insn = at;
+    }
+
+    /// True if a saved state stands for the current one.
+    fn covered(&mut self, id: StateId, exact: Exact) -> bool {
+        states_equal(&self.live, &mut self.ids, self.explored.state(id), &self.state, exact)
+    }
+
+    /// True if this is one more round of a loop of unknown length that says nothing new.
+    fn another_round(&mut self, at: usize, id: StateId) -> bool {
+        let point = self.cfg.points[at];
+        let i = self.insns[at];
+        if point.iter_next {
+            return self.covered(id, Exact::Within) && self.iterator_active();
+        }
+        let may_goto = i.op() == jmp::JCOND && is_jump(i);
+        if may_goto
+            && self.explored.state(id).may_goto_depth != self.state.may_goto_depth
+            && self.covered(id, Exact::Within)
+        {
+            return true;
+        }
+        point.calls_back && self.covered(id, Exact::Within)
+    }
+
+    /// True if the iterator that the kernel function at hand moves on still has elements to give.
+    fn iterator_active(&self) -> bool {
+        let place = self.object_place(self.state.reg(1), 1).ok();
+        place.and_then(|p| self.slot_at(p)).and_then(Iter::in_slot).is_some_and(|i| !i.drained)
+    }
+
+    /// True if loops of unknown length were gone through more often than in `old`.
+    fn rounds_differ(&self, old: &State) -> bool {
+        old.may_goto_depth != self.state.may_goto_depth
+            || old.callback_unroll != self.state.callback_unroll
+            || iterators_differ(old, &self.state)
+    }
+
+    /// Ends the path: a saved state stands for the current one, and what follows it is what it relies on.
+    fn end_path(&mut self, id: StateId, in_loop: bool) -> Check<bool> {
+        self.explored.hit(id);
+        if self.cfg.points[self.insn].jump {
+            self.record_step(None, Vec::new());
+        }
+        self.propagate_precision(id);
+        if in_loop {
+            let state = State { insn: self.insn, ..self.state.clone() };
+            if !self.explored.add_back_edge(&self.cfg, BackEdge { state, target: id }) {
+                return unsupported!(
+                    UnsupportedFeature,
+                    "the loop through instruction {} is not judged yet",
+                    self.insn
+                );
+            }
+            self.stats.peak_states = self.stats.peak_states.max(self.explored.kept());
+        }
+        Ok(true)
+    }
+
+    /// The current path is done.
+    pub fn path_done(&mut self) {
+        let mut next = self.state.parent;
+        while let Some(id) = next {
+            if !self.explored.end_branch(id) {
+                return;
+            }
+            if let Some((edges, held)) = self.explored.end_visit(&self.cfg, id) {
+                self.settle(edges);
+                for id in held {
+                    self.explored.finish(&self.cfg, id);
+                }
+            }
+            next = self.explored.state(id).parent;
+            self.explored.finish(&self.cfg, id);
+        }
+    }
+
+    /// Carries what the states of a finished loop rely on back along its back edges, until nothing changes.
+    fn settle(&mut self, mut edges: Vec<BackEdge>) {
+        let insn = self.insn;
+        for round in 0.. {
+            let mut changed = false;
+            for edge in &mut edges {
+                std::mem::swap(&mut self.state, &mut edge.state);
+                self.insn = self.state.insn;
+                if round < MAX_SETTLING {
+                    changed |= self.propagate_precision(edge.target);
+                } else {
+                    self.mark_all_precise();
+                }
+                std::mem::swap(&mut self.state, &mut edge.state);
+            }
+            if !changed {
+                break;
+            }
+        }
+        self.insn = insn;
+    }
+
+    /// Removes from a saved state what no path behind it reads.
+    fn clean(&mut self, id: StateId) {
+        if self.explored.state(id).cleaned {
+            return;
+        }
+        let mut state = std::mem::take(self.explored.state_mut(id));
+        state.cleaned = true;
+        for n in 0..state.frames.len() {
+            let regs = self.live.regs[insn_of(&state, n)];
+            let slots = self.live.alive(&state, n, |call| self.cfg.points[call].calls_back);
+            let dead = |r: usize, reg: &Reg| regs & 1 << r == 0 && *reg != Reg::NOT_INIT;
+            let frame = &state.frames[n];
+            if frame.regs.iter().take(FP).enumerate().any(|(r, reg)| dead(r, reg)) {
+                for (r, reg) in state.frames[n].regs.iter_mut().take(FP).enumerate() {
+                    if regs & 1 << r == 0 {
+                        *reg = Reg::NOT_INIT;
+                    }
+                }
+            }
+            let read = |s: usize| slots & 1u64.checked_shl(s as u32).unwrap_or(0) != 0;
+            if state.frames[n].stack.iter().enumerate().any(|(s, slot)| !read(s) && *slot != Slot::EMPTY) {
+                for (s, slot) in state.frames[n].stack.iter_mut().enumerate() {
+                    if !read(s) {
+                        *slot = Slot::EMPTY;
                     }
                 }
             }
         }
-        if !save {
-            return Ok(false);
-        }
-        self.explored.last_jumps = self.jumps;
-        self.explored.last_insns = self.stats.insns_processed;
-        self.stats.states += 1;
-
-        self.state.each_reg(|r| r.precise = false);
-        let steps = std::mem::take(&mut self.state.steps);
-        let mut copy = self.state.clone();
-        copy.steps = steps;
-        copy.insn = at;
-        copy.branches = 1;
-        let id = self.explored.insert(copy);
-        self.stats.peak_states = self.stats.peak_states.max(self.explored.live);
-        self.state.parent = Some(id);
-        self.state.first_insn = at;
-        Ok(false)
+        *self.explored.state_mut(id) = state;
     }
-
-    /// The path ends in a loop that is still being followed: what happens behind is not known to the states on it, so
-    /// they must keep everything.
-    fn end_in_loop(&mut self) {
-        let points = &self.cfg.points;
-        self.explored.mark_in_loop(self.state.parent, |insn| points.get(insn).is_some_and(|p| p.force));
-        self.mark_all_precise();
-    }
-}
-
-/// Quick test before the exact comparison: the registers of the active frame are the same.
-fn maybe_looping(old: &State, cur: &State) -> bool {
-    if old.frames.len() != cur.frames.len() {
-        return false;
-    }
-    old.regs().iter().zip(cur.regs()).all(|(a, b)| a.kind == b.kind && a.id == b.id && a.off == b.off && a.num == b.num)
 }

@@ -137,7 +137,7 @@ impl ValueRecorder {
         }
         self.next += 1;
         if self.records.is_empty() {
-            self.frames = state.frames.clone();
+            self.frames = state.frames.iter().map(|f| Frame::clone(f)).collect();
         } else {
             self.note_changes(state);
         }
@@ -163,7 +163,7 @@ impl ValueRecorder {
             if old.stack.len() < new.stack.len() {
                 old.stack.resize(new.stack.len(), Slot::EMPTY);
             }
-            for (s, (a, b)) in old.stack.iter_mut().zip(&new.stack).enumerate() {
+            for (s, (a, b)) in old.stack.iter_mut().zip(new.stack.iter()).enumerate() {
                 if a.bytes != b.bytes || !same(&a.reg, &b.reg) {
                     self.changes.push(Change::Slot { frame: f as u8, slot: s as u8, before: *a });
                     *a = *b;
@@ -173,7 +173,7 @@ impl ValueRecorder {
         }
         for frame in state.frames.iter().skip(self.frames.len()) {
             self.changes.push(Change::Entered);
-            self.frames.push(frame.clone());
+            self.frames.push(Frame::clone(frame));
         }
     }
 

@@ -87,8 +87,8 @@ impl Env<'_> {
         let (slot, byte) = locate(min);
         self.overwrite_dynptr(frame, slot)?;
         let whole = min % 8 == 0;
-        if whole && a.size == 8 && own {
-            self.written |= 1 << slot;
+        if whole && a.size == 8 {
+            self.mark_stack_written(frame, slot);
         }
         match (value, operand) {
             (Some((r, mut reg)), _) if whole && reg.is_scalar() => {

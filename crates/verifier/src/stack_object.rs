@@ -171,13 +171,10 @@ impl Env<'_> {
 
     /// Sets all bytes of a slot and what it is.
     pub fn set_slot(&mut self, place: SlotPlace, byte: Byte, reg: Reg) {
-        let own = place.frame == self.state.depth();
         let slot = self.state.frames.get_mut(place.frame).and_then(|f| f.stack.get_mut(place.slot));
         if let Some(slot) = slot {
             *slot = Slot { bytes: [byte; 8], reg };
-            if own {
-                self.written |= 1u64.checked_shl(place.slot as u32).unwrap_or(0);
-            }
+            self.mark_stack_written(place.frame, place.slot);
         }
     }
 

@@ -1,7 +1,46 @@
 //! The state of the machine at one point of one path: frames with registers and stack, and what is held.
 
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
 use crate::liveness::InstanceId;
 use crate::reg::{Kind, Reg};
+
+/// A value that copies of a state share until one of them changes it. Mind that every `&mut` access makes it one's own.
+#[derive(Debug)]
+pub(crate) struct Shared<T>(Rc<T>);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Shared<T> {
+        Shared(Rc::clone(&self.0))
+    }
+}
+
+impl<T> From<T> for Shared<T> {
+    fn from(x: T) -> Shared<T> {
+        Shared(Rc::new(x))
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Rc::make_mut(&mut self.0)
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Shared<T>) -> bool {
+        Rc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
 
 /// Bytes of a frame's stack.
 pub(crate) const STACK_BYTES: i32 = 512;
@@ -99,7 +138,7 @@ impl Callback {
 pub(crate) struct Frame {
     pub regs: [Reg; REGS],
     /// From the top (highest address) down.
-    pub stack: Vec<Slot>,
+    pub stack: Shared<Vec<Slot>>,
     /// The call instruction in the frame below; meaningless for the first.
     pub callsite: usize,
     /// Index of the function.
@@ -121,7 +160,7 @@ impl Frame {
         regs[FP] = Reg { frame: depth, ..Reg::pointer(Kind::Stack) };
         Frame {
             regs,
-            stack: Vec::new(),
+            stack: Vec::new().into(),
             callsite,
             subprog,
             instance,
@@ -173,7 +212,7 @@ pub(crate) struct StateId(pub u32);
 /// The whole state.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
-    pub frames: Vec<Frame>,
+    pub frames: Vec<Shared<Frame>>,
     pub held: Vec<Held>,
     /// Spin lock held: the id of the value it is in.
     pub locked: Option<(u32, u32)>,
@@ -196,6 +235,8 @@ pub(crate) struct State {
     pub parent: Option<StateId>,
     /// Paths not finished that come from here (for saved states).
     pub branches: u32,
+    /// What is not read any more has been removed (from saved states).
+    pub cleaned: bool,
     /// Steps since the last saved state.
     pub steps: Vec<Step>,
 }
@@ -204,7 +245,7 @@ impl State {
     /// A state with these frames, at the beginning of a path.
     pub fn new(frame: Frame, insn: usize) -> State {
         State {
-            frames: vec![frame],
+            frames: vec![frame.into()],
             held: Vec::new(),
             locked: None,
             rcu: 0,
@@ -216,6 +257,7 @@ impl State {
             insn,
             parent: None,
             branches: 1,
+            cleaned: false,
             steps: Vec::new(),
         }
     }
@@ -246,6 +288,17 @@ impl State {
         &self.frame().regs[usize::from(r).min(REGS - 1)]
     }
 
+    /// What is at this place; nothing where a slot holds no saved register.
+    pub fn at(&self, place: Place) -> Option<&Reg> {
+        match place {
+            Place::Reg { frame, reg } => self.frames.get(usize::from(frame))?.regs.get(usize::from(reg)),
+            Place::Slot { frame, slot } => {
+                let slot = self.frames.get(usize::from(frame))?.stack.get(usize::from(slot))?;
+                slot.is_spill().then_some(&slot.reg)
+            }
+        }
+    }
+
     /// A register of the active frame.
     pub fn reg_mut(&mut self, r: u8) -> &mut Reg {
         &mut self.frame_mut().regs[usize::from(r).min(REGS - 1)]
@@ -253,25 +306,31 @@ impl State {
 
     /// Calls `f` on every register of every frame, the spilled ones included.
     pub fn each_reg(&mut self, mut f: impl FnMut(&mut Reg)) {
+        self.change_regs(|_| true, &mut f);
+    }
+
+    /// Calls `f` on every register (spilled ones included) that is `wanted`; true if there was one. What has none stays
+    /// shared with other states.
+    pub fn change_regs(&mut self, wanted: impl Fn(&Reg) -> bool, mut f: impl FnMut(&mut Reg)) -> bool {
+        let mut any = false;
         for frame in &mut self.frames {
-            for r in &mut frame.regs {
-                f(r);
+            if frame.regs.iter().any(&wanted) {
+                any = true;
+                frame.regs.iter_mut().filter(|r| wanted(r)).for_each(&mut f);
             }
-            for slot in &mut frame.stack {
-                if slot.is_spill() {
-                    f(&mut slot.reg);
-                }
+            if frame.stack.iter().any(|s| s.is_spill() && wanted(&s.reg)) {
+                any = true;
+                let spills = frame.stack.iter_mut().filter(|s| s.is_spill() && wanted(&s.reg));
+                spills.for_each(|s| f(&mut s.reg));
             }
         }
+        any
     }
 
     /// Makes every packet pointer unusable.
     pub fn forget_packet(&mut self) {
-        self.each_reg(|r| {
-            if r.is_packet_any() || r.flags & crate::reg::flag::PACKET_SLICE != 0 {
-                *r = Reg::UNKNOWN;
-            }
-        });
+        let gone = |r: &Reg| r.is_packet_any() || r.flags & crate::reg::flag::PACKET_SLICE != 0;
+        self.change_regs(gone, |r| *r = Reg::UNKNOWN);
     }
 }
 
