@@ -153,9 +153,15 @@ impl Env<'_> {
         if self.state.depth() > 0 {
             return self.leave_function();
         }
+        if let Some(id) = self.returned_reference() {
+            self.state.held.retain(|h| h.id != id);
+        }
         self.check_nothing_held("exit")?;
         if self.state.frame().callback.is_async {
             return self.leave_async_callback();
+        }
+        if self.state.frame().subprog == 0 && self.returns_nothing() {
+            return Ok(Next::Done);
         }
         let r0 = *self.read_reg(0)?;
         let function = self.state.frame().subprog;
@@ -165,7 +171,9 @@ impl Env<'_> {
             }
             return Ok(Next::Done);
         }
-        if let Exit::Range(min, max) = self.types.exit(self.attach) {
+        if self.has_hook_context() {
+            self.check_hook_exit(&r0)?;
+        } else if let Exit::Range(min, max) = self.types.exit(self.attach) {
             if !r0.is_scalar() {
                 return invalid!(ReturnValue, "the program returns {}, not a number", r0.describe());
             }

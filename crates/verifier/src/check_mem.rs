@@ -197,7 +197,9 @@ impl Env<'_> {
                 if a.write && ptr.read_only() {
                     return denied!(ReadOnlyMemory, "r{} points to read-only memory", a.reg);
                 }
-                if !ptr.is_untrusted_memory() {
+                if ptr.flags & flag::BUFFER != 0 {
+                    self.check_buffer(a.reg, &ptr, off)?;
+                } else if !ptr.is_untrusted_memory() {
                     self.check_region(a.reg, &ptr, off, a.size.into(), ptr.size.into(), false)?;
                 }
             }
@@ -389,6 +391,9 @@ impl Env<'_> {
     /// Checks an access to the context; gives what a load yields.
     pub fn check_ctx(&mut self, a: Access, ptr: &Reg, off: i64) -> Check<Reg> {
         self.check_unmodified(a.reg, ptr)?;
+        if self.has_hook_context() {
+            return self.check_hook_context(a, off);
+        }
         let access = ctx::Access { off, size: a.size, write: a.write, signed: a.signed };
         let Some(loaded) = ctx::access(self.prog.prog_type, self.attach, access) else {
             let verb = if a.write { "written" } else { "read" };

@@ -12,6 +12,7 @@ use crate::check_call::Global;
 use crate::compare::IdMap;
 use crate::explored::Explored;
 use crate::fail::{Check, Failure, invalid};
+use crate::hook::Hook;
 use crate::kernel_types::Types;
 use crate::liveness::Liveness;
 use crate::log::{Log, TypeNames};
@@ -100,6 +101,10 @@ pub(crate) struct Env<'p> {
     /// Lowest and highest byte of the context that is read, when anything is.
     pub ctx_reads: Vec<(u32, u32)>,
     pub helpers: Vec<u32>,
+    /// What a program that attaches by BTF hangs on.
+    pub hook: Hook<'p>,
+    /// Arguments that came with a reference: number and reference.
+    pub acquired: Vec<(usize, u32)>,
     pub log: Log<'p>,
     /// Watches, when a rejection is to be explained.
     pub recorder: Option<Box<Recorder>>,
@@ -134,6 +139,8 @@ impl<'p> Env<'p> {
             stats: Stats::default(),
             ctx_reads: Vec::new(),
             helpers: Vec::new(),
+            hook: Hook::default(),
+            acquired: Vec::new(),
             log: Log {
                 names: TypeNames { kernel: options.btf.as_deref(), program: prog.btf.as_deref() },
                 ..Log::default()
@@ -202,6 +209,7 @@ impl<'p> Env<'p> {
     /// Sets up the arguments of the function that is checked.
     fn enter(&mut self, function: usize) -> Check {
         if function == 0 {
+            self.acquired = self.acquired_arguments().into_iter().map(|n| (n, self.acquire())).collect();
             *self.state.reg_mut(1) = Reg::pointer(Kind::Ctx);
             return Ok(());
         }

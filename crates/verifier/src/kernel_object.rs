@@ -104,9 +104,20 @@ impl Env<'_> {
         tags
     }
 
+    /// Memory of unknown size: what is accessed of it is compared with its size later.
+    pub fn check_buffer(&self, r: u8, ptr: &Reg, off: i64) -> Check {
+        if off < 0 {
+            return denied!(NegativeOffset, "r{r} is a buffer; offset {off} is in front of it");
+        }
+        if ptr.num.as_const() != Some(0) {
+            return denied!(UnboundedOffset, "r{r} is a buffer, which is only accessed at constant offsets");
+        }
+        Ok(())
+    }
+
     /// Writes to kernel objects: a few members, by the kind of program.
     fn check_kernel_write(&self, a: Access, ptr: &Reg, at: u32, types: Types<'_>) -> Check {
-        if kernel_writes::permitted(self.prog.prog_type, None, types, ptr.what, at, a.size) {
+        if kernel_writes::permitted(self.prog.prog_type, self.hook.ops, types, ptr.what, at, a.size) {
             return Ok(());
         }
         denied!(

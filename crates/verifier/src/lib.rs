@@ -23,6 +23,9 @@ mod explored;
 mod fail;
 mod globals;
 mod helper_args;
+mod hook;
+mod hook_context;
+mod hook_facts;
 mod kernel_object;
 mod kernel_types;
 mod kernel_writes;
@@ -45,6 +48,7 @@ mod stack;
 mod stack_depth;
 mod stack_object;
 mod state;
+mod target;
 mod tnum;
 
 use std::sync::Arc;
@@ -60,6 +64,7 @@ pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use profile::KernelProfile;
 pub use reason::Reason;
 pub use scalar::Scalar;
+pub use target::Target;
 pub use tnum::Tnum;
 
 use env::Env;
@@ -73,6 +78,8 @@ pub struct Options {
     /// That kernel's types: what pointers to kernel objects and calls of kernel functions are judged by. Without them
     /// programs that use either are not judged.
     pub btf: Option<Arc<Btf>>,
+    /// The program whose function this one is attached to or replaces.
+    pub target: Option<Target>,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
     /// Keep a trace of the states before each instruction.
@@ -268,7 +275,9 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let maps = map_facts::collect(program);
     let cfg = cfg::Cfg::build(&program.insns)?;
     map_facts::check_references(program, &maps)?;
+    let hook = hook::resolve(program, &options)?;
     let mut env = Env::new(program, &options, cfg, maps);
+    env.hook = hook;
     env.recorder = progress.recorder.take();
     let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());
     *progress = Progress {

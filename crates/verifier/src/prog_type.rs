@@ -145,7 +145,7 @@ use Attach::{Any, Of, OrFirst};
 use Packet::{Buffer, No, Reads, Writes};
 
 #[rustfmt::skip]
-static TYPES: [TypeFacts; 28] = [
+static TYPES: [TypeFacts; 32] = [
     TypeFacts { loads_packets: true, ..row(T::SocketFilter, Any, any, No, SKB) },
     TypeFacts { sleep: Sleep::May, ..row(T::Kprobe, Any, kprobe, No, REGS) },
     TypeFacts { loads_packets: true, ..row(T::SchedCls, Any, any, Writes, SKB) },
@@ -173,6 +173,10 @@ static TYPES: [TypeFacts; 28] = [
     row(T::CgroupSockopt, Of(&[A::CgroupGetsockopt, A::CgroupSetsockopt]), bit, Buffer, own("bpf_sockopt")),
     row(T::SkLookup, Of(&[A::SkLookup]), bit, No, own("bpf_sk_lookup")),
     TypeFacts { sleep: Sleep::Must, ..row(T::Syscall, Of(&[A::CgroupInetIngress]), any, No, plain("")) },
+    TypeFacts { sleep: Sleep::May, ..row(T::Tracing, Any, any, No, plain("")) },
+    TypeFacts { sleep: Sleep::May, ..row(T::Lsm, Any, any, No, plain("")) },
+    TypeFacts { sleep: Sleep::May, ..row(T::StructOps, Any, any, No, plain("")) },
+    TypeFacts { sleep: Sleep::May, ..row(T::Ext, Any, any, No, plain("")) },
     row(T::Netfilter, Of(&[A::Netfilter]), bit, No, plain("bpf_nf_ctx")),
 ];
 

@@ -1,7 +1,5 @@
 //! RCU read sections: for as long as one lasts, what RCU protects stays valid.
 
-use skep_ebpf::uapi::prog_flags;
-
 use crate::env::Env;
 use crate::fail::{Check, invalid};
 use crate::reg::flag;
@@ -9,7 +7,7 @@ use crate::reg::flag;
 impl Env<'_> {
     /// True if the program (or this function of it) may sleep.
     pub fn may_sleep(&self) -> bool {
-        self.prog.flags & prog_flags::SLEEPABLE != 0
+        self.state.sleepable
     }
 
     /// True if RCU-protected objects stay valid here: always in programs that do not sleep.

@@ -79,6 +79,8 @@ reasons! {
         "Merge maps: global variables of one section share a map.";
     ProgramType = "program-type", "The program type is one that can be loaded.",
         "Name a program type that the kernel has, in SEC(…).";
+    AttachTarget = "attach-target", "The program can be attached to what it names.",
+        "Name a function, hook, tracepoint or operation that the kernel has and lets programs of this type attach to.";
     AttachType = "attach-type", "The expected attach type is one of the program type.",
         "Name a section whose attach type goes with the program type.";
     // Complexity.

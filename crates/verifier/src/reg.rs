@@ -80,6 +80,8 @@ pub(crate) mod flag {
     pub const ALLOCATED: u32 = 1 << 9;
     /// Seen in a list or tree, not owned: gone when its lock is.
     pub const NON_OWNING: u32 = 1 << 10;
+    /// Memory of a size that is checked when the program is attached; offsets are constant.
+    pub const BUFFER: u32 = 1 << 18;
     /// Memory that a kfunc gave of a dynptr's data; `what` is the dynptr's id.
     pub const SLICE: u32 = 1 << 16;
     /// Such memory in a packet.
