@@ -17,6 +17,7 @@ use crate::stack_object::{Dynptr, Source};
 use crate::state::{Callback, CalledBy, Frame, State, StateId};
 
 const FOR_EACH_MAP_ELEM: u32 = 164;
+const TIMER_SET_CALLBACK: u32 = 170;
 const LOOP: u32 = 181;
 const USER_RINGBUF_DRAIN: u32 = 209;
 
@@ -53,6 +54,11 @@ impl Env<'_> {
             USER_RINGBUF_DRAIN => {
                 let record = Dynptr { source: Source::Local, first: true, id: self.new_id(), ref_id: 0 };
                 [record.to_reg(), caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT]
+            }
+            TIMER_SET_CALLBACK => {
+                let by = CalledBy::Helper(h.id);
+                let args = self.async_arguments(facts.map, facts.map_uid)?;
+                return self.push_async_callback(by, facts.function, args, false, (0, 0));
             }
             _ => return unsupported!(UnsupportedHelper, "callbacks of bpf_{} are not judged yet", h.name),
         };

@@ -73,10 +73,10 @@ impl Env<'_> {
 
     fn check_mov(&mut self, i: Insn, is32: bool) -> Check {
         if i.is_x() {
-            let widths: &[i16] = if is32 { &[0, 8, 16] } else { &[0, 8, 16, 32] };
-            if !is32 && i.off == 1 && (i.imm == 1 || i.imm == 1 << 16) {
-                return crate::fail::unsupported!(UnsupportedFeature, "address space casts are not judged yet");
+            if crate::object::arena::is_cast(i) {
+                return self.check_addr_space_cast(i);
             }
+            let widths: &[i16] = if is32 { &[0, 8, 16] } else { &[0, 8, 16, 32] };
             if i.imm != 0 || !widths.contains(&i.off) {
                 return invalid!(
                     ReservedField,
@@ -159,6 +159,9 @@ impl Env<'_> {
             }
         }
         self.may_write_reg(i.dst())?;
+        if self.arena_arithmetic(i) {
+            return Ok(());
+        }
 
         let dst = *self.state.reg(i.dst());
         let src = if i.is_x() { *self.state.reg(i.src()) } else { Reg::constant(i.imm as i64 as u64) };

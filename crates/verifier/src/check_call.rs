@@ -107,7 +107,7 @@ impl Env<'_> {
     }
 
     fn check_global_call(&mut self, function: usize, global: &Global) -> Check {
-        if self.state.locked.is_some() {
+        if !self.state.locks.is_empty() {
             return invalid!(LockHeld, "the global function {} is called while a lock is held", global.name);
         }
         if let Some(why) = &global.broken {
@@ -212,6 +212,7 @@ impl Env<'_> {
 
     fn check_helper(&mut self, id: u32) -> Check {
         let prog_type = self.prog.prog_type;
+        self.check_helper_under_lock(id)?;
         let Some(h) = Helper::by_id(id) else {
             return invalid!(UnknownHelper, "helper {id} does not exist");
         };
@@ -242,9 +243,6 @@ impl Env<'_> {
         }
         if let Some(why) = not_judged(id) {
             return unsupported!(UnsupportedHelper, "bpf_{} is not judged yet: {why}", h.name);
-        }
-        if self.state.locked.is_some() {
-            return invalid!(LockHeld, "bpf_{} is called while a lock is held", h.name);
         }
         if !self.helpers.contains(&id) {
             self.helpers.push(id);
@@ -300,6 +298,9 @@ impl Env<'_> {
         if !released {
             return invalid!(ReleaseWithoutAcquire, "bpf_{} is given a reference that is not held", h.name);
         }
+        if facts.kptr.is_some() && facts.reference != 0 && !self.give_kptr(facts.reference) {
+            return invalid!(ReleaseWithoutAcquire, "bpf_{} is given a reference that is not held", h.name);
+        }
         if id == TAIL_CALL {
             self.check_nothing_held("the tail call")?;
             // A known index is compiled in.
@@ -331,7 +332,7 @@ impl Env<'_> {
                 let Some(map) = facts.map else {
                     return invalid!(UnknownMap, "bpf_{} has no map to return a value of", h.name);
                 };
-                let mut r = Reg { what: map, ..Reg::pointer(Kind::MapValue) };
+                let mut r = Reg { what: map, size: facts.map_uid, ..Reg::pointer(Kind::MapValue) };
                 let Some(m) = self.maps.get(map as usize) else {
                     return invalid!(UnknownMap, "map {map} does not exist");
                 };
@@ -362,6 +363,10 @@ impl Env<'_> {
                 };
                 self.dynptr_data(dynptr, facts.alloc_size)
             }
+            Ret::BtfOrNull if facts.kptr.is_some() => match &facts.kptr {
+                Some(field) => self.taken_kptr(field)?,
+                None => Reg::UNKNOWN,
+            },
             Ret::Btf | Ret::BtfOrNull => {
                 return unsupported!(UnsupportedHelper, "what bpf_{} returns is not judged yet", h.name);
             }
@@ -434,15 +439,12 @@ const DYNPTR_FROM_MEM: u32 = 197;
 /// Helpers with rules of their own that are not there yet.
 fn not_judged(id: u32) -> Option<&'static str> {
     Some(match id {
-        93 | 94 => "spin locks",
         136..=140 | 178 | 196 => "sockets as kernel types",
         111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
         149 | 150 => "BTF pointers",
         165 => "format strings",
         153 | 154 => "per-CPU kernel variables",
         158 => "pointers to kernel types",
-        169..=172 => "timers",
-        194 => "kptrs",
         _ => return None,
     })
 }

@@ -1,6 +1,7 @@
 //! One instruction: to each class its rules.
 
 use skep_ebpf::insn::{Insn, alu, class, jmp, mode, pseudo, size};
+use skep_ebpf::uapi::MapType;
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, denied, invalid, unsupported};
@@ -74,11 +75,12 @@ impl Env<'_> {
             0 => Reg::constant(i.imm as u32 as u64 | (high as u32 as u64) << 32),
             pseudo::MAP_IDX => Reg { what: i.imm as u32, ..Reg::pointer(Kind::Map) },
             pseudo::MAP_IDX_VALUE => {
-                let mut r = Reg { what: i.imm as u32, off: high, ..Reg::pointer(Kind::MapValue) };
-                if self.maps.get(i.imm as usize).is_some_and(|m| m.has_lock()) {
-                    r.id = self.new_id();
+                if self.maps.get(i.imm as usize).is_some_and(|m| m.def.map_type == MapType::Arena) {
+                    self.set_unknown(i.dst());
+                    return Ok(());
                 }
-                r
+                // There is only one value, so its locks need no id to tell them apart.
+                Reg { what: i.imm as u32, off: high, ..Reg::pointer(Kind::MapValue) }
             }
             pseudo::FUNC => {
                 if self.prog.btf.is_none() || self.prog.func_info.is_empty() {

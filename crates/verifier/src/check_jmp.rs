@@ -8,6 +8,7 @@ use crate::check_alu::settle;
 use crate::env::{Env, Next};
 use crate::fail::{Check, invalid};
 use crate::map_facts::make_not_null;
+use crate::object::FieldKind;
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
 use crate::state::{FP, Place, State};
@@ -140,10 +141,10 @@ impl Env<'_> {
         if is_null && reference != 0 && reference == id {
             state.held.retain(|h| h.id != id);
         }
-        let maps = &self.maps;
+        let (maps, structs) = (&self.maps, &self.structs);
         let concerned = |reg: &Reg| reg.nullable() && reg.id == id && reg.is_pointer();
         state.change_regs(concerned, |reg| {
-            if reg.off != 0 || reg.num.as_const() != Some(0) {
+            if reg.off != 0 && !reg.is_allocated() || reg.num.as_const() != Some(0) {
                 return;
             }
             if is_null {
@@ -151,7 +152,12 @@ impl Env<'_> {
                 return;
             }
             make_not_null(maps, reg);
-            let keeps_id = reg.kind == Kind::MapValue && maps.get(reg.what as usize).is_some_and(|m| m.has_lock());
+            let record = match reg.kind {
+                Kind::MapValue => maps.get(reg.what as usize).map(|m| &m.record),
+                Kind::Btf if reg.is_allocated() => structs.record(reg.what),
+                _ => None,
+            };
+            let keeps_id = record.is_some_and(|r| r.any(FieldKind::is_lock));
             if !keeps_id {
                 reg.id = 0;
             }

@@ -7,6 +7,7 @@ use crate::check_alu::MAX_OFFSET;
 use crate::ctx::{self, Loaded};
 use crate::env::Env;
 use crate::fail::{Check, denied, invalid, unsupported};
+use crate::object::{Field, FieldKind, arena};
 use crate::prog_type::Packet;
 use crate::reg::{Kind, Reg, flag};
 
@@ -97,7 +98,7 @@ impl Env<'_> {
         if compare {
             self.read_reg(0)?;
         }
-        self.atomic_pointer_ok(i.dst())?;
+        self.atomic_pointer_ok(i.dst(), i.imm)?;
         let result = if compare { 0 } else { i.src() };
         if fetch {
             self.may_write_reg(result)?;
@@ -112,10 +113,10 @@ impl Env<'_> {
         self.check_access(Access { write: true, ..a }, Operand::None)
     }
 
-    fn atomic_pointer_ok(&self, r: u8) -> Check {
+    fn atomic_pointer_ok(&self, r: u8, op: i32) -> Check {
         let reg = self.state.reg(r);
         let barred = matches!(reg.kind, Kind::Ctx | Kind::FlowKeys) || reg.is_socket() || reg.is_packet();
-        if barred {
+        if barred || reg.kind == Kind::Arena && !arena::supports_atomic(op) {
             return denied!(AtomicAccess, "atomic operations do not work on r{r}, {}", reg.describe());
         }
         Ok(())
@@ -124,7 +125,7 @@ impl Env<'_> {
     fn check_load_acquire(&mut self, i: Insn) -> Check {
         self.read_reg(i.src())?;
         self.may_write_reg(i.dst())?;
-        self.atomic_pointer_ok(i.src())?;
+        self.atomic_pointer_ok(i.src(), i.imm)?;
         let ptr = *self.state.reg(i.src());
         let a = Access { reg: i.src(), off: i.off, size: i.bytes(), write: false, signed: false, aligned: true };
         self.check_access(a, Operand::Reg(i.dst()))?;
@@ -134,7 +135,7 @@ impl Env<'_> {
     fn check_store_release(&mut self, i: Insn) -> Check {
         self.read_reg(i.src())?;
         self.read_reg(i.dst())?;
-        self.atomic_pointer_ok(i.dst())?;
+        self.atomic_pointer_ok(i.dst(), i.imm)?;
         let ptr = *self.state.reg(i.dst());
         let a = Access { reg: i.dst(), off: i.off, size: i.bytes(), write: true, signed: false, aligned: true };
         self.check_access(a, Operand::Reg(i.src()))?;
@@ -144,7 +145,7 @@ impl Env<'_> {
     /// Accesses that are rewritten for one kind of pointer must have that kind on every path. Plain loads from objects
     /// are guarded where some path needs it, so those may differ.
     fn same_pointer_kind(&mut self, ptr: Reg, plain_load: bool) -> Check {
-        let special = |k: Kind| k.is_socket() || matches!(k, Kind::Ctx | Kind::Btf);
+        let special = |k: Kind| k.is_socket() || matches!(k, Kind::Ctx | Kind::Btf | Kind::Arena);
         let object = |k| k == Kind::Btf || k == Kind::Mem && self.options.profile.untrusted_memory;
         let new = (ptr.kind, if ptr.kind == Kind::Btf { ptr.flags } else { 0 });
         let fact = &mut self.facts[self.insn];
@@ -167,7 +168,7 @@ impl Env<'_> {
     /// Checks an access; for loads sets the destination.
     pub fn check_access(&mut self, a: Access, operand: Operand) -> Check {
         let ptr = *self.state.reg(a.reg);
-        if ptr.is_pointer() {
+        if ptr.is_pointer() && ptr.kind != Kind::Arena {
             self.check_alignment(&ptr, a.reg, i64::from(a.off), a.size, a.aligned)?;
         }
         let off = i64::from(a.off) + i64::from(ptr.off);
@@ -180,7 +181,9 @@ impl Env<'_> {
             Kind::MapValue => {
                 self.check_map_permission(&ptr, a.write)?;
                 self.check_map_value(a.reg, &ptr, off, a.size.into(), false, true)?;
-                if !a.write
+                if let Some(field) = self.pointer_field(&ptr, off) {
+                    loaded = self.check_kptr_access(a, operand, field)?;
+                } else if !a.write
                     && let Some(x) = self.frozen_value(&ptr, off, a)?
                 {
                     loaded = Reg::constant(x);
@@ -248,6 +251,7 @@ impl Env<'_> {
                 }
             }
             Kind::Btf => loaded = self.check_kernel_object(a, &ptr, off)?,
+            Kind::Arena => {}
             Kind::Map => {
                 if a.write {
                     return denied!(MapPointerAccess, "r{} is a map itself, which cannot be written", a.reg);
@@ -345,10 +349,20 @@ impl Env<'_> {
         self.check_region(r, ptr, off, size, map.def.value_size.into(), zero_ok)?;
         let low = off.saturating_add(ptr.num.smin);
         let high = off.saturating_add(ptr.num.umax as i64).saturating_add(size as i64);
-        for f in &map.fields {
-            if low < i64::from(f.off + f.size) && high > i64::from(f.off) {
-                if f.is_kptr() && direct {
-                    return unsupported!(UnsupportedFeature, "kptr fields of map values are not judged yet");
+        for f in &map.record.fields {
+            if low < i64::from(f.end()) && high > i64::from(f.off) {
+                if f.kind.is_pointer() && direct {
+                    let there = off.wrapping_add(ptr.num.smin) == i64::from(f.off) && size == 8;
+                    if there && !ptr.has_variable_offset() {
+                        continue;
+                    }
+                    return denied!(
+                        SpecialField,
+                        "the {} at offset {} of the value of map {} is accessed whole, at a constant offset",
+                        f.kind.name(),
+                        f.off,
+                        map.def.name
+                    );
                 }
                 return denied!(
                     SpecialField,
@@ -360,6 +374,12 @@ impl Env<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The pointer field of a map value at this offset.
+    fn pointer_field(&self, ptr: &Reg, off: i64) -> Option<Field> {
+        let off = off.wrapping_add(ptr.num.as_const()? as i64);
+        self.record_of(ptr)?.at(off, FieldKind::is_pointer).copied()
     }
 
     /// The map's flags permit the access.

@@ -83,10 +83,10 @@ pub(crate) fn states_equal(live: &Liveness, ids: &mut IdMap, old: &State, cur: &
     if !old.held.iter().zip(&cur.held).all(|(o, c)| ids.same(o.id, c.id)) {
         return false;
     }
-    match (old.locked, cur.locked) {
-        (None, None) => {}
-        (Some(o), Some(c)) if o.1 == c.1 && ids.same(o.0, c.0) => {}
-        _ => return false,
+    let locks = old.locks.len() == cur.locks.len()
+        && old.locks.iter().zip(&cur.locks).all(|(o, c)| o.same_kind(c) && ids.same(o.id, c.id));
+    if !locks {
+        return false;
     }
     for (n, (o, c)) in old.frames.iter().zip(&cur.frames).enumerate() {
         if o.subprog != c.subprog || n > 0 && o.callsite != c.callsite || o.callback != c.callback {
@@ -144,6 +144,7 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
             }
             ids.same_scalar(old.id, cur.id) && cur.num.within(&old.num)
         }
+        Kind::Arena => true,
         Kind::MapKey | Kind::MapValue | Kind::Mem => {
             old.off == cur.off
                 && old.what == cur.what

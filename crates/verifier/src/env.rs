@@ -17,6 +17,7 @@ use crate::kernel_types::Types;
 use crate::liveness::Liveness;
 use crate::log::{Log, TypeNames};
 use crate::map_facts::MapFacts;
+use crate::object::Structs;
 use crate::precision::Backtrack;
 use crate::prog_type::{self, TypeFacts};
 use crate::reason::Reason;
@@ -79,6 +80,8 @@ pub(crate) struct Env<'p> {
     pub cfg: Cfg,
     pub live: Liveness,
     pub maps: Vec<MapFacts<'p>>,
+    /// Structs of the program that have special fields.
+    pub structs: Structs,
     pub functions: Vec<FunctionFacts>,
     pub facts: Vec<Fact>,
 
@@ -111,7 +114,13 @@ pub(crate) struct Env<'p> {
 }
 
 impl<'p> Env<'p> {
-    pub fn new(prog: &'p Program, options: &'p Options, cfg: Cfg, maps: Vec<MapFacts<'p>>) -> Env<'p> {
+    pub fn new(
+        prog: &'p Program,
+        options: &'p Options,
+        cfg: Cfg,
+        maps: Vec<MapFacts<'p>>,
+        structs: Structs,
+    ) -> Env<'p> {
         let types = prog_type::facts(prog.prog_type);
         let live = Liveness::new(&prog.insns, &cfg);
         let functions = vec![FunctionFacts::default(); cfg.functions.len()];
@@ -123,6 +132,7 @@ impl<'p> Env<'p> {
             insns: &prog.insns,
             live,
             maps,
+            structs,
             functions,
             facts: vec![Fact::default(); prog.insns.len()],
             state: State::default(),
@@ -366,8 +376,8 @@ impl<'p> Env<'p> {
                 h.insn
             );
         }
-        if self.state.locked.is_some() {
-            return invalid!(LockHeld, "a lock is held at {doing}");
+        if let Some(lock) = self.state.locks.last() {
+            return invalid!(LockHeld, "the lock taken at instruction {} is held at {doing}", lock.insn);
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ use crate::check_alu::MAX_OFFSET;
 use crate::check_mem::Access;
 use crate::env::Env;
 use crate::fail::{Check, denied, invalid, unsupported};
+use crate::object::timer::MapIdentity;
+use crate::object::{Field, FieldKind};
 use crate::prog_type::Packet;
 use crate::reg::{Kind, Reg, flag};
 use crate::stack::locate;
@@ -32,6 +34,12 @@ pub(crate) struct CallFacts {
     pub function: Option<u32>,
     /// Dynptr argument.
     pub dynptr: Option<Dynptr>,
+    /// Which of several inner maps the map is.
+    pub map_uid: u32,
+    /// The map that a timer is in.
+    pub identity: Option<MapIdentity>,
+    /// The field that `bpf_kptr_xchg` changes.
+    pub kptr: Option<Field>,
 }
 
 impl Env<'_> {
@@ -45,6 +53,10 @@ impl Env<'_> {
             _ => arg,
         };
         if arg == Arg::Anything {
+            return Ok(());
+        }
+        if let (Some(field), Arg::BtfOrNull) = (facts.kptr, arg) {
+            facts.reference = self.check_kptr_source(r, &reg, &field)?;
             return Ok(());
         }
         if matches!(arg, Arg::MapValueOrNull | Arg::UninitMapValue)
@@ -96,14 +108,25 @@ impl Env<'_> {
                 );
             }
         }
-        if reg.ref_id != 0 {
+        if reg.ref_id != 0 && arg != Arg::KptrDest {
             if facts.reference != 0 {
                 return denied!(ArgumentType, "two arguments of bpf_{} are acquired references", h.name);
             }
             facts.reference = reg.ref_id;
         }
         match arg {
-            Arg::MapPtr => facts.map = Some(reg.what),
+            Arg::MapPtr => {
+                if let Some(owner) = facts.identity {
+                    self.check_same_map(r, &reg, owner)?;
+                }
+                (facts.map, facts.map_uid) = (Some(reg.what), reg.size);
+            }
+            Arg::SpinLock => self.check_spin_lock(h.id, r, &reg)?,
+            Arg::Timer => {
+                let owner = self.check_async_field(r, &reg, FieldKind::Timer)?;
+                (facts.map, facts.map_uid, facts.identity) = (Some(owner.map), owner.uid, Some(owner));
+            }
+            Arg::KptrDest => facts.kptr = Some(self.check_kptr_destination(r, &reg)?),
             Arg::MapKey => self.check_key(h, r, &reg, facts)?,
             Arg::MapValueOrNull if reg.is_null() => {}
             Arg::MapValue | Arg::MapValueOrNull => {
@@ -168,7 +191,10 @@ impl Env<'_> {
             Arg::RingbufRecord => reg.kind == Kind::Mem && reg.flags & flag::RINGBUF != 0,
             Arg::Func => reg.kind == Kind::Func,
             Arg::StackOrNull => reg.kind == Kind::Stack,
-            Arg::ConstStr | Arg::Timer | Arg::SpinLock | Arg::KptrDest => reg.kind == Kind::MapValue,
+            Arg::ConstStr | Arg::Timer => reg.kind == Kind::MapValue,
+            Arg::SpinLock | Arg::KptrDest => {
+                reg.kind == Kind::MapValue || reg.is_allocated() && reg.flags & !flag::LOCAL_TYPE == flag::ALLOCATED
+            }
             Arg::Anything => true,
             Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => false,
             Arg::Dynptr(_) => matches!(reg.kind, Kind::Stack | Kind::Dynptr),
@@ -213,7 +239,10 @@ impl Env<'_> {
                 | Kind::Scalar
                 | Kind::NotInit
         );
-        if free { Ok(()) } else { self.check_unmodified(r, reg) }
+        if reg.kind == Kind::Btf && reg.off >= 0 && reg.num.as_const() == Some(0) {
+            return Ok(());
+        }
+        if free || reg.kind == Kind::Arena { Ok(()) } else { self.check_unmodified(r, reg) }
     }
 
     fn value_size(&self, h: &Helper, facts: &CallFacts) -> Check<u64> {

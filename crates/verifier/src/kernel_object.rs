@@ -2,7 +2,7 @@
 
 use crate::check_mem::Access;
 use crate::env::Env;
-use crate::fail::{Check, Failure, denied, invalid, unsupported};
+use crate::fail::{Check, Failure, denied, invalid};
 use crate::kernel_types::{Field, FieldType, Types, WalkError};
 use crate::kernel_writes;
 use crate::reason::Reason;
@@ -52,11 +52,13 @@ impl Env<'_> {
                 return Ok(Reg::UNKNOWN);
             }
         }
-        if allocated && local {
-            return unsupported!(UnsupportedFeature, "accesses to allocated objects are not judged yet");
+        if allocated {
+            self.check_special_fields(r, ptr, at, a.size)?;
         }
         let field = types.walk(ptr.what, at, a.size).map_err(|e| refused(&self.describe(ptr), r, e))?;
         let mut loaded = match field.what {
+            // In memory that the program writes no pointer is more than a number.
+            _ if allocated => Reg::UNKNOWN,
             FieldType::Number => Reg::UNKNOWN,
             FieldType::PlainPointer => self.plain_pointer(),
             FieldType::Pointer(to) => Reg::kernel_object(to, self.loaded_trust(ptr, &field, to, types)),

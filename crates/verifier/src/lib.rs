@@ -33,6 +33,7 @@ mod liveness;
 mod log;
 mod map_facts;
 mod map_helpers;
+mod object;
 mod precision;
 mod profile;
 mod prog_type;
@@ -61,6 +62,7 @@ use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::prog_flags;
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
+pub use object::check_map_types;
 pub use profile::KernelProfile;
 pub use reason::Reason;
 pub use scalar::Scalar;
@@ -272,11 +274,20 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let mut options = options.clone();
     options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
     globals::check_exceptions(program)?;
-    let maps = map_facts::collect(program);
+    let kernel = options.btf.as_deref();
+    let structs = match program.btf.as_deref().map(|btf| object::Structs::collect(btf, kernel)) {
+        None => object::Structs::default(),
+        Some(Ok(structs)) => structs,
+        Some(Err(errno)) => {
+            let refused = unsupported!(UnsupportedFeature, "the kernel refuses the program's BTF: {}", errno.text());
+            return refused.map_err(|f: Box<Failure>| f.whole());
+        }
+    };
+    let maps = map_facts::collect(program, kernel, &structs);
     let cfg = cfg::Cfg::build(&program.insns)?;
     map_facts::check_references(program, &maps)?;
     let hook = hook::resolve(program, &options)?;
-    let mut env = Env::new(program, &options, cfg, maps);
+    let mut env = Env::new(program, &options, cfg, maps, structs);
     env.hook = hook;
     env.recorder = progress.recorder.take();
     let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());

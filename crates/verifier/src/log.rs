@@ -125,6 +125,7 @@ fn show(reg: &Reg, names: TypeNames<'_>) -> String {
         Kind::Func => "func",
         Kind::Dynptr => "dynptr_ptr",
         Kind::Iter => "iter",
+        Kind::Arena => "arena",
         Kind::Btf => "ptr_",
         Kind::NotInit | Kind::Scalar => "?",
     };

@@ -1,84 +1,23 @@
 //! What must be known of the maps that a program uses.
 
-use skep_ebpf::btf::{Btf, Kind as Type};
+use skep_ebpf::Errno;
+use skep_ebpf::btf::Btf;
 use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
 
 use crate::fail::{Check, Failure, invalid};
+use crate::object::timer::has_identity;
+use crate::object::{self, FieldKind, Record, Structs, arena};
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
-
-/// Kinds of fields that only helpers may touch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum FieldKind {
-    SpinLock,
-    ResSpinLock,
-    Timer,
-    Workqueue,
-    TaskWork,
-    ListHead,
-    ListNode,
-    RbRoot,
-    RbNode,
-    Refcount,
-    Kptr,
-}
-
-impl FieldKind {
-    /// The type's name in C.
-    pub fn name(self) -> &'static str {
-        match self {
-            FieldKind::SpinLock => "bpf_spin_lock",
-            FieldKind::ResSpinLock => "bpf_res_spin_lock",
-            FieldKind::Timer => "bpf_timer",
-            FieldKind::Workqueue => "bpf_wq",
-            FieldKind::TaskWork => "bpf_task_work",
-            FieldKind::ListHead => "bpf_list_head",
-            FieldKind::ListNode => "bpf_list_node",
-            FieldKind::RbRoot => "bpf_rb_root",
-            FieldKind::RbNode => "bpf_rb_node",
-            FieldKind::Refcount => "bpf_refcount",
-            FieldKind::Kptr => "kptr",
-        }
-    }
-
-    fn by_struct(name: &str) -> Option<(FieldKind, u32)> {
-        Some(match name {
-            "bpf_spin_lock" => (FieldKind::SpinLock, 4),
-            "bpf_res_spin_lock" => (FieldKind::ResSpinLock, 8),
-            "bpf_timer" => (FieldKind::Timer, 16),
-            "bpf_wq" => (FieldKind::Workqueue, 16),
-            "bpf_task_work" => (FieldKind::TaskWork, 8),
-            "bpf_list_head" => (FieldKind::ListHead, 16),
-            "bpf_list_node" => (FieldKind::ListNode, 24),
-            "bpf_rb_root" => (FieldKind::RbRoot, 16),
-            "bpf_rb_node" => (FieldKind::RbNode, 32),
-            "bpf_refcount" => (FieldKind::Refcount, 4),
-            _ => return None,
-        })
-    }
-}
-
-/// A special field of a map's value.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Field {
-    pub kind: FieldKind,
-    pub off: u32,
-    pub size: u32,
-}
-
-impl Field {
-    /// True for pointers to kernel objects.
-    pub fn is_kptr(&self) -> bool {
-        self.kind == FieldKind::Kptr
-    }
-}
 
 /// A map as the checker sees it.
 #[derive(Debug)]
 pub(crate) struct MapFacts<'p> {
     pub def: &'p MapDef,
-    pub fields: Vec<Field>,
+    /// The special fields of its values.
+    pub record: Record,
     /// Index of the inner map's definition.
     pub inner: Option<u32>,
 }
@@ -86,7 +25,7 @@ pub(crate) struct MapFacts<'p> {
 impl MapFacts<'_> {
     /// True if a value holds a spin lock.
     pub fn has_lock(&self) -> bool {
-        self.fields.iter().any(|f| matches!(f.kind, FieldKind::SpinLock | FieldKind::ResSpinLock))
+        self.record.any(FieldKind::is_lock)
     }
 
     /// Programs cannot write it.
@@ -122,13 +61,15 @@ pub(crate) fn make_not_null(maps: &[MapFacts<'_>], reg: &mut Reg) {
         (_, MapType::Xskmap) => (Kind::XdpSock, 0),
         _ => return,
     };
-    (reg.kind, reg.what) = (kind, what);
+    let names_functions = maps.get(what as usize).is_some_and(|m| m.record.any(has_identity));
+    let uid = if kind == Kind::Map && names_functions { reg.id } else { 0 };
+    (reg.kind, reg.what, reg.size) = (kind, what, uid);
 }
 
 /// Collects the facts, inner maps at the end.
-pub(crate) fn collect(prog: &Program) -> Vec<MapFacts<'_>> {
+pub(crate) fn collect<'p>(prog: &'p Program, kernel: Option<&Btf>, structs: &Structs) -> Vec<MapFacts<'p>> {
     let btf = prog.btf.as_deref();
-    let facts = |def| MapFacts { def, fields: fields(btf, def), inner: None };
+    let facts = |def| MapFacts { def, record: object::map_record(def, btf, kernel, structs), inner: None };
     let mut maps: Vec<MapFacts<'_>> = prog.maps.iter().map(facts).collect();
     for n in 0..maps.len() {
         let def: &MapDef = maps[n].def;
@@ -138,84 +79,6 @@ pub(crate) fn collect(prog: &Program) -> Vec<MapFacts<'_>> {
         }
     }
     maps
-}
-
-fn fields(btf: Option<&Btf>, def: &MapDef) -> Vec<Field> {
-    let mut found = Vec::new();
-    if let Some(btf) = btf
-        && def.value_type_id != 0
-    {
-        walk(btf, def.value_type_id, 0, 0, &mut found);
-    }
-    found
-}
-
-/// Most elements of an array that are looked into: as many fields as the kernel would ever take.
-const MAX_ELEMENTS: u32 = 64;
-
-fn walk(btf: &Btf, id: u32, at: u32, depth: u32, found: &mut Vec<Field>) {
-    if depth > 16 || found.len() > 256 {
-        return;
-    }
-    let mut id = id;
-    // A tag on the pointee makes a pointer a kptr.
-    for _ in 0..32 {
-        match btf.kind(id) {
-            Some(k) => match k.modified() {
-                Some(next) => id = next,
-                None => break,
-            },
-            None => return,
-        }
-    }
-    match btf.kind(id) {
-        Some(Type::Struct(s)) => {
-            if let Some((kind, size)) = FieldKind::by_struct(btf.name(id)) {
-                found.push(Field { kind, off: at, size: size.max(s.size) });
-                return;
-            }
-            for m in &s.members {
-                if m.bit_offset % 8 == 0 {
-                    walk(btf, m.ty, at.saturating_add(m.bit_offset / 8), depth + 1, found);
-                }
-            }
-        }
-        Some(Type::Array { elem, len, .. }) => {
-            let Some(size) = btf.size_of(*elem).and_then(|s| u32::try_from(s).ok()) else { return };
-            let before = found.len();
-            for n in 0..(*len).min(MAX_ELEMENTS) {
-                walk(btf, *elem, at.saturating_add(n.saturating_mul(size)), depth + 1, found);
-                if found.len() == before {
-                    break;
-                }
-            }
-        }
-        Some(Type::Datasec { vars, .. }) => {
-            for &(var, off, _) in vars.iter() {
-                if let Some(Type::Var { ty, .. }) = btf.kind(var) {
-                    walk(btf, *ty, at.saturating_add(off), depth + 1, found);
-                }
-            }
-        }
-        Some(Type::Ptr { ty }) if tagged(btf, *ty) => found.push(Field { kind: FieldKind::Kptr, off: at, size: 8 }),
-        _ => {}
-    }
-}
-
-fn tagged(btf: &Btf, mut id: u32) -> bool {
-    for _ in 0..32 {
-        match btf.kind(id) {
-            Some(Type::TypeTag { ty }) => {
-                if matches!(btf.name(id), "kptr" | "kptr_untrusted" | "percpu_kptr" | "uptr") {
-                    return true;
-                }
-                id = *ty;
-            }
-            Some(Type::Const { ty } | Type::Volatile { ty } | Type::Restrict { ty }) => id = *ty,
-            _ => return false,
-        }
-    }
-    false
 }
 
 /// True for programs that may run anywhere in the kernel.
@@ -248,11 +111,7 @@ pub(crate) fn check_references(prog: &Program, maps: &[MapFacts<'_>]) -> Check {
     }
     check_storages(prog, &used)?;
     if used.iter().filter(|u| **u).count() > 64 {
-        return Err(Failure::new(
-            skep_ebpf::Errno::E2BIG,
-            crate::reason::Reason::TooManyMaps,
-            "the program uses more than 64 maps".into(),
-        ));
+        return Err(Failure::new(Errno::E2BIG, Reason::TooManyMaps, "the program uses more than 64 maps".into()));
     }
     Ok(())
 }
@@ -300,9 +159,14 @@ fn check_map(prog: &Program, maps: &[MapFacts<'_>], i: Insn, off: i32, used: &mu
         }
     } else {
         if def.map_type == MapType::Arena {
-            return crate::fail::unsupported!(UnsupportedMapType, "arenas are not judged yet");
-        }
-        if def.map_type != MapType::Array || def.max_entries != 1 {
+            if !arena::in_bounds(def.max_entries, off) {
+                return Err(Failure::new(
+                    Errno::ERANGE,
+                    Reason::BadMapReference,
+                    format!("offset {} is beyond the {} pages of the arena {}", off as u32, def.max_entries, def.name),
+                ));
+            }
+        } else if def.map_type != MapType::Array || def.max_entries != 1 {
             return invalid!(
                 BadMapReference,
                 "only the value of an array with one element can be named directly; map {} is a {} with {} elements",
@@ -311,7 +175,7 @@ fn check_map(prog: &Program, maps: &[MapFacts<'_>], i: Insn, off: i32, used: &mu
                 def.max_entries
             );
         }
-        if off as u32 >= def.value_size {
+        if off as u32 >= def.value_size && def.map_type != MapType::Arena {
             return invalid!(
                 BadMapReference,
                 "offset {} is beyond the {} bytes of map {}",
@@ -324,30 +188,27 @@ fn check_map(prog: &Program, maps: &[MapFacts<'_>], i: Insn, off: i32, used: &mu
     if std::mem::replace(used, true) {
         return Ok(());
     }
-    check_compatible(prog, map)
+    check_compatible(prog, map)?;
+    if def.map_type == MapType::Arena && arena::is_second(prog, i.imm as u32) {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            Reason::TooManyMaps,
+            format!("the arena {} is the program's second; it can have one", def.name),
+        ));
+    }
+    Ok(())
 }
 
 fn check_compatible(prog: &Program, map: &MapFacts<'_>) -> Check {
     let name = &map.def.name;
-    for f in &map.fields {
-        let tracing_barred = matches!(
-            f.kind,
-            FieldKind::SpinLock
-                | FieldKind::ResSpinLock
-                | FieldKind::ListHead
-                | FieldKind::RbRoot
-                | FieldKind::Timer
-                | FieldKind::Workqueue
-        );
-        if tracing_barred && f.kind != FieldKind::ResSpinLock && is_tracing(prog.prog_type) {
-            return invalid!(
-                MapNotForProgram,
-                "map {name} holds a {}, which {} programs cannot use",
-                f.kind.name(),
-                prog.prog_type
-            );
-        }
-        if f.kind == FieldKind::SpinLock && prog.prog_type == ProgType::SocketFilter {
+    let tracing = is_tracing(prog.prog_type);
+    for f in &map.record.fields {
+        let barred = match f.kind {
+            FieldKind::SpinLock | FieldKind::ResSpinLock => tracing || prog.prog_type == ProgType::SocketFilter,
+            FieldKind::ListHead | FieldKind::RbRoot | FieldKind::Timer | FieldKind::Workqueue => tracing,
+            _ => false,
+        };
+        if barred {
             return invalid!(
                 MapNotForProgram,
                 "map {name} holds a {}, which {} programs cannot use",

@@ -12,7 +12,7 @@ impl Env<'_> {
 
     /// True if RCU-protected objects stay valid here: always in programs that do not sleep.
     pub fn in_rcu_section(&self) -> bool {
-        self.state.rcu > 0 || self.state.locked.is_some() || !self.may_sleep()
+        self.state.rcu > 0 || !self.state.locks.is_empty() || !self.may_sleep()
     }
 
     /// Begins an RCU read section.

@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Dynptr,
     /// An open-coded iterator, in a stack slot only (see [`crate::stack_object`]).
     Iter,
+    /// An address in the arena, at no offset in particular.
+    Arena,
     /// An object of a BTF type: `what` is the type's id, in the kernel's BTF or (with [`flag::LOCAL_TYPE`]) the program's.
     Btf,
 }
@@ -109,7 +111,7 @@ pub(crate) struct Reg {
     pub ref_id: u32,
     /// Map index or function, by kind.
     pub what: u32,
-    /// Size of memory; readable bytes of packet pointers (from offset 0 of their id).
+    /// Size of memory; which of several inner maps a map is, or a value is of; readable bytes of packet pointers (from offset 0 of their id).
     pub size: u32,
     /// The number; for pointers the variable part of the offset.
     pub num: Scalar,
@@ -167,6 +169,16 @@ impl Reg {
     /// True if this pointer may be null.
     pub fn nullable(&self) -> bool {
         self.flags & flag::NULLABLE != 0
+    }
+
+    /// True for an object that the program allocated, owned or not.
+    pub fn is_allocated(&self) -> bool {
+        self.kind == Kind::Btf && self.flags & flag::ALLOCATED != 0
+    }
+
+    /// True for an object that was only seen in a list or tree.
+    pub fn is_non_owning(&self) -> bool {
+        self.is_allocated() && self.flags & flag::NON_OWNING != 0
     }
 
     /// True if this memory must not be written.
@@ -236,6 +248,8 @@ impl Reg {
             Kind::Func => "a function",
             Kind::Dynptr => "a dynptr",
             Kind::Iter => "an iterator",
+            Kind::Arena => return "a pointer into the arena".into(),
+            Kind::Btf if self.flags & flag::NON_OWNING != 0 => "an object that is only seen, not owned",
             Kind::Btf if self.flags & flag::ALLOCATED != 0 => "an allocated object",
             Kind::Btf if self.flags & flag::PERCPU != 0 => "a per-CPU kernel object",
             Kind::Btf if self.flags & flag::USER != 0 => "a user-space object",

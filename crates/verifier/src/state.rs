@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use crate::liveness::InstanceId;
+use crate::object::Lock;
 use crate::reg::{Kind, Reg};
 
 /// A value that copies of a state share until one of them changes it. Mind that every `&mut` access makes it one's own.
@@ -214,8 +215,8 @@ pub(crate) struct StateId(pub u32);
 pub(crate) struct State {
     pub frames: Vec<Shared<Frame>>,
     pub held: Vec<Held>,
-    /// Spin lock held: the id of the value it is in.
-    pub locked: Option<(u32, u32)>,
+    /// Locks held, the last one taken at the end.
+    pub locks: Vec<Lock>,
     /// RCU read sections open.
     pub rcu: u32,
     /// `may_goto` instructions passed.
@@ -247,7 +248,7 @@ impl State {
         State {
             frames: vec![frame.into()],
             held: Vec::new(),
-            locked: None,
+            locks: Vec::new(),
             rcu: 0,
             may_goto_depth: 0,
             callback_unroll: 0,
