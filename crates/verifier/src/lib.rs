@@ -70,7 +70,7 @@ pub use target::Target;
 pub use tnum::Tnum;
 
 use env::Env;
-use fail::{Check, Failure};
+use fail::{Check, Failure, unsupported};
 
 /// How to verify.
 #[derive(Clone, Debug, Default)]
