@@ -199,14 +199,6 @@ impl Env<'_> {
         }
     }
 
-    /// Forgets in the current state, which begins a round of an iterator, what changed since the round before.
-    #[allow(dead_code)] // for kernel functions that move iterators on
-    pub fn widen_round(&mut self) {
-        if let Some(before) = self.previous_round(self.insn, self.state.parent) {
-            widen(&mut self.ids, self.explored.state(before), &mut self.state);
-        }
-    }
-
     /// The state of the round before, at the same instruction of the same call; `this` is the one just saved there.
     pub fn previous_round(&self, insn: usize, this: Option<StateId>) -> Option<StateId> {
         self.explored.newest_open(insn, this, |old| {
@@ -217,7 +209,7 @@ impl Env<'_> {
 }
 
 /// Forgets numbers that differ from the round before, unless something depended on them.
-fn widen(ids: &mut IdMap, old: &State, cur: &mut State) {
+pub(crate) fn widen(ids: &mut IdMap, old: &State, cur: &mut State) {
     ids.clear();
     let mut forget =
         |o: &Reg, c: &Reg| o.is_scalar() && c.is_scalar() && !o.precise && !c.precise && !compare::same(o, c, ids);

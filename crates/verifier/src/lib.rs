@@ -26,6 +26,7 @@ mod helper_args;
 mod hook;
 mod hook_context;
 mod hook_facts;
+mod iterators;
 mod kernel_object;
 mod kernel_types;
 mod kernel_writes;

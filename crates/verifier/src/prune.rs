@@ -8,7 +8,7 @@
 //! * `may_goto` (`State::may_goto_depth`),
 //! * kernel functions that move an iterator on (`Point::iter_next`). Who adds them sets `force` and `iter_next` (and
 //!   `prune`) for the call in [`cfg`](crate::cfg), follows the path without an element by [`Env::push_path`], and on the
-//!   path with one counts the iterator's `depth` up and calls [`Env::widen_round`].
+//!   path with one counts the iterator's `depth` up and widens it (see [`iterators`](crate::iterators)).
 //!
 //! At such an instruction a state is saved each time, and a state lies in an open one as soon as it is narrower
 //! everywhere ([`Exact::Within`]). Everywhere else a state that equals an open one is an endless loop.

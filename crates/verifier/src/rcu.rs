@@ -3,6 +3,7 @@
 use crate::env::Env;
 use crate::fail::{Check, invalid};
 use crate::reg::flag;
+use crate::stack_object::Iter;
 
 impl Env<'_> {
     /// True if the program (or this function of it) may sleep.
@@ -35,6 +36,10 @@ impl Env<'_> {
                 r.flags = r.flags & !(flag::RCU | flag::NULLABLE) | flag::UNTRUSTED;
             }
         });
+        let slots = self.state.frames.iter_mut().flat_map(|f| &mut f.stack);
+        for slot in slots.filter(|s| Iter::in_slot(s).is_some_and(|i| i.protection & flag::RCU != 0)) {
+            slot.reg.flags = slot.reg.flags & !flag::RCU | flag::UNTRUSTED;
+        }
         Ok(())
     }
 }
