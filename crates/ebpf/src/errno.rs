@@ -50,6 +50,7 @@ errnos! {
     ENODATA = 61, "no data";
     EPROTO = 71, "protocol error";
     EOVERFLOW = 75, "value too large";
+    EBADFD = 77, "file descriptor in bad state";
     EILSEQ = 84, "illegal byte sequence";
     EPROTONOSUPPORT = 93, "protocol not supported";
     EOPNOTSUPP = 95, "operation not supported";

@@ -8,6 +8,8 @@ mod error;
 mod fuse;
 mod lower;
 
+use std::sync::Arc;
+
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image};
 use skep_runtime::op::Code;
@@ -36,12 +38,37 @@ impl Engine {
 }
 
 /// How to compile.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Options {
     /// What is to run the program.
     pub engine: Engine,
-    /// Index of the program's first map in the session's table of maps.
-    pub map_base: u32,
+    /// Where the program's maps stand in the table of maps that it runs with.
+    pub maps: MapIndices,
+}
+
+/// Indices of a program's maps in the table of maps that it runs with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MapIndices {
+    /// All of them, in their order, from this one on.
+    From(u32),
+    /// Each one's.
+    Each(Arc<[u32]>),
+}
+
+impl Default for MapIndices {
+    fn default() -> MapIndices {
+        MapIndices::From(0)
+    }
+}
+
+impl MapIndices {
+    /// The index of the program's map `n`.
+    fn of(&self, n: u32) -> Option<u32> {
+        match self {
+            MapIndices::From(first) => first.checked_add(n),
+            MapIndices::Each(all) => all.get(n as usize).copied(),
+        }
+    }
 }
 
 /// A program that can be run: an image, and what its owner needs to know of it.

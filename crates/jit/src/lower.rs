@@ -49,7 +49,7 @@ impl Lowered {
             src @ (pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE) => {
                 let index = insn.imm as u32;
                 let known = (index as usize) < source.nmaps;
-                let at = options.map_base.checked_add(index).and_then(|i| i32::try_from(i).ok()).filter(|_| known);
+                let at = options.maps.of(index).and_then(|i| i32::try_from(i).ok()).filter(|_| known);
                 self.maps.insert(index);
                 let op = if src == pseudo::MAP_IDX { Op::LdMap } else { Op::LdMapValue };
                 (op, at.ok_or("a map that the program does not have")?)

@@ -416,13 +416,27 @@ pub(crate) fn init(v: View<'_>) {
 pub(crate) fn for_each<'a>(v: View<'a>, mut f: impl FnMut(Elem<'a>) -> bool) {
     let mut steps = 2 * u64::from(v.h.elems) + 64;
     for n in 0..=v.h.mask {
-        let mut link = v.bucket(n).head.load(Ordering::Acquire);
-        while let Some(e) = v.elem(link) {
-            if steps == 0 || !f(e) {
-                return;
-            }
-            steps -= 1;
-            link = e.node.link.load(Ordering::Acquire);
+        if !chain(v, n, &mut steps, &mut f) {
+            return;
         }
     }
+}
+
+/// As [`for_each`], for the elements of one bucket.
+#[cfg(feature = "control")]
+pub(crate) fn for_each_in<'a>(v: View<'a>, n: u32, mut f: impl FnMut(Elem<'a>) -> bool) {
+    chain(v, n, &mut (u64::from(v.h.elems) + 64), &mut f);
+}
+
+#[cfg(feature = "control")]
+fn chain<'a>(v: View<'a>, n: u32, steps: &mut u64, f: &mut impl FnMut(Elem<'a>) -> bool) -> bool {
+    let mut link = v.bucket(n).head.load(Ordering::Acquire);
+    while let Some(e) = v.elem(link) {
+        if *steps == 0 || !f(e) {
+            return false;
+        }
+        *steps -= 1;
+        link = e.node.link.load(Ordering::Acquire);
+    }
+    true
 }

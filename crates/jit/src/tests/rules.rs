@@ -155,6 +155,6 @@ fn refusals_name_the_thing() {
     let map = compile(ProgType::Kprobe, &[insn(0x18, 1, 5, 0, 0), insn(0, 0, 0, 0, 0), exit()]).unwrap_err();
     assert!(map.to_string().contains("a map that the program does not have"), "{map}");
     let source = Source { name: "p", prog_type: ProgType::Kprobe, insns: &[exit()], subprogs: &[], nmaps: 0 };
-    let jit = translate(&source, &Options { engine: Engine::Jit, map_base: 0 }).unwrap_err();
+    let jit = translate(&source, &Options { engine: Engine::Jit, ..Options::default() }).unwrap_err();
     assert_eq!(jit.to_string(), "program p: no machine code in this build; use the interpreter");
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A memfd of fixed size, all of its memory allocated, mapped writable here.
+/// A memfd of fixed size, mapped writable here, all of its memory allocated unless it was made [sparse](Arena::sparse).
 ///
 /// Since nobody can shrink it and nothing is left to allocate, accesses do not fault.
 #[derive(Debug)]
@@ -29,22 +29,37 @@ impl Arena {
 
     /// As [`Arena::new`]; an error comes with the step that failed.
     pub(crate) fn create(name: &str, len: usize) -> Result<Arena, (&'static str, io::Error)> {
-        let step = |what: &'static str| move |e: rustix::io::Errno| (what, io::Error::from(e));
         // A memfd of no bytes cannot be mapped.
         let len = len.max(1).next_multiple_of(4096);
         if len as u64 > available() {
             return Err(("check", io::Error::new(io::ErrorKind::OutOfMemory, "more than the machine has available")));
         }
+        let arena = Arena::map(name, len)?;
+        arena.allocate(0, len).map_err(|e| ("fallocate", e))?;
+        Ok(arena)
+    }
+
+    /// Makes an arena of which nothing is allocated yet: what is to be used is [allocated](Arena::allocate) first.
+    pub fn sparse(name: &str, len: usize) -> io::Result<Arena> {
+        Arena::map(name, len.max(1).next_multiple_of(4096)).map_err(|(_, source)| source)
+    }
+
+    /// Allocates the pages of a part. Accesses to it do not fault from then on.
+    pub fn allocate(&self, start: usize, len: usize) -> io::Result<()> {
+        loop {
+            match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), start as u64, len as u64) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn map(name: &str, len: usize) -> Result<Arena, (&'static str, io::Error)> {
+        let step = |what: &'static str| move |e: rustix::io::Errno| (what, io::Error::from(e));
         let name: String = name.chars().filter(|&c| c != '\0').take(60).collect();
         let fd = rustix::fs::memfd_create(name.as_str(), MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(step("memfd_create"))?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(step("ftruncate"))?;
-        loop {
-            match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other.map_err(step("fallocate"))?,
-            }
-        }
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).map_err(step("seal"))?;
         // SAFETY: a new mapping at an address of the system's choice touches no other memory.
         let ptr = unsafe {

@@ -383,6 +383,20 @@ impl Map {
         all
     }
 
+    /// The entries in a bucket of a hash map; `None` behind the last one. Walks of batches go by buckets.
+    pub fn bucket(&self, n: u32) -> Option<Vec<Entry>> {
+        let v = self.view();
+        if !is_hash(self.def.map_type) || n > v.h.mask {
+            return None;
+        }
+        let mut all = Vec::new();
+        hash::for_each_in(v, n, |e| {
+            all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
+            true
+        });
+        Some(all)
+    }
+
     /// `BPF_MAP_FREEZE`: no more changes through `bpf(2)`. If programs cannot write the map either
     /// (`BPF_F_RDONLY_PROG`), there will be no new writable mapping of it.
     pub fn freeze(&self) -> Result<(), Errno> {

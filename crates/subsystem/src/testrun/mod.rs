@@ -144,7 +144,7 @@ fn get_pointer(ctx: &[u8], at: usize) -> usize {
 }
 
 /// True if this network namespace has a device of that number.
-fn device(index: u32) -> bool {
+pub(crate) fn device(index: u32) -> bool {
     let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the call asks for.
     index == 1 || !unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null()

@@ -1,0 +1,267 @@
+//! The objects of a subsystem. Each is counted: descriptors, pins, links and programs that use it hold it, and with the
+//! last of them it goes, and its number becomes free.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skep_ebpf::btf::Btf;
+use skep_ebpf::uapi::{MapType, ProgType, map_flags};
+use skep_maps::control::Map;
+use skep_verifier::Verified;
+
+use super::ids::Id;
+use super::world::{MapPlace, ProgPlace};
+use crate::loaded::Loaded;
+
+/// What a descriptor stands for.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A map, and what may be done to it through this descriptor.
+    Map(MapUser, MapAccess),
+    /// A program.
+    Prog(Arc<ProgObject>),
+    /// Types.
+    Btf(Arc<BtfObject>),
+    /// Run-time statistics are on while this is open.
+    Stats(Arc<StatsSwitch>),
+}
+
+impl Object {
+    /// The memory behind a descriptor, where it can be mapped.
+    pub fn memory(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Object::Map(map, _) if map.can_be_mapped() => Some(map.map.arena().fd()),
+            _ => None,
+        }
+    }
+}
+
+/// What may be done to a map through a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapAccess {
+    /// Look-ups.
+    pub read: bool,
+    /// Updates.
+    pub write: bool,
+}
+
+impl MapAccess {
+    /// Everything.
+    pub const BOTH: MapAccess = MapAccess { read: true, write: true };
+
+    /// As the flags of a new map, or of an opening, say.
+    pub fn from_flags(flags: u32) -> MapAccess {
+        MapAccess { read: flags & map_flags::WRONLY == 0, write: flags & map_flags::RDONLY == 0 }
+    }
+}
+
+/// A map.
+#[derive(Debug)]
+pub struct MapObject {
+    /// Its number.
+    pub id: Id<MapObject>,
+    /// Where programs find it.
+    pub place: MapPlace,
+    /// The map itself.
+    pub map: Map,
+    /// The name given to it, at most 15 bytes.
+    pub name: String,
+    /// The types that its key and value are of, with their ids.
+    pub btf: Option<MapTypes>,
+    /// The type of program in a prog array, once there was one.
+    pub owner: Mutex<Option<ProgType>>,
+    /// Descriptors and pins.
+    users: AtomicU64,
+    /// The programs in a prog array, by index.
+    pub programs: Mutex<HashMap<u32, Arc<ProgObject>>>,
+}
+
+/// What a map begins with, besides its number and place.
+#[derive(Debug)]
+pub struct NewMap {
+    /// The map itself.
+    pub map: Map,
+    /// Its name.
+    pub name: String,
+    /// The types of its key and value.
+    pub btf: Option<MapTypes>,
+}
+
+/// A map as user space holds it: through a descriptor or a pin.
+///
+/// A prog array holds programs that may hold the array. When nothing in user space holds it any more, its programs go.
+#[derive(Debug)]
+pub struct MapUser(Arc<MapObject>);
+
+impl MapUser {
+    /// Holds the map.
+    pub fn new(map: Arc<MapObject>) -> MapUser {
+        map.users.fetch_add(1, Ordering::Relaxed);
+        MapUser(map)
+    }
+
+    /// The map, as programs hold it.
+    pub fn object(&self) -> &Arc<MapObject> {
+        &self.0
+    }
+}
+
+impl Clone for MapUser {
+    fn clone(&self) -> MapUser {
+        MapUser::new(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for MapUser {
+    fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.clear_programs();
+        }
+    }
+}
+
+impl std::ops::Deref for MapUser {
+    type Target = MapObject;
+
+    fn deref(&self) -> &MapObject {
+        &self.0
+    }
+}
+
+/// The types of a map's key and value.
+#[derive(Clone, Debug)]
+pub struct MapTypes {
+    /// Where they are.
+    pub btf: Arc<BtfObject>,
+    /// The key's, 0 if none was named.
+    pub key: u32,
+    /// The value's.
+    pub value: u32,
+}
+
+impl MapObject {
+    /// A map with its number and place.
+    pub fn new(id: Id<MapObject>, place: MapPlace, new: NewMap) -> MapObject {
+        let NewMap { map, name, btf } = new;
+        MapObject {
+            id,
+            place,
+            map,
+            name,
+            btf,
+            owner: Mutex::default(),
+            users: AtomicU64::new(0),
+            programs: Mutex::default(),
+        }
+    }
+
+    fn clear_programs(&self) {
+        let programs = std::mem::take(&mut *self.programs());
+        for index in programs.keys() {
+            // It was there: the table and the map are changed together.
+            let _ = self.map.set_program(*index, None);
+        }
+        // Dropped here, not under the lock: one of them may hold this map.
+    }
+
+    /// The programs in a prog array.
+    pub fn programs(&self) -> MutexGuard<'_, HashMap<u32, Arc<ProgObject>>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn can_be_mapped(&self) -> bool {
+        let def = self.map.def();
+        def.map_type == MapType::Ringbuf || def.flags & map_flags::MMAPABLE != 0
+    }
+}
+
+/// A program.
+#[derive(Debug)]
+pub struct ProgObject {
+    /// Its number.
+    pub id: Id<ProgObject>,
+    /// Where its code stands.
+    pub place: ProgPlace,
+    /// What the verifier proved.
+    pub verified: Verified,
+    /// What runs.
+    pub loaded: Loaded,
+    /// The name given to it, at most 15 bytes.
+    pub name: String,
+    /// Maps that its instructions name, in their order, and those bound to it.
+    pub maps: Mutex<Vec<Arc<MapObject>>>,
+    /// How many of `maps` the instructions name.
+    pub named_maps: usize,
+    /// The types it was loaded with.
+    pub btf: Option<Arc<BtfObject>>,
+    /// Who loaded it.
+    pub uid: u32,
+    /// When, in nanoseconds since boot.
+    pub load_time: u64,
+    /// First bytes of the digest over its instructions.
+    pub tag: [u8; 8],
+    /// `func_info` as it was given: record size and records.
+    pub func_info: (u32, Vec<u8>),
+    /// `line_info` as it was given.
+    pub line_info: (u32, Vec<u8>),
+    /// Runs and their time, while statistics are on.
+    pub runs: RunStats,
+}
+
+impl ProgObject {
+    /// The maps that it holds.
+    pub fn maps(&self) -> MutexGuard<'_, Vec<Arc<MapObject>>> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Run-time statistics of a program.
+#[derive(Debug, Default)]
+pub struct RunStats {
+    ns: AtomicU64,
+    count: AtomicU64,
+}
+
+impl RunStats {
+    /// Counts runs that took `ns` together.
+    pub fn add(&self, count: u64, ns: u64) {
+        self.count.fetch_add(count, Ordering::Relaxed);
+        self.ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// Nanoseconds and runs.
+    pub fn get(&self) -> (u64, u64) {
+        (self.ns.load(Ordering::Relaxed), self.count.load(Ordering::Relaxed))
+    }
+}
+
+/// Types that were loaded.
+#[derive(Debug)]
+pub struct BtfObject {
+    /// Its number.
+    pub id: Id<BtfObject>,
+    /// The types.
+    pub btf: Arc<Btf>,
+    /// The blob as it was given.
+    pub blob: Vec<u8>,
+}
+
+/// While one lives, statistics are counted.
+#[derive(Debug)]
+pub struct StatsSwitch(Arc<AtomicU64>);
+
+impl StatsSwitch {
+    /// Switches on.
+    pub fn new(users: &Arc<AtomicU64>) -> StatsSwitch {
+        users.fetch_add(1, Ordering::Relaxed);
+        StatsSwitch(Arc::clone(users))
+    }
+}
+
+impl Drop for StatsSwitch {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
