@@ -2,8 +2,10 @@
 
 use skep_ebpf::helper::{self, Helper};
 use skep_ebpf::insn::{self, Insn, class, jmp, mode, pseudo};
+use skep_ebpf::kfunc::flag;
 
 use crate::fail::{Check, Failure, denied, invalid};
+use crate::kfunc::{self, Kfuncs};
 use crate::reason::Reason;
 
 /// A function of the program as its instructions show it.
@@ -15,6 +17,10 @@ pub(crate) struct Function {
     pub moves_packet: bool,
     /// It tail-calls.
     pub tail_calls: bool,
+    /// It, or a function that it calls, may sleep.
+    pub sleeps: bool,
+    /// It throws an exception.
+    pub throws: bool,
     /// It loads packet data by `LD_ABS` or `LD_IND`.
     pub loads_packet: bool,
     /// Functions that it calls or has called back.
@@ -101,13 +107,13 @@ pub(crate) fn callee(at: usize, i: Insn) -> i64 {
 
 impl Cfg {
     /// Builds the graph and makes the checks that need no data flow.
-    pub fn build(insns: &[Insn]) -> Check<Cfg> {
+    pub fn build(insns: &[Insn], kfuncs: Kfuncs<'_>) -> Check<Cfg> {
         let mut cfg = Cfg { functions: Vec::new(), points: vec![Point::default(); insns.len()], loops: Vec::new() };
         cfg.find_functions(insns)?;
-        cfg.check_jumps(insns)?;
-        cfg.walk(insns)?;
+        cfg.check_jumps(insns, kfuncs)?;
+        cfg.walk(insns, kfuncs)?;
         cfg.loops = crate::scc::find(insns, &cfg.points);
-        cfg.spread_packet_moves();
+        cfg.spread_effects();
         Ok(cfg)
     }
 
@@ -157,6 +163,8 @@ impl Cfg {
                 end: starts.get(n + 1).copied().unwrap_or(insns.len()),
                 moves_packet: false,
                 tail_calls: false,
+                sleeps: false,
+                throws: false,
                 loads_packet: false,
                 calls: Vec::new(),
                 calls_directly: Vec::new(),
@@ -165,7 +173,7 @@ impl Cfg {
         Ok(())
     }
 
-    fn check_jumps(&mut self, insns: &[Insn]) -> Check {
+    fn check_jumps(&mut self, insns: &[Insn], kfuncs: Kfuncs<'_>) -> Check {
         for n in 0..self.functions.len() {
             let (start, end) = (self.functions[n].start, self.functions[n].end);
             let mut at = start;
@@ -177,9 +185,14 @@ impl Cfg {
                     if i.imm == 12 {
                         self.functions[n].tail_calls = true;
                     }
-                    if Helper::by_id(i.imm as u32).is_some_and(|h| h.has(helper::MOVES_PKT)) {
-                        self.functions[n].moves_packet = true;
+                    if let Some(h) = Helper::by_id(i.imm as u32) {
+                        self.functions[n].moves_packet |= h.has(helper::MOVES_PKT);
+                        self.functions[n].sleeps |= h.has(helper::SLEEPS);
                     }
+                } else if let Some(k) = kfuncs.row(i) {
+                    self.functions[n].moves_packet |= kfunc::moves_packet(k.name);
+                    self.functions[n].sleeps |= k.has(flag::SLEEPABLE);
+                    self.functions[n].throws |= k.name == "bpf_throw";
                 } else if i.is_subprog_call() || i.is_ld_imm64() && i.src() == pseudo::FUNC {
                     if let Some(callee) = usize::try_from(callee(at, i)).ok().and_then(|t| self.function_at(t)) {
                         let f = &mut self.functions[n];
@@ -219,7 +232,7 @@ impl Cfg {
     }
 
     /// Marks what can be reached, and the points where paths meet.
-    fn walk(&mut self, insns: &[Insn]) -> Check {
+    fn walk(&mut self, insns: &[Insn], kfuncs: Kfuncs<'_>) -> Check {
         let mut seen = vec![false; insns.len()];
         let mut todo = vec![0usize];
         while let Some(at) = todo.pop() {
@@ -267,6 +280,14 @@ impl Cfg {
                         }
                     });
                 }
+                if let Some(k) = kfuncs.row(i) {
+                    let (next, back) = (k.has(flag::ITER_NEXT), kfunc::calls_back(k.name));
+                    self.mark(at, |p| {
+                        p.prune |= next || back || kfunc::calls_later(k.name);
+                        p.force |= next || back;
+                        (p.iter_next, p.jump, p.calls_back) = (next, p.jump || back, back);
+                    });
+                }
             } else if is_jump(i) {
                 if !is_goto(i) {
                     let force = i.op() == jmp::JCOND;
@@ -303,16 +324,17 @@ impl Cfg {
         }
     }
 
-    fn spread_packet_moves(&mut self) {
+    /// What a function does, those that call it do.
+    fn spread_effects(&mut self) {
         loop {
             let mut changed = false;
             for n in 0..self.functions.len() {
-                if !self.functions[n].moves_packet
-                    && self.functions[n].calls.iter().any(|c| self.functions[*c].moves_packet)
-                {
-                    self.functions[n].moves_packet = true;
-                    changed = true;
-                }
+                let of_callees = self.functions[n].calls.iter().filter_map(|c| self.functions.get(*c));
+                let (moves, sleeps) = of_callees.fold((false, false), |(m, s), f| (m || f.moves_packet, s || f.sleeps));
+                let f = &mut self.functions[n];
+                changed |= moves && !f.moves_packet || sleeps && !f.sleeps;
+                f.moves_packet |= moves;
+                f.sleeps |= sleeps;
             }
             if !changed {
                 return;

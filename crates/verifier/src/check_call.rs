@@ -48,7 +48,7 @@ impl Env<'_> {
                 Ok(Next::At(self.insn + 1))
             }
             call::SUBPROG => self.check_subprog_call(i),
-            _ => unsupported!(UnsupportedKfunc, "calls of kernel functions are not judged yet"),
+            _ => self.check_kfunc_call(i),
         }
     }
 
@@ -109,6 +109,14 @@ impl Env<'_> {
     fn check_global_call(&mut self, function: usize, global: &Global) -> Check {
         if !self.state.locks.is_empty() {
             return invalid!(LockHeld, "the global function {} is called while a lock is held", global.name);
+        }
+        if self.cfg.functions[function].sleeps && (!self.may_sleep() || self.section_without_sleep().is_some()) {
+            let here = self.section_without_sleep().unwrap_or("a program that must not");
+            return invalid!(
+                SleepInSection,
+                "the global function {} may sleep, which is not possible in {here}",
+                global.name
+            );
         }
         if let Some(why) = &global.broken {
             return invalid!(GlobalFunction, "the global function {} cannot be called: {why}", global.name);
@@ -231,8 +239,13 @@ impl Env<'_> {
                 self.prog.license
             );
         }
-        if h.has(helper::SLEEPS) && !self.state.sleepable {
-            return invalid!(HelperSleeps, "bpf_{} may sleep, this program must not", h.name);
+        if h.has(helper::SLEEPS) {
+            if !self.may_sleep() {
+                return invalid!(HelperSleeps, "bpf_{} may sleep, this program must not", h.name);
+            }
+            if let Some(section) = self.section_without_sleep() {
+                return invalid!(SleepInSection, "bpf_{} may sleep, which is not possible in {section}", h.name);
+            }
         }
         if id == GET_FUNC_IP && prog_type != ProgType::Kprobe {
             return Err(Failure::new(

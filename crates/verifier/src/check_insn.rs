@@ -173,19 +173,30 @@ impl Env<'_> {
             }
             return Ok(Next::Done);
         }
+        self.check_return_value(0)?;
+        Ok(Next::Done)
+    }
+
+    /// Checks what the program returns, in r0 or by the number that it throws.
+    pub fn check_return_value(&mut self, r: u8) -> Check {
+        let reg = *self.read_reg(r)?;
         if self.has_hook_context() {
-            self.check_hook_exit(&r0)?;
+            self.check_hook_exit(r, &reg)?;
         } else if let Exit::Range(min, max) = self.types.exit(self.attach) {
-            if !r0.is_scalar() {
-                return invalid!(ReturnValue, "the program returns {}, not a number", r0.describe());
+            if !reg.is_scalar() {
+                return invalid!(ReturnValue, "the program returns {}, not a number", reg.describe());
             }
-            self.mark_precise(0)?;
-            if r0.num.smin < min || r0.num.smax > max {
+            self.mark_precise(r)?;
+            if reg.num.smin < min || reg.num.smax > max {
                 let prog_type = self.prog.prog_type;
-                return invalid!(ReturnValue, "{prog_type} programs return {min} to {max} here; r0 holds {}", r0.num);
+                return invalid!(
+                    ReturnValue,
+                    "{prog_type} programs return {min} to {max} here; r{r} holds {}",
+                    reg.num
+                );
             }
         }
-        Ok(Next::Done)
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`State`] says here what it takes to be as safe as before: [`states_equal`] for the state, [`frames_equal`],
 //! [`reg_safe`], and [`slot_safe`] with [`object_safe`] for objects that live on the stack.
 
+use crate::irq::SavedIrqs;
 use crate::liveness::Liveness;
 use crate::reg::{Kind, Reg};
 use crate::stack_object::{Dynptr, Iter};
@@ -86,6 +87,12 @@ pub(crate) fn states_equal(live: &Liveness, ids: &mut IdMap, old: &State, cur: &
     let locks = old.locks.len() == cur.locks.len()
         && old.locks.iter().zip(&cur.locks).all(|(o, c)| o.same_kind(c) && ids.same(o.id, c.id));
     if !locks {
+        return false;
+    }
+    let (o, c) = (&old.sections, &cur.sections);
+    if (o.preempt, o.irqs.len()) != (c.preempt, c.irqs.len())
+        || !o.irqs.iter().zip(&c.irqs).all(|(o, c)| ids.same(o.id, c.id))
+    {
         return false;
     }
     for (n, (o, c)) in old.frames.iter().zip(&cur.frames).enumerate() {
@@ -184,7 +191,7 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     }
     for (o, c) in old.bytes.iter().zip(&cur.bytes) {
         // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
-        if *o == Byte::Invalid || *o == Byte::Misc && !matches!(c, Byte::Dynptr | Byte::Iter) {
+        if *o == Byte::Invalid || *o == Byte::Misc && !matches!(c, Byte::Dynptr | Byte::Iter | Byte::Irq) {
             continue;
         }
         if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
@@ -209,6 +216,9 @@ fn object_safe(old: &Slot, cur: &Slot, ids: &mut IdMap) -> bool {
     if let (Some(o), Some(c)) = (Iter::in_slot(old), Iter::in_slot(cur)) {
         // How often it was asked says only which round this is.
         return Iter { ref_id: 0, depth: 0, ..o } == Iter { ref_id: 0, depth: 0, ..c } && ids.same(o.ref_id, c.ref_id);
+    }
+    if let (Some(o), Some(c)) = (SavedIrqs::in_slot(old), SavedIrqs::in_slot(cur)) {
+        return o.by_lock == c.by_lock && ids.same(o.id, c.id);
     }
     false
 }

@@ -122,7 +122,7 @@ impl<'p> Env<'p> {
         structs: Structs,
     ) -> Env<'p> {
         let types = prog_type::facts(prog.prog_type);
-        let live = Liveness::new(&prog.insns, &cfg);
+        let live = Liveness::new(&prog.insns, &cfg, crate::kfunc::Kfuncs::new(options));
         let functions = vec![FunctionFacts::default(); cfg.functions.len()];
         Env {
             prog,
@@ -366,20 +366,25 @@ impl<'p> Env<'p> {
         self.state.forget_packet();
     }
 
-    /// Checks that no lock is held, and in the entry function that no reference is left.
+    /// Checks that no lock is held and every section left, and in the entry function that no reference is left.
     pub fn check_nothing_held(&self, doing: &str) -> Check {
         // What a called function holds, its caller holds too.
-        if let Some(h) = self.state.held.first().filter(|_| self.state.depth() == 0) {
+        self.check_left(doing, self.state.depth() == 0)
+    }
+
+    /// Checks that no lock is held and every section left, and perhaps that no reference is left.
+    pub fn check_left(&self, doing: &str, references: bool) -> Check {
+        if let Some(lock) = self.state.locks.last() {
+            return invalid!(LockHeld, "the lock taken at instruction {} is held at {doing}", lock.insn);
+        }
+        if let Some(h) = self.state.held.first().filter(|_| references) {
             return invalid!(
                 UnreleasedReference,
                 "the reference acquired at instruction {} is not released before {doing}",
                 h.insn
             );
         }
-        if let Some(lock) = self.state.locks.last() {
-            return invalid!(LockHeld, "the lock taken at instruction {} is held at {doing}", lock.insn);
-        }
-        Ok(())
+        self.check_sections_left(doing)
     }
 
     /// Makes what was a pointer or null the pointer that it is.

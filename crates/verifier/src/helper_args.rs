@@ -159,7 +159,7 @@ impl Env<'_> {
                 facts.alloc_size = size as u32;
                 self.mark_precise(r)?;
             }
-            Arg::ConstStr => self.check_const_str(h, r, &reg)?,
+            Arg::ConstStr => self.check_const_str(h.name, r, &reg)?,
             Arg::Func => facts.function = Some(reg.what),
             Arg::Dynptr(kind) => facts.dynptr = Some(self.check_dynptr_arg(h, r, kind)?),
             _ => {}
@@ -368,20 +368,20 @@ impl Env<'_> {
     }
 
     /// A terminated string that never changes.
-    fn check_const_str(&self, h: &Helper, r: u8, reg: &Reg) -> Check {
+    pub fn check_const_str(&self, function: &str, r: u8, reg: &Reg) -> Check {
         let Some(map) = self.maps.get(reg.what as usize) else {
             return invalid!(UnknownMap, "r{r} points into a map that does not exist");
         };
         if !map.program_read_only() || !map.def.frozen {
             return denied!(
                 ConstantString,
-                "r{r} of bpf_{} is a constant string; map {} is not read-only",
-                h.name,
+                "r{r} of {} is a constant string; map {} is not read-only",
+                function,
                 map.def.name
             );
         }
         let Some(var) = reg.num.as_const() else {
-            return denied!(ConstantString, "r{r} of bpf_{} is a constant string, not at a variable offset", h.name);
+            return denied!(ConstantString, "r{r} of {} is a constant string, not at a variable offset", function);
         };
         let off = i64::from(reg.off).wrapping_add(var as i64);
         let Some(data) = map.frozen_data() else {
@@ -390,7 +390,7 @@ impl Env<'_> {
         let text = usize::try_from(off).ok().and_then(|o| data.get(o..));
         match text {
             Some(t) if t.contains(&0) => Ok(()),
-            _ => invalid!(ConstantString, "the string in r{r} of bpf_{} is not terminated", h.name),
+            _ => invalid!(ConstantString, "the string in r{r} of {} is not terminated", function),
         }
     }
 }

@@ -353,7 +353,7 @@ impl Env<'_> {
     }
 
     /// Checks r0 at the end of a program that attaches by BTF.
-    pub fn check_hook_exit(&mut self, r0: &Reg) -> Check {
+    pub fn check_hook_exit(&mut self, r: u8, r0: &Reg) -> Check {
         if let Some(object) = self.returned_object()
             && self.prog.prog_type == ProgType::StructOps
             && r0.kind == Kind::Btf
@@ -361,16 +361,16 @@ impl Env<'_> {
             && r0.what == object
             && r0.ref_id != 0
         {
-            return self.check_unmodified(0, r0);
+            return self.check_unmodified(r, r0);
         }
         let Returned::Range { low, high, narrow } = self.hook_result() else { return Ok(()) };
         if !r0.is_scalar() {
             return invalid!(ReturnValue, "the program returns {}, not a number", self.describe(r0));
         }
-        self.mark_precise(0)?;
+        self.mark_precise(r)?;
         let (min, max) = if narrow { (r0.num.smin32.into(), r0.num.smax32.into()) } else { (r0.num.smin, r0.num.smax) };
         if min < low || max > high {
-            return invalid!(ReturnValue, "the program returns {low} to {high} here; r0 holds {}", r0.num);
+            return invalid!(ReturnValue, "the program returns {low} to {high} here; r{r} holds {}", r0.num);
         }
         Ok(())
     }

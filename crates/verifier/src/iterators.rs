@@ -110,7 +110,11 @@ impl Env<'_> {
                 return Ok(IterArg { place, iter });
             }
         }
-        invalid!(IteratorState, "r{r} does not point to an initialised iterator of this type; it holds {}", reg.describe())
+        invalid!(
+            IteratorState,
+            "r{r} does not point to an initialised iterator of this type; it holds {}",
+            reg.describe()
+        )
     }
 
     /// Goes on behind a call that moves an iterator on and gives `element` (with an id) or null.

@@ -12,6 +12,7 @@ use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 
 use crate::cfg::{Cfg, is_goto, successors};
+use crate::kfunc::Kfuncs;
 use crate::state::State;
 
 /// Liveness of registers (static) and stack slots (collected).
@@ -72,7 +73,7 @@ const CALLER_SAVED: u16 = 0x3f;
 
 impl Liveness {
     /// Computes register liveness; stack slots start out dead.
-    pub fn new(insns: &[Insn], cfg: &Cfg) -> Liveness {
+    pub fn new(insns: &[Insn], cfg: &Cfg, kfuncs: Kfuncs<'_>) -> Liveness {
         let n = insns.len();
         let mut predecessors = vec![Vec::new(); n];
         for at in 0..n {
@@ -88,7 +89,7 @@ impl Liveness {
                 [s.next.map(|x| x as u32), s.target.map(|x| x as u32)]
             })
             .collect();
-        let regs = live_registers(insns, cfg, &predecessors);
+        let regs = live_registers(insns, cfg, kfuncs, &predecessors);
         Liveness { regs, predecessors, next, instances: Vec::new(), calls: HashMap::new() }
     }
 
@@ -218,14 +219,14 @@ impl Liveness {
     }
 }
 
-fn live_registers(insns: &[Insn], cfg: &Cfg, predecessors: &[Vec<u32>]) -> Vec<u16> {
+fn live_registers(insns: &[Insn], cfg: &Cfg, kfuncs: Kfuncs<'_>, predecessors: &[Vec<u32>]) -> Vec<u16> {
     let n = insns.len();
     let mut regs = vec![0u16; n];
     let mut todo: Vec<usize> = (0..n).filter(|at| !cfg.points[*at].second_half).collect();
     let mut queued = vec![true; n];
     while let Some(at) = todo.pop() {
         queued[at] = false;
-        let (uses, defines) = effect(insns[at]);
+        let (uses, defines) = effect(insns[at], kfuncs);
         let out = successors(insns, at).iter().fold(0, |m, s| m | regs[s]);
         let before = uses | (out & !defines);
         if before != regs[at] {
@@ -242,7 +243,7 @@ fn live_registers(insns: &[Insn], cfg: &Cfg, predecessors: &[Vec<u32>]) -> Vec<u
 }
 
 /// Registers that an instruction reads, and those it overwrites without reading.
-fn effect(i: Insn) -> (u16, u16) {
+fn effect(i: Insn, kfuncs: Kfuncs<'_>) -> (u16, u16) {
     let dst = 1u16 << i.dst();
     let src = 1u16 << i.src();
     match i.class() {
@@ -270,7 +271,11 @@ fn effect(i: Insn) -> (u16, u16) {
         _ if i.op() == jmp::JCOND => (0, 0),
         _ if i.op() == jmp::EXIT => (1, 0),
         _ if i.op() == jmp::CALL => {
-            let args = if i.is_helper_call() { Helper::by_id(i.imm as u32).map_or(5, |h| h.args.len()) } else { 5 };
+            let args = if i.is_helper_call() {
+                Helper::by_id(i.imm as u32).map_or(5, |h| h.args.len())
+            } else {
+                kfuncs.args(i).unwrap_or(5).min(5)
+            };
             // printk and its like read more than the prototype says; nothing depends on what is in them.
             ((((1u32 << (args + 1)) - 1) & !1) as u16, CALLER_SAVED)
         }

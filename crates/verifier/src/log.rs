@@ -84,6 +84,7 @@ fn show_slot(slot: &Slot, names: TypeNames<'_>) -> String {
             Byte::Spill => 'r',
             Byte::Dynptr => 'd',
             Byte::Iter => 'i',
+            Byte::Irq => 'f',
         })
         .collect();
     if slot.is_spill() {

@@ -177,6 +177,12 @@ reasons! {
         "Use the helper that belongs to this map type.";
     UnknownMap = "unknown-map", "A map argument is one known map.",
         "Pass the address of one map; choose between maps with a map of maps.";
+    UnknownKfunc = "unknown-kfunc", "The kernel has the function, and it takes what programs can pass.",
+        "Use a kernel function that this kernel has; test with bpf_ksym_exists() first.";
+    KfuncNotAllowed = "kfunc-not-allowed", "The kernel function can be called by programs of this type.",
+        "Use another program type, or a helper.";
+    UntrustedPointer = "untrusted-pointer", "Kernel functions take pointers to objects that are known to exist.",
+        "Acquire a reference, or load the pointer inside of bpf_rcu_read_lock() and bpf_rcu_read_unlock().";
     NoMapValue = "no-map-value", "The map holds values of the needed kind.",
         "Put the object that the helper wants into the map's value.";
     GlobalFunction = "global-function", "Global functions have BTF types that can be checked.",
@@ -197,6 +203,14 @@ reasons! {
         "Declare the dynptr as a local variable, make it with one call on every path, and let only dynptr functions touch it.";
     IteratorState = "iterator-state", "An iterator is made, asked for elements, and destroyed, in this order, at one place of the stack.",
         "Call the iterator's new function on every path before next and destroy, and destroy it once.";
+    PreemptSection = "preempt-section", "Preemption is enabled as often as it was disabled.",
+        "Call bpf_preempt_enable() once for each bpf_preempt_disable(), on every path.";
+    IrqSection = "irq-section", "Interrupts are restored in the reverse order, from where they were saved.",
+        "Restore with the variable that bpf_local_irq_save() filled, last saved first, on every path.";
+    SleepInSection = "sleep-in-section", "Nothing sleeps while it must not.",
+        "Call what sleeps outside of the section, in a sleepable program.";
+    Exception = "exception", "Exceptions are thrown and caught where that is possible.",
+        "Release what is held before bpf_throw(), and do not throw from callbacks.";
     // Exit.
     ReturnValue = "return-value", "The return value is in the range of the program type.",
         "Return one of the values that the program type knows.";

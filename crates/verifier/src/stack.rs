@@ -119,7 +119,7 @@ impl Env<'_> {
                 let zero = value.is_some_and(|(_, r)| r.is_null()) || operand == Operand::Imm(0);
                 let target = &mut self.state.frames[frame].stack[slot];
                 target.reg = Reg::NOT_INIT;
-                if target.is_spill() || target.bytes.contains(&Byte::Iter) {
+                if target.is_spill() || target.holds_object() {
                     target.scrub_spill();
                 }
                 for b in &mut target.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte] {
@@ -169,7 +169,7 @@ impl Env<'_> {
                 kept_zero = true;
                 continue;
             }
-            if s.is_spill() || s.bytes.contains(&Byte::Iter) {
+            if s.is_spill() || s.holds_object() {
                 s.scrub_spill();
             }
             if zero && s.bytes[byte] == Byte::Zero {
@@ -241,7 +241,7 @@ impl Env<'_> {
             return Ok(());
         }
         let bytes = &s.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte];
-        if bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter)) {
+        if bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter | Byte::Irq)) {
             return denied!(SpecialField, "a dynptr or iterator on the stack cannot be read");
         }
         let all = |kind| bytes.iter().all(|b| *b == kind);
@@ -264,7 +264,7 @@ impl Env<'_> {
             let ok = match s.bytes[byte] {
                 Byte::Misc | Byte::Zero | Byte::Invalid => true,
                 Byte::Spill => !plain && s.is_spill(),
-                Byte::Dynptr | Byte::Iter => false,
+                Byte::Dynptr | Byte::Iter | Byte::Irq => false,
             };
             if !ok {
                 return denied!(
@@ -304,7 +304,7 @@ impl Env<'_> {
                         s.scrub_spill();
                     }
                 }
-                Byte::Spill | Byte::Dynptr | Byte::Iter => {
+                Byte::Spill | Byte::Dynptr | Byte::Iter | Byte::Irq => {
                     return denied!(
                         SpecialField,
                         "the stack at offset {at}, passed to the helper in r{r}, holds no plain data"
@@ -339,7 +339,7 @@ impl Env<'_> {
         for at in min..min.saturating_add(size as i64) {
             let (slot, byte) = locate(at);
             let s: &mut Slot = &mut self.state.frames[usize::from(ptr.frame)].stack[slot];
-            if s.is_spill() || s.bytes.contains(&Byte::Iter) {
+            if s.is_spill() || s.holds_object() {
                 s.scrub_spill();
             }
             s.reg = Reg::NOT_INIT;

@@ -65,6 +65,8 @@ pub(crate) enum Byte {
     Dynptr,
     /// Part of an open-coded iterator.
     Iter,
+    /// Part of a saved state of interrupts.
+    Irq,
 }
 
 /// Eight bytes of stack. `bytes[0]` is the one at the highest address.
@@ -94,10 +96,15 @@ impl Slot {
         self.is_spill() && self.reg.is_scalar()
     }
 
-    /// Makes what is left of a damaged spill or iterator plain data.
+    /// True if an iterator or the like is here that is lost when something else is written.
+    pub fn holds_object(&self) -> bool {
+        self.bytes.iter().any(|b| matches!(b, Byte::Iter | Byte::Irq))
+    }
+
+    /// Makes what is left of a damaged spill, iterator or the like plain data.
     pub fn scrub_spill(&mut self) {
         for b in &mut self.bytes {
-            if matches!(*b, Byte::Spill | Byte::Iter) {
+            if matches!(*b, Byte::Spill | Byte::Iter | Byte::Irq) {
                 *b = Byte::Misc;
             }
         }
@@ -188,6 +195,15 @@ pub(crate) struct Held {
     pub insn: usize,
 }
 
+/// Sections that a path is inside of, besides those of RCU: they forbid sleeping, and must be left.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Sections {
+    /// Times that preemption was disabled.
+    pub preempt: u32,
+    /// Saved states of interrupts, which are restored in reverse.
+    pub irqs: Vec<Held>,
+}
+
 /// One step of a path that [`precision`](crate::precision) may have to walk back over.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Step {
@@ -219,6 +235,8 @@ pub(crate) struct State {
     pub locks: Vec<Lock>,
     /// RCU read sections open.
     pub rcu: u32,
+    /// Sections without preemption or interrupts.
+    pub sections: Sections,
     /// `may_goto` instructions passed.
     pub may_goto_depth: u32,
     /// Callback loops passed.
@@ -250,6 +268,7 @@ impl State {
             held: Vec::new(),
             locks: Vec::new(),
             rcu: 0,
+            sections: Sections::default(),
             may_goto_depth: 0,
             callback_unroll: 0,
             sleepable: false,

@@ -2,7 +2,9 @@
 //!
 //! A case is `=== name | program type | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
 //! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i`:
-//! linkage and parameters (see [`typed`]). `subprog[label]` is the address of a function. `SKEP_CASE` picks one by name.
+//! linkage and parameters (see [`typed`]). `subprog[label]` is the address of a function, `call kfunc[name]` calls a
+//! kernel function and `type[name]` is the number of a kernel struct; both need the kernel's BTF. `SKEP_CASE` picks a
+//! case by name.
 
 mod kernel;
 mod typed;
@@ -10,6 +12,7 @@ mod typed;
 use std::sync::Arc;
 
 use skep_ebpf::asm::assemble;
+use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
 use skep_verifier::{KernelProfile, Options, verify};
@@ -97,6 +100,23 @@ fn name_functions(text: &str) -> String {
     out
 }
 
+/// Puts numbers for the names of kernel functions and types; `None` if this kernel has not all of them.
+fn name_kernel(text: &str, btf: Option<&Btf>) -> Option<String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("kfunc[").into_iter().chain(rest.find("type[")).min() {
+        let function = rest[at..].starts_with("kfunc[");
+        let (before, after) = rest.split_at(at);
+        let (name, behind) = after.split_once('[')?.1.split_once(']')?;
+        out += before;
+        let wanted = |k: &Kind| if function { matches!(k, Kind::Func { .. }) } else { matches!(k, Kind::Struct(_)) };
+        let id = btf?.find(name, wanted)?;
+        out += &if function { format!("kernel-function#{id}") } else { id.to_string() };
+        rest = behind;
+    }
+    Some(out + rest)
+}
+
 /// What the programs name by index.
 fn maps() -> Vec<MapDef> {
     let with = |mut m: MapDef, flags| {
@@ -134,12 +154,14 @@ fn run(file: &'static str) {
     let maps: Arc<[MapDef]> = maps().into();
     let fds = if kernel::available() { kernel::maps(&maps) } else { None };
     let only = std::env::var("SKEP_CASE").ok();
+    let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok()).map(Arc::new);
     let mut faults = Vec::new();
     for case in cases(file) {
         if only.as_ref().is_some_and(|n| n != case.name) {
             continue;
         }
-        let insns = assemble(&case.text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let Some(text) = name_kernel(&case.text, btf.as_deref()) else { continue };
+        let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         let mut program = Program::new("case", case.prog_type, "GPL", insns);
         program.maps = maps.clone();
         if case.sleepable {
@@ -147,10 +169,11 @@ fn run(file: &'static str) {
         }
         let raw = case.functions.as_ref().map(|f| typed::attach(&mut program, f));
         let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
-        let (verdict, message) = match verify(program.clone(), &Options { profile, ..Options::default() }) {
-            Ok(_) => ("accept", String::new()),
-            Err(r) => (r.reason, r.to_string()),
-        };
+        let (verdict, message) =
+            match verify(program.clone(), &Options { profile, btf: btf.clone(), ..Options::default() }) {
+                Ok(_) => ("accept", String::new()),
+                Err(r) => (r.reason, r.to_string()),
+            };
         if verdict != case.verdict {
             faults.push(format!("{}: {verdict} ({message}), not {}", case.name, case.verdict));
         }
@@ -186,4 +209,14 @@ fn dynptr() {
 #[test]
 fn callbacks() {
     run(include_str!("cases/callbacks.txt"));
+}
+
+#[test]
+fn kfunc() {
+    run(include_str!("cases/kfunc.txt"));
+}
+
+#[test]
+fn sections() {
+    run(include_str!("cases/sections.txt"));
 }
