@@ -16,8 +16,8 @@ fn main() {
         Some(a) => println!("{}\nkernel: errno {}", a.log, a.errno),
         None => println!("kernel: a map cannot be made"),
     }
-    match verify(program, &Options::default()) {
-        Ok(v) => println!("skep: accepted, {:?}", v.stats()),
-        Err(r) => println!("skep: {:?} {} {r}", r.outcome, r.reason),
+    match verify(program, &Options { log: level > 1, ..Options::default() }) {
+        Ok(v) => println!("{}skep: accepted, {:?}", v.log(), v.stats()),
+        Err(r) => println!("{}skep: {:?} {} {r}", r.log, r.outcome, r.reason),
     }
 }

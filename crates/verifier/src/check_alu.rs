@@ -201,17 +201,9 @@ impl Env<'_> {
     fn scalar_op(&mut self, i: Insn, is32: bool, mut dst: Reg, src: Reg) -> Check {
         arith::apply(i.op(), &mut dst.num, src.num, is32);
         // A number that is another plus a constant stays linked to it.
-        match src.num.as_const() {
-            Some(delta)
-                if i.op() == alu::ADD
-                    && !is32
-                    && !(i.is_x() && i.src() == i.dst())
-                    && dst.id != 0
-                    && !dst.linked_delta
-                    && delta <= i32::MAX as u64 =>
-            {
-                dst.linked_delta = true;
-                dst.off = delta as i32;
+        match delta(i, is32, &src.num) {
+            Some(delta) if dst.id != 0 && !dst.linked_delta => {
+                (dst.linked_delta, dst.narrow_delta, dst.off) = (true, is32, delta);
             }
             _ => dst.unlink(),
         }
@@ -330,6 +322,19 @@ impl Env<'_> {
         settle(&mut dst.num);
         *self.state.reg_mut(d) = dst;
         Ok(())
+    }
+}
+
+/// The constant that an operation adds, where it does.
+fn delta(i: Insn, is32: bool, src: &Scalar) -> Option<i32> {
+    if i.is_x() && i.src() == i.dst() {
+        return None;
+    }
+    let added = if is32 { src.as_const32()? as i32 } else { i32::try_from(src.as_const()? as i64).ok()? };
+    match i.op() {
+        alu::ADD => Some(added),
+        alu::SUB => added.checked_neg(),
+        _ => None,
     }
 }
 

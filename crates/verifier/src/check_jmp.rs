@@ -224,16 +224,23 @@ fn sync_linked(state: &mut State, known: &Reg, linked: &[Place]) {
         if !reg.is_scalar() || reg.id != known.id || *reg == *known {
             continue;
         }
-        if reg.off == known.off || !reg.linked_delta && !known.linked_delta {
+        let both = reg.linked_delta && known.linked_delta;
+        if both && reg.narrow_delta != known.narrow_delta {
+            continue;
+        }
+        // A 32-bit sum says nothing of the upper half of what it was made from.
+        let narrow = reg.narrow_delta || known.narrow_delta;
+        if known.narrow_delta && !reg.linked_delta && reg.num.umax > u64::from(u32::MAX) {
+            continue;
+        }
+        if !narrow && (reg.off == known.off || !reg.linked_delta && !known.linked_delta) {
             let (linked_delta, off) = (reg.linked_delta, reg.off);
             *reg = *known;
-            if known.linked_delta != linked_delta {
-                (reg.linked_delta, reg.off) = (linked_delta, off);
-            }
+            (reg.linked_delta, reg.off) = (linked_delta, off);
         } else {
             let mut num = known.num;
             let delta = i64::from(reg.off) - i64::from(known.off);
-            arith::apply(alu::ADD, &mut num, Scalar::constant(delta as u64), false);
+            arith::apply(alu::ADD, &mut num, Scalar::constant(delta as u64), narrow);
             settle(&mut num);
             reg.num = num;
             reg.precise = known.precise;

@@ -143,7 +143,7 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
             if !old.precise && exact == Exact::No {
                 return true;
             }
-            if old.linked_delta && (!cur.linked_delta || old.off != cur.off) {
+            if old.linked_delta && (!cur.linked_delta || old.narrow_delta != cur.narrow_delta || old.off != cur.off) {
                 return false;
             }
             if old.id != 0 && !old.linked_delta && cur.linked_delta {

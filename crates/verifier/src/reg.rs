@@ -102,6 +102,8 @@ pub(crate) struct Reg {
     pub precise: bool,
     /// `off` says by how much a linked number differs.
     pub linked_delta: bool,
+    /// That delta was added with 32 bits.
+    pub narrow_delta: bool,
     /// Constant part of a pointer's offset; for linked numbers the delta.
     pub off: i32,
     /// What this value shares with others: numbers known equal, pointers from one null check, packet pointers of one
@@ -125,6 +127,7 @@ impl Reg {
         frame: 0,
         precise: false,
         linked_delta: false,
+        narrow_delta: false,
         off: 0,
         id: 0,
         ref_id: 0,
@@ -217,6 +220,7 @@ impl Reg {
         self.id = 0;
         self.off = 0;
         self.linked_delta = false;
+        self.narrow_delta = false;
     }
 
     /// True for sockets as the user API shows them.
