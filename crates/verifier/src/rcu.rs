@@ -36,7 +36,7 @@ impl Env<'_> {
                 r.flags = r.flags & !(flag::RCU | flag::NULLABLE) | flag::UNTRUSTED;
             }
         });
-        let slots = self.state.frames.iter_mut().flat_map(|f| &mut f.stack);
+        let slots = self.state.frames.iter_mut().flat_map(|f| f.stack.iter_mut());
         for slot in slots.filter(|s| Iter::in_slot(s).is_some_and(|i| i.protection & flag::RCU != 0)) {
             slot.reg.flags = slot.reg.flags & !flag::RCU | flag::UNTRUSTED;
         }
