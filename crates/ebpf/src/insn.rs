@@ -83,6 +83,11 @@ impl Insn {
         self.code == CALL && self.src() == call::SUBPROG
     }
 
+    /// True for a call of a kernel function.
+    pub const fn is_kfunc_call(self) -> bool {
+        self.code == CALL && self.src() == call::KFUNC
+    }
+
     /// True for `exit`.
     pub const fn is_exit(self) -> bool {
         self.code == EXIT

@@ -48,7 +48,7 @@ impl Env<'_> {
         let args = match h.id {
             LOOP => [Reg::UNKNOWN, caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT],
             FOR_EACH_MAP_ELEM => {
-                let (key, value) = self.element(facts.map.unwrap_or(u32::MAX))?;
+                let [_, key, value, ..] = self.async_arguments(facts.map, facts.map_uid)?;
                 [caller[1], key, value, caller[3], Reg::NOT_INIT]
             }
             USER_RINGBUF_DRAIN => {

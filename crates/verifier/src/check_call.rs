@@ -325,6 +325,12 @@ impl Env<'_> {
         if id == GET_LOCAL_STORAGE && !self.state.reg(2).is_null() {
             return invalid!(ArgumentConstant, "the flags in r2 of bpf_{} must be 0", h.name);
         }
+        match id {
+            // That the flags are zero is relied on.
+            GET_LOCAL_STORAGE => self.mark_precise(2)?,
+            SNPRINTF => self.check_snprintf()?,
+            _ => {}
+        }
         if h.has(helper::CALLBACK) {
             self.call_back(h, &facts)?;
         }
@@ -446,6 +452,7 @@ const TCP_SOCK: u32 = 96;
 const PROBE_READ_USER_STR: u32 = 114;
 const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
+const SNPRINTF: u32 = 165;
 const GET_FUNC_IP: u32 = 173;
 const DYNPTR_FROM_MEM: u32 = 197;
 
@@ -454,8 +461,7 @@ fn not_judged(id: u32) -> Option<&'static str> {
     Some(match id {
         136..=140 | 178 | 196 => "sockets as kernel types",
         111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
-        149 | 150 => "BTF pointers",
-        165 => "format strings",
+        150 => "BTF pointers",
         153 | 154 => "per-CPU kernel variables",
         158 => "pointers to kernel types",
         _ => return None,

@@ -21,6 +21,7 @@ mod env;
 mod explain;
 mod explored;
 mod fail;
+mod format_string;
 mod globals;
 mod helper_args;
 mod hook;

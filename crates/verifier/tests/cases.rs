@@ -125,6 +125,9 @@ fn maps() -> Vec<MapDef> {
     };
     let mut rodata = MapDef::new("rodata", MapType::Array, 4, 8, 1);
     (rodata.flags, rodata.frozen, rodata.initial) = (map_flags::RDONLY_PROG, true, Some(vec![5, 0, 0, 0, 9, 0, 0, 0]));
+    let mut formats = MapDef::new("formats", MapType::Array, 4, 52, 1);
+    let text = b"n=%5lld\0%n\0\0\0\0\0\0\xe2\x86\x92\0\0\0\0\0a\x01\0\0\0\0\0\0%s, %%\0\0%sx\0\0\0\0\0abcd";
+    (formats.flags, formats.frozen, formats.initial) = (map_flags::RDONLY_PROG, true, Some(text.to_vec()));
     let mut outer = MapDef::new("outer", MapType::ArrayOfMaps, 4, 4, 2);
     outer.inner = Some(Arc::new(MapDef::new("inner", MapType::Array, 4, 16, 4)));
     let mut growing = MapDef::new("growing", MapType::ArrayOfMaps, 4, 4, 2);
@@ -146,6 +149,7 @@ fn maps() -> Vec<MapDef> {
         MapDef::new("stacks", MapType::StackTrace, 4, 64, 4),
         MapDef::new("queue", MapType::Queue, 0, 8, 4),
         MapDef::new("user_ring", MapType::UserRingbuf, 0, 0, 4096),
+        formats,
     ]
 }
 
@@ -219,4 +223,9 @@ fn kfunc() {
 #[test]
 fn sections() {
     run(include_str!("cases/sections.txt"));
+}
+
+#[test]
+fn strings() {
+    run(include_str!("cases/strings.txt"));
 }

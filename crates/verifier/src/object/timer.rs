@@ -53,7 +53,7 @@ impl Env<'_> {
         Ok(())
     }
 
-    /// What a function that runs later for a field of a map value gets: map, key and value.
+    /// What a function that is called for a value of a map gets: map, key and value.
     pub fn async_arguments(&self, map: Option<u32>, uid: u32) -> Check<[Reg; 5]> {
         let map = map.unwrap_or(u32::MAX);
         let (key, value) = self.element(map)?;
