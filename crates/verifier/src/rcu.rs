@@ -4,6 +4,7 @@ use crate::env::Env;
 use crate::fail::{Check, invalid};
 use crate::reg::flag;
 use crate::stack_object::Iter;
+use crate::state::Slot;
 
 impl Env<'_> {
     /// True if the program (or this function of it) may sleep.
@@ -36,9 +37,13 @@ impl Env<'_> {
                 r.flags = r.flags & !(flag::RCU | flag::NULLABLE) | flag::UNTRUSTED;
             }
         });
-        let slots = self.state.frames.iter_mut().flat_map(|f| f.stack.iter_mut());
-        for slot in slots.filter(|s| Iter::in_slot(s).is_some_and(|i| i.protection & flag::RCU != 0)) {
-            slot.reg.flags = slot.reg.flags & !flag::RCU | flag::UNTRUSTED;
+        let guarded = |s: &Slot| Iter::in_slot(s).is_some_and(|i| i.protection & flag::RCU != 0);
+        for frame in &mut self.state.frames {
+            if frame.stack.iter().any(guarded) {
+                for slot in frame.stack.iter_mut().filter(|s| guarded(s)) {
+                    slot.reg.flags = slot.reg.flags & !flag::RCU | flag::UNTRUSTED;
+                }
+            }
         }
         Ok(())
     }
