@@ -228,8 +228,8 @@ impl Helper {
                 &[BtfSock, Anything, Anything, WRITE, Size]
             }
             SK_STORAGE_GET if only(t) & CGROUP_SOCK != 0 => &[MapPtr, Ctx, MapValueOrNull, Anything],
-            SK_STORAGE_GET if only(t) & TRACED != 0 => &[MapPtr, BtfOrNull, MapValueOrNull, Anything],
-            SK_STORAGE_DELETE if only(t) & TRACED != 0 => &[MapPtr, BtfOrNull],
+            SK_STORAGE_GET if only(t) & TRACING != 0 => &[MapPtr, BtfOrNull, MapValueOrNull, Anything],
+            SK_STORAGE_DELETE if only(t) & TRACING != 0 => &[MapPtr, BtfOrNull],
             SK_ASSIGN if only(t) & SK_LOOKUP != 0 => &[Ctx, Arg::SocketOrNull, Anything],
             XDP_GET_BUFF_LEN if only(t) & XDP == 0 => &[Btf],
             _ => self.args,
@@ -248,8 +248,10 @@ const GET_SOCKET_COOKIE: u32 = 46;
 const SETSOCKOPT: u32 = 49;
 const GETSOCKOPT: u32 = 57;
 const BIND: u32 = 64;
-const SK_STORAGE_GET: u32 = 107;
-const SK_STORAGE_DELETE: u32 = 108;
+/// `bpf_sk_storage_get`.
+pub const SK_STORAGE_GET: u32 = 107;
+/// `bpf_sk_storage_delete`.
+pub const SK_STORAGE_DELETE: u32 = 108;
 const SK_ASSIGN: u32 = 124;
 const GET_FUNC_IP: u32 = 173;
 const GET_RETVAL: u32 = 186;
@@ -424,8 +426,8 @@ pub static HELPERS: [Helper; 211] = [
     h(104, "sysctl_set_new_value", Integer, &[Ctx, READ, Size], 0, CGROUP_SYSCTL),
     h(105, "strtol", Integer, &[READ, Size, Anything, Fixed(Access::Write, 8)], 0, ANY),
     h(106, "strtoul", Integer, &[READ, Size, Anything, Fixed(Access::Write, 8)], 0, ANY),
-    h(107, "sk_storage_get", ValueOrNull, &[MapPtr, BtfSock, MapValueOrNull, Anything], 0, TC | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | SYSCALL | TRACING | LSM),
-    h(108, "sk_storage_delete", Integer, &[MapPtr, BtfSock], 0, TC | CGROUP_SKB | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | SYSCALL | TRACING | LSM),
+    h(107, "sk_storage_get", ValueOrNull, &[MapPtr, BtfSock, MapValueOrNull, Anything], 0, TC | CGROUP_SKB | CGROUP_SOCK | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | TRACING | LSM),
+    h(108, "sk_storage_delete", Integer, &[MapPtr, BtfSock], 0, TC | CGROUP_SKB | SOCK_OPS | SK_MSG | CGROUP_SOCK_ADDR | CGROUP_SOCKOPT | TRACING | LSM),
     h(109, "send_signal", Integer, &[Anything], 0, ANY),
     h(110, "tcp_gen_syncookie", Integer, &[BtfSock, READ, Size, READ, Size], GPL|PKT, TC | XDP),
     h(111, "skb_output", Integer, &[Btf, MapPtr, Anything, READ, SizeOrZero], GPL, SYSCALL | TRACING | LSM),
@@ -462,9 +464,9 @@ pub static HELPERS: [Helper; 211] = [
     h(142, "load_hdr_opt", Integer, &[Ctx, UPDATE, Size, Anything], 0, SOCK_OPS),
     h(143, "store_hdr_opt", Integer, &[Ctx, READ, Size, Anything], MOVES_PKT, SOCK_OPS),
     h(144, "reserve_hdr_opt", Integer, &[Ctx, Anything, Anything], 0, SOCK_OPS),
-    h(145, "inode_storage_get", ValueOrNull, &[MapPtr, Btf, MapValueOrNull, Anything], 0, LSM | TRACING),
-    h(146, "inode_storage_delete", Integer, &[MapPtr, Btf], 0, LSM | TRACING),
-    h(147, "d_path", Integer, &[Btf, WRITE, SizeOrZero], 0, SYSCALL | TRACING | LSM),
+    h(145, "inode_storage_get", ValueOrNull, &[MapPtr, BtfOrNull, MapValueOrNull, Anything], 0, LSM | TRACING),
+    h(146, "inode_storage_delete", Integer, &[MapPtr, BtfOrNull], 0, LSM | TRACING),
+    h(147, "d_path", Integer, &[Btf, UPDATE, SizeOrZero], 0, TRACING | LSM),
     h(148, "copy_from_user", Integer, &[WRITE, SizeOrZero, Anything], SLEEPS, ANY),
     h(149, "snprintf_btf", Integer, &[UPDATE, Size, READ, Size, Anything], 0, ANY),
     h(150, "seq_printf_btf", Integer, &[Btf, READ, SizeOrZero, Anything], GPL, TRACING),
@@ -473,8 +475,8 @@ pub static HELPERS: [Helper; 211] = [
     h(153, "per_cpu_ptr", BtfPtrOrNull, &[PercpuBtf, Anything], 0, ANY),
     h(154, "this_cpu_ptr", Ret::Btf, &[PercpuBtf], 0, ANY),
     h(155, "redirect_peer", Integer, &[Anything, Anything], 0, TC),
-    h(156, "task_storage_get", ValueOrNull, &[MapPtr, Btf, MapValueOrNull, Anything], 0, ANY),
-    h(157, "task_storage_delete", Integer, &[MapPtr, Btf], 0, ANY),
+    h(156, "task_storage_get", ValueOrNull, &[MapPtr, BtfOrNull, MapValueOrNull, Anything], 0, ANY),
+    h(157, "task_storage_delete", Integer, &[MapPtr, BtfOrNull], 0, ANY),
     h(158, "get_current_task_btf", Ret::Btf, &[], GPL, ANY),
     h(159, "bprm_opts_set", Integer, &[Btf, Anything], 0, LSM),
     h(160, "ktime_get_coarse_ns", Integer, &[], 0, ANY & !(TRACERS | CGROUP_DEVICE | CGROUP_SOCKOPT | NETFILTER)),
@@ -527,8 +529,8 @@ pub static HELPERS: [Helper; 211] = [
     h(207, "tcp_raw_check_syncookie_ipv6", Integer, &[Fixed(Access::Read, 40), Fixed(Access::Read, 20)], GPL|PKT, TC | XDP),
     h(208, "ktime_get_tai_ns", Integer, &[], 0, ANY),
     h(209, "user_ringbuf_drain", Integer, &[MapPtr, Func, StackOrNull, Anything], CALLBACK, ANY),
-    h(210, "cgrp_storage_get", ValueOrNull, &[MapPtr, Btf, MapValueOrNull, Anything], 0, ANY),
-    h(211, "cgrp_storage_delete", Integer, &[MapPtr, Btf], 0, ANY),
+    h(210, "cgrp_storage_get", ValueOrNull, &[MapPtr, BtfOrNull, MapValueOrNull, Anything], 0, ANY),
+    h(211, "cgrp_storage_delete", Integer, &[MapPtr, BtfOrNull], 0, ANY),
 ];
 
 #[cfg(test)]

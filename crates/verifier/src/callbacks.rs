@@ -18,6 +18,7 @@ use crate::state::{Callback, CalledBy, Frame, State, StateId};
 
 const FOR_EACH_MAP_ELEM: u32 = 164;
 const TIMER_SET_CALLBACK: u32 = 170;
+const FIND_VMA: u32 = 180;
 const LOOP: u32 = 181;
 const USER_RINGBUF_DRAIN: u32 = 209;
 
@@ -59,6 +60,12 @@ impl Env<'_> {
                 let by = CalledBy::Helper(h.id);
                 let args = self.async_arguments(facts.map, facts.map_uid)?;
                 return self.push_async_callback(by, facts.function, args, false, (0, 0));
+            }
+            FIND_VMA => {
+                let Some(vma) = self.kernel_types()?.find_struct("vm_area_struct") else {
+                    return unsupported!(KernelTypes, "the kernel's types have no vm_area_struct");
+                };
+                [caller[1], Reg::kernel_object(vma, 0), caller[4], Reg::NOT_INIT, Reg::NOT_INIT]
             }
             _ => return unsupported!(UnsupportedHelper, "callbacks of bpf_{} are not judged yet", h.name),
         };

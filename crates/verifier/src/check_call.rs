@@ -254,9 +254,6 @@ impl Env<'_> {
                 format!("bpf_{} does not work in programs of type {prog_type}", h.name),
             ));
         }
-        if let Some(why) = not_judged(id) {
-            return unsupported!(UnsupportedHelper, "bpf_{} is not judged yet: {why}", h.name);
-        }
         if !self.helpers.contains(&id) {
             self.helpers.push(id);
         }
@@ -386,15 +383,12 @@ impl Env<'_> {
                 Some(field) => self.taken_kptr(field)?,
                 None => Reg::UNKNOWN,
             },
-            Ret::Btf | Ret::BtfOrNull => {
-                return unsupported!(UnsupportedHelper, "what bpf_{} returns is not judged yet", h.name);
-            }
+            Ret::Btf | Ret::BtfOrNull => self.object_result(h, facts)?,
         };
         if r0.nullable() {
             r0.id = self.new_id();
         }
-        if matches!(h.id, TCP_SOCK | SK_FULLSOCK) {
-            // The same socket seen otherwise: it goes when the reference is released.
+        if crate::helper_objects::casts(h.id) {
             r0.ref_id = facts.reference;
         } else if h.has(helper::ACQUIRE) || h.id == MAP_LOOKUP && self.holds_sockets(facts.map) {
             let id = self.acquire();
@@ -447,23 +441,9 @@ const GET_SMP_PROCESSOR_ID: u32 = 8;
 const TAIL_CALL: u32 = 12;
 const PROBE_READ_STR: u32 = 45;
 const GET_STACK: u32 = 67;
-const SK_FULLSOCK: u32 = 95;
-const TCP_SOCK: u32 = 96;
 const PROBE_READ_USER_STR: u32 = 114;
 const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
 const SNPRINTF: u32 = 165;
 const GET_FUNC_IP: u32 = 173;
 const DYNPTR_FROM_MEM: u32 = 197;
-
-/// Helpers with rules of their own that are not there yet.
-fn not_judged(id: u32) -> Option<&'static str> {
-    Some(match id {
-        136..=140 | 178 | 196 => "sockets as kernel types",
-        111 | 121 | 141 | 175 | 180 | 145 | 146 | 156 | 157 | 210 | 211 => "pointers to kernel types",
-        150 => "BTF pointers",
-        153 | 154 => "per-CPU kernel variables",
-        158 => "pointers to kernel types",
-        _ => return None,
-    })
-}

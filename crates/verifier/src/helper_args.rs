@@ -40,6 +40,8 @@ pub(crate) struct CallFacts {
     pub identity: Option<MapIdentity>,
     /// The field that `bpf_kptr_xchg` changes.
     pub kptr: Option<Field>,
+    /// A per-CPU pointer.
+    pub percpu: Option<Reg>,
 }
 
 impl Env<'_> {
@@ -161,6 +163,7 @@ impl Env<'_> {
             }
             Arg::ConstStr => self.check_const_str(h.name, r, &reg)?,
             Arg::Func => facts.function = Some(reg.what),
+            Arg::PercpuBtf => facts.percpu = Some(reg),
             Arg::Dynptr(kind) => facts.dynptr = Some(self.check_dynptr_arg(h, r, kind)?),
             _ => {}
         }
@@ -203,7 +206,7 @@ impl Env<'_> {
             return denied!(PossiblyNull, "r{r} of bpf_{} is {}; check it for null first", h.name, reg.describe());
         }
         if !ok && reg.kind == Kind::Btf {
-            return unsupported!(UnsupportedArgument, "r{r} of bpf_{} is {}, not judged yet", h.name, reg.describe());
+            return self.check_object_arg(h, r, arg, reg);
         }
         if !ok {
             return denied!(
@@ -226,8 +229,14 @@ impl Env<'_> {
         }
     }
 
-    /// Pointers that have no inside must be passed as they are.
+    /// Pointers that have no inside must be passed as they are; those to objects may have been moved to a member.
     pub fn check_arg_offset(&self, r: u8, reg: &Reg) -> Check {
+        if reg.kind == Kind::Btf {
+            if reg.off < 0 {
+                return denied!(NegativeOffset, "r{r} is {}, in front of the object", reg.describe());
+            }
+            return self.check_unmodified(r, &Reg { off: 0, ..*reg });
+        }
         let free = matches!(
             reg.kind,
             Kind::Stack
@@ -351,6 +360,7 @@ impl Env<'_> {
                     _ => self.check_stack_region(r, &reg, off, size, write),
                 }
             }
+            Kind::Btf if !write => self.check_object_memory(r, &reg, size),
             // A context as it is can be handed on; that its last byte is there says enough.
             Kind::Ctx if self.types.context.plain => {
                 let Some(last) = size.checked_sub(1) else {

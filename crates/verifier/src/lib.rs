@@ -24,6 +24,7 @@ mod fail;
 mod format_string;
 mod globals;
 mod helper_args;
+mod helper_objects;
 mod hook;
 mod hook_context;
 mod hook_facts;

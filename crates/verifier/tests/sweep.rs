@@ -310,11 +310,17 @@ enum Value {
     PacketEnd,
     Socket,
     SocketOrNull,
+    /// A `struct tcp_sock` of the kernel.
+    TcpSock,
+    /// The current task.
+    Task,
+    /// Its `struct list_head tasks`.
+    TaskInside,
     Map(usize),
     Record,
 }
 
-const VALUES: [Value; 16] = [
+const VALUES: [Value; 19] = [
     Value::Zero,
     Value::Eight,
     Value::Unknown,
@@ -330,6 +336,9 @@ const VALUES: [Value; 16] = [
     Value::PacketEnd,
     Value::Socket,
     Value::SocketOrNull,
+    Value::TcpSock,
+    Value::Task,
+    Value::TaskInside,
     Value::Record,
 ];
 
@@ -450,6 +459,12 @@ fn set(p: &mut Vec<Insn>, r: u8, v: Value, ty: ProgType) -> bool {
         },
         Value::Socket => return false,
         Value::Map(m) => p.extend(wide(r, pseudo::MAP_IDX, m, 0)),
+        Value::TcpSock | Value::Task | Value::TaskInside => {
+            p.push(Insn::new(class::LDX | mode::MEM | size::DW, r, 10, -80, 0));
+            if v == Value::TaskInside {
+                p.push(add(r, 8));
+            }
+        }
         // Reserved before the other arguments are set: see `program`.
         Value::Record => p.push(copy(r, 8)),
     }
@@ -466,6 +481,7 @@ fn usual(arg: Arg, map: usize, ty: ProgType) -> Value {
         Arg::ConstStr => Value::Frozen,
         Arg::Fixed(Access::Read | Access::Write | Access::Update, _) => Value::Stack,
         Arg::RingbufRecord => Value::Record,
+        Arg::Btf | Arg::BtfOrNull => Value::Task,
         Arg::SockCommon | Arg::BtfSock | Arg::BtfSockOrNull | Arg::SocketOrNull if socket(ty).is_some() => {
             Value::Socket
         }
@@ -480,6 +496,18 @@ fn program(h: &Helper, ty: ProgType, attach: A, values: &[Value]) -> Option<Prog
         p.extend([mov(2, 16), mov(3, 0), Insn::new(CALL, 0, 0, 0, 131)]);
         p.extend(leave_if_null(0));
         p.push(copy(8, 0));
+    }
+    if values.contains(&Value::TcpSock) {
+        let sock = socket(ty).filter(|_| HELPERS[136].allowed_in(ty))?;
+        p.push(Insn::new(class::LDX | mode::MEM | size::DW, 1, 6, sock, 0));
+        p.extend(leave_if_null(1));
+        p.push(Insn::new(CALL, 0, 0, 0, 137));
+        p.extend(leave_if_null(0));
+        p.push(Insn::new(class::STX | mode::MEM | size::DW, 10, 0, -80, 0));
+    }
+    if values.contains(&Value::Task) || values.contains(&Value::TaskInside) {
+        p.push(Insn::new(CALL, 0, 0, 0, 158));
+        p.push(Insn::new(class::STX | mode::MEM | size::DW, 10, 0, -80, 0));
     }
     for (n, v) in values.iter().enumerate() {
         if !set(&mut p, n as u8 + 1, *v, ty) {
