@@ -117,16 +117,9 @@ impl Env<'_> {
         )
     }
 
-    /// Goes on behind a call that moves an iterator on and gives `element` (with an id) or null.
-    pub fn move_iter_on(&mut self, arg: IterArg, element: Reg) -> Check {
-        let mut element = element;
-        match element.kind {
-            // Elements without a type are the iterator's own memory.
-            Kind::Mem => element.ref_id = arg.iter.ref_id,
-            Kind::Btf if arg.iter.protection & flag::RCU != 0 => element.flags |= flag::RCU,
-            Kind::Btf => element.flags |= flag::TRUSTED,
-            _ => {}
-        }
+    /// Goes on behind a call that moves an iterator on and returned an element or null in r0.
+    pub fn move_iter_on(&mut self, arg: IterArg) -> Check {
+        let mut element = *self.state.reg(0);
         if !arg.iter.drained {
             self.make_not_null(&mut element);
             let before = self.previous_round(self.insn, self.state.parent);

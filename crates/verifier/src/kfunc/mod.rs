@@ -25,8 +25,10 @@ pub(crate) use special::{calls_back, calls_later, moves_packet};
 use crate::Options;
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, denied, invalid, unsupported};
+use crate::iterators::IterArg;
 use crate::reason::Reason;
 use crate::reg::Reg;
+use crate::stack_object::Dynptr;
 
 /// One call while it is checked: the function, and what its arguments have taught so far.
 pub(crate) struct KfuncCall<'p> {
@@ -44,6 +46,10 @@ pub(crate) struct KfuncCall<'p> {
     pub reference: u32,
     /// The register whose reference the call releases.
     pub releases: Option<u8>,
+    /// The dynptr argument that is initialised.
+    pub dynptr: Option<Dynptr>,
+    /// The iterator argument.
+    pub iter: Option<IterArg>,
     /// The map argument.
     pub map: Option<u32>,
     /// The function that is called back.
@@ -213,6 +219,8 @@ impl<'p> Env<'p> {
             memory: None,
             reference: 0,
             releases: None,
+            dynptr: None,
+            iter: None,
             map: None,
             function: None,
             object: None,

@@ -4,7 +4,6 @@ use skep_ebpf::btf::{Btf, Kind as Type};
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, invalid, unsupported};
-use crate::kfunc::KfuncCall;
 
 /// True for functions that move packet data.
 pub(crate) fn moves_packet(name: &str) -> bool {
@@ -47,11 +46,5 @@ impl<'p> Env<'p> {
         self.check_return_value(1)?;
         self.check_left("the exception", true)?;
         Ok(Next::Done)
-    }
-
-    /// How an element that an iterator yields can be used.
-    pub(super) fn iter_element_flags(&self, call: &KfuncCall<'p>) -> u32 {
-        let _ = call;
-        crate::reg::flag::TRUSTED
     }
 }
