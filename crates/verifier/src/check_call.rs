@@ -3,7 +3,7 @@
 use skep_ebpf::Errno;
 use skep_ebpf::helper::{self, Helper, Ret};
 use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, call};
-use skep_ebpf::uapi::{MapType, ProgType};
+use skep_ebpf::uapi::{AttachType, MapType, ProgType};
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, denied, invalid, unsupported};
@@ -225,10 +225,11 @@ impl Env<'_> {
             return invalid!(UnknownHelper, "helper {id} does not exist");
         };
         let barred = matches!(id, PROBE_WRITE_USER | OVERRIDE_RETURN) && !self.options.profile.host_changes;
-        if barred || !h.allowed_in(prog_type) {
+        let by_hook = self.hook_allows(id);
+        if barred || !by_hook.unwrap_or(h.allowed_in(prog_type)) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
         }
-        if !h.allowed_for(prog_type, self.attach) {
+        if by_hook.is_none() && !h.allowed_for(prog_type, self.attach) {
             return invalid!(HelperNotAllowed, "{prog_type} programs for {} cannot call bpf_{}", self.attach, h.name);
         }
         if h.needs_gpl(prog_type, self.attach) && !self.prog.gpl_compatible() {
@@ -247,25 +248,21 @@ impl Env<'_> {
                 return invalid!(SleepInSection, "bpf_{} may sleep, which is not possible in {section}", h.name);
             }
         }
-        if id == GET_FUNC_IP && prog_type != ProgType::Kprobe {
-            return Err(Failure::new(
-                Errno::ENOTSUPP,
-                Reason::HelperNotAllowed,
-                format!("bpf_{} does not work in programs of type {prog_type}", h.name),
-            ));
-        }
+        self.check_helper_place(h)?;
         if !self.helpers.contains(&id) {
             self.helpers.push(id);
         }
 
         let mut facts = CallFacts::default();
-        for (n, arg) in h.args_in(prog_type).iter().enumerate() {
+        for (n, arg) in self.helper_args(h).iter().enumerate() {
             self.check_arg(h, n as u8 + 1, *arg, &mut facts)?;
         }
         if let Some(map) = facts.map {
             let map_type = self.maps.get(map as usize).map_or(MapType::Unspec, |m| m.def.map_type);
+            // A program that walks over a map's sockets may change it.
+            let walks = prog_type == ProgType::Tracing && self.attach == AttachType::TraceIter;
             if !crate::map_helpers::fit(id, map_type)
-                || !crate::map_helpers::may_change_sockmap(id, map_type, prog_type)
+                || !(crate::map_helpers::may_change_sockmap(id, map_type, prog_type) || walks)
             {
                 return invalid!(
                     MapNotForHelper,
@@ -445,5 +442,4 @@ const PROBE_READ_USER_STR: u32 = 114;
 const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
 const SNPRINTF: u32 = 165;
-const GET_FUNC_IP: u32 = 173;
 const DYNPTR_FROM_MEM: u32 = 197;

@@ -96,7 +96,7 @@ impl Env<'_> {
                 }
                 Reg { what: f as u32, ..Reg::pointer(Kind::Func) }
             }
-            pseudo::BTF_ID => return unsupported!(UnsupportedFeature, "kernel variables (ksyms) are not judged yet"),
+            pseudo::BTF_ID => self.kernel_symbol(i, high)?,
             n => return invalid!(InvalidLoadImmediate, "a 64-bit immediate of kind {n} does not exist"),
         };
         *self.state.reg_mut(i.dst()) = value;

@@ -81,8 +81,8 @@ impl Env<'_> {
                 }
             }
         } else if i.is_x() && !is32 && a.is_pointer() && b.is_pointer() && matches!(op, jmp::JEQ | jmp::JNE) {
-            // Equal to a pointer that is not null: not null either.
-            if a.nullable() != b.nullable() {
+            // Equal to a pointer that is not null: not null either. Kernel objects may be null where nothing says so.
+            if a.nullable() != b.nullable() && a.kind != Kind::Btf && b.kind != Kind::Btf {
                 let r = if a.nullable() { i.dst() } else { i.src() };
                 let equal = if op == jmp::JEQ { &mut taken } else { &mut self.state };
                 let mut reg = *equal.reg(r);

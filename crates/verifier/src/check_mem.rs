@@ -6,7 +6,7 @@ use skep_ebpf::uapi::prog_flags;
 use crate::check_alu::MAX_OFFSET;
 use crate::ctx::{self, Loaded};
 use crate::env::Env;
-use crate::fail::{Check, denied, invalid, unsupported};
+use crate::fail::{Check, denied, invalid};
 use crate::object::{Field, FieldKind, arena};
 use crate::prog_type::Packet;
 use crate::reg::{Kind, Reg, flag};
@@ -252,12 +252,7 @@ impl Env<'_> {
             }
             Kind::Btf => loaded = self.check_kernel_object(a, &ptr, off)?,
             Kind::Arena => {}
-            Kind::Map => {
-                if a.write {
-                    return denied!(MapPointerAccess, "r{} is a map itself, which cannot be written", a.reg);
-                }
-                return unsupported!(UnsupportedFeature, "reads of a map's own fields are not judged yet");
-            }
+            Kind::Map => loaded = self.check_map_object(a, &ptr, off)?,
             Kind::Scalar => {
                 return denied!(NotAPointer, "r{} holds {}, not a pointer", a.reg, ptr.num);
             }

@@ -147,7 +147,7 @@ impl Env<'_> {
                 }
             }
             Arg::Size | Arg::SizeOrZero => {
-                let before = h.args_in(self.prog.prog_type).get(usize::from(r).wrapping_sub(2)).copied();
+                let before = self.helper_args(h).get(usize::from(r).wrapping_sub(2)).copied();
                 let access = match before {
                     Some(Arg::Mem(a) | Arg::MemOrNull(a)) => a,
                     _ => Use::Read,
@@ -177,6 +177,7 @@ impl Env<'_> {
                 reg.kind,
                 Kind::Stack | Kind::Packet | Kind::PacketMeta | Kind::MapKey | Kind::MapValue | Kind::Mem
             ) && !(reg.read_only() && write)
+                && !reg.is_untrusted_memory()
         };
         // Memory that is only for reading fits only where the helper says that it only reads.
         let reads_only = |a: Use| a == Use::Read;
@@ -346,6 +347,9 @@ impl Env<'_> {
                 if write && reg.read_only() {
                     return denied!(ReadOnlyMemory, "r{r} points to read-only memory");
                 }
+                if reg.flags & flag::BUFFER != 0 {
+                    return self.check_buffer(r, &reg, off);
+                }
                 self.check_region(r, &reg, off, size, reg.size.into(), zero_ok)
             }
             Kind::Stack => {
@@ -369,6 +373,7 @@ impl Env<'_> {
                 let a = Access { reg: r, off: 0, size: 1, write, signed: false, aligned: false };
                 self.check_ctx(a, &reg, off.saturating_add(last as i64)).map(|_| ())
             }
+            Kind::Btf if !write => self.check_object_memory(r, &reg, size),
             _ if zero_ok && size == 0 && reg.is_null() => Ok(()),
             _ => {
                 let _ = any;

@@ -113,7 +113,7 @@ fn trust_fits(arg: Arg, flags: u32) -> bool {
         Arg::BtfSock | Arg::BtfSockOrNull => matches!(trust, 0 | flag::TRUSTED),
         Arg::PercpuBtf => {
             trust & flag::PERCPU != 0
-                && matches!(trust & !(flag::PERCPU | flag::LOCAL_TYPE | flag::ALLOCATED), 0 | flag::TRUSTED | flag::RCU)
+                && matches!(trust & !(flag::PERCPU | flag::LOCAL_TYPE), 0 | flag::TRUSTED | flag::RCU)
         }
         // Memory that is only read.
         _ => trust == flag::TRUSTED,
@@ -196,7 +196,7 @@ impl Env<'_> {
         let null = if h.id == PER_CPU_PTR { flag::NULLABLE } else { 0 };
         if object.flags & flag::RCU != 0 {
             let kept = object.flags & flag::LOCAL_TYPE;
-            return Ok(Reg::kernel_object(object.what, kept | flag::ALLOCATED | flag::RCU));
+            return Ok(Reg::kernel_object(object.what, kept | flag::ALLOCATED | flag::RCU | null));
         }
         match types.resolved(object.what) {
             Some((id, Type::Struct(_) | Type::Union(_))) => Ok(Reg::kernel_object(id, null)),
