@@ -37,11 +37,9 @@ impl Env<'_> {
                 }
             }
             Some(_) => invalid!(KernelObjectAccess, "type {id} of the kernel is no variable or function"),
-            None => Err(Failure::new(
-                Errno::ENOENT,
-                Reason::KernelObjectAccess,
-                format!("the kernel has no type {id}"),
-            )),
+            None => {
+                Err(Failure::new(Errno::ENOENT, Reason::KernelObjectAccess, format!("the kernel has no type {id}")))
+            }
         }
     }
 }
