@@ -5,8 +5,10 @@
 
 use skep_ebpf::Errno;
 
-/// Bytes of the union in Linux 6.18.
+/// Bytes of the union in Linux 6.18, and in 4.17.
 pub const SIZE: usize = 168;
+/// See [`SIZE`].
+pub const SIZE_4_17: usize = 72;
 /// Callers may not give more than a page.
 const MAX_GIVEN: usize = 4096;
 
@@ -22,13 +24,14 @@ pub struct Attr<'a> {
 }
 
 impl<'a> Attr<'a> {
-    /// Takes a caller's bytes. `E2BIG` if there are more than this kernel knows and they are not zero.
-    pub fn new(user: &'a mut [u8]) -> Result<Attr<'a>, Errno> {
-        if user.len() > MAX_GIVEN || user.iter().skip(SIZE).any(|b| *b != 0) {
+    /// Takes a caller's bytes. `E2BIG` if there are more than the `size` that this kernel knows and they are not zero.
+    pub fn new(user: &'a mut [u8], size: usize) -> Result<Attr<'a>, Errno> {
+        let size = size.min(SIZE);
+        if user.len() > MAX_GIVEN || user.iter().skip(size).any(|b| *b != 0) {
             return Err(Errno::E2BIG);
         }
         let mut bytes = [0; SIZE];
-        let known = user.len().min(SIZE);
+        let known = user.len().min(size);
         bytes[..known].copy_from_slice(&user[..known]);
         Ok(Attr { bytes, user })
     }
@@ -80,9 +83,9 @@ impl<'a> Attr<'a> {
     }
 }
 
-/// Declares the fields of a command: `name { FIELD = offset, … ; end }`.
+/// Declares the fields of a command: `name { FIELD = offset, … ; end, end in 4.17 }`.
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident = $at:literal,)* ; $end:literal })*) => {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident = $at:literal,)* ; $end:literal $(, $old:literal)? })*) => {
         $(
             $(#[$doc])*
             pub mod $name {
@@ -91,6 +94,10 @@ macro_rules! fields {
                 $(pub const $field: Field = Field($at);)*
                 /// Where the last field ends.
                 pub const END: usize = $end;
+                $(
+                    /// Where it ended in Linux 4.17.
+                    pub const END_4_17: usize = $old;
+                )?
             }
         )*
     };
@@ -103,7 +110,7 @@ fields! {
         MAP_NAME = 28, MAP_IFINDEX = 44, BTF_FD = 48, BTF_KEY_TYPE_ID = 52, BTF_VALUE_TYPE_ID = 56,
         BTF_VMLINUX_VALUE_TYPE_ID = 60, MAP_EXTRA = 64, VALUE_TYPE_BTF_OBJ_FD = 72, MAP_TOKEN_FD = 76,
         EXCL_PROG_HASH = 80, EXCL_PROG_HASH_SIZE = 88,
-        ; 92
+        ; 92, 48
     }
     /// The commands on one element of a map.
     map_elem { MAP_FD = 0, KEY = 8, VALUE = 16, NEXT_KEY = 16, FLAGS = 24, ; 32 }
@@ -122,7 +129,7 @@ fields! {
         LINE_INFO = 96, LINE_INFO_CNT = 104, ATTACH_BTF_ID = 108, ATTACH_PROG_FD = 112, CORE_RELO_CNT = 116,
         FD_ARRAY = 120, CORE_RELOS = 128, CORE_RELO_REC_SIZE = 136, LOG_TRUE_SIZE = 140, PROG_TOKEN_FD = 144,
         FD_ARRAY_CNT = 148, SIGNATURE = 152, SIGNATURE_SIZE = 160, KEYRING_ID = 164,
-        ; 168
+        ; 168, 72
     }
     /// `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
     obj { PATHNAME = 0, BPF_FD = 8, FILE_FLAGS = 12, PATH_FD = 16, ; 20 }

@@ -8,6 +8,7 @@ use skep_ebpf::btf::Btf;
 use super::Subsystem;
 use super::attr::{Attr, Field, btf_fd_by_id, btf_load};
 use super::client::{Caps, Client};
+use super::faults::FaultPoint;
 use super::log::LogBuffer;
 use super::object::{BtfObject, Object};
 
@@ -51,8 +52,9 @@ impl Subsystem {
         let written = finish_log(client, attr, &log, f::BTF_LOG_TRUE_SIZE);
         let btf = parsed?;
         written?;
+        self.fault(FaultPoint::BtfAlloc)?;
         let object = self.btfs.add(|id| BtfObject { id, btf: Arc::new(btf), blob })?;
-        client.files.install(Object::Btf(object))
+        self.install(client, Object::Btf(object))
     }
 
     pub(super) fn btf_fd_by_id(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
@@ -64,7 +66,7 @@ impl Subsystem {
             return Err(Errno::EPERM);
         }
         let btf = self.btfs.get(attr.u32(btf_fd_by_id::ID)).ok_or(Errno::ENOENT)?;
-        client.files.install(Object::Btf(btf))
+        self.install(client, Object::Btf(btf))
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Client {
     pub caps: Caps,
     /// Its user, who is charged and named in program information.
     pub uid: u32,
+    /// Bytes that the user may be charged (`RLIMIT_MEMLOCK`), where the kernel charges.
+    pub memlock: u64,
 }
 
 impl Client {
@@ -73,6 +75,7 @@ impl Client {
             files: Box::new(files),
             caps: Caps::ALL,
             uid: rustix::process::getuid().as_raw(),
+            memlock: u64::MAX,
         }
     }
 

@@ -9,7 +9,7 @@ use super::{Subsystem, info};
 macro_rules! commands {
     ($($name:ident = $number:literal;)*) => {
         /// A command of `bpf(2)` (`enum bpf_cmd`).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
         #[allow(missing_docs, reason = "the names are the user API's")]
         pub enum Command { $($name = $number,)* }

@@ -189,7 +189,7 @@ fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Re
     let ids: Vec<u8> = prog.maps().iter().flat_map(|m| m.id.number().to_ne_bytes()).collect();
     i.list(client, (52, 56), 4, &ids)?;
     i.put(64, &name_bytes(&prog.name));
-    i.put_u32(80, 0);
+    i.put_u32(80, prog.offloaded.as_ref().map_or(0, |o| o.ifindex));
     i.put_u32(84, u32::from(program.gpl_compatible()));
     i.put_u64(88, 0);
     i.put_u64(96, 0);
@@ -248,7 +248,7 @@ impl Subsystem {
             return Err(Errno::EPERM);
         }
         let prog = self.progs.get(attr.u32(fd_by_id::ID)).ok_or(Errno::ENOENT)?;
-        client.files.install(Object::Prog(prog))
+        self.install(client, Object::Prog(prog))
     }
 
     pub(super) fn enable_stats(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
@@ -260,6 +260,6 @@ impl Subsystem {
         if attr.u32(enable_stats::TYPE) != 0 {
             return Err(Errno::EINVAL);
         }
-        client.files.install(Object::Stats(Arc::new(StatsSwitch::new(&self.stats_users))))
+        self.install(client, Object::Stats(Arc::new(StatsSwitch::new(&self.stats_users))))
     }
 }

@@ -7,10 +7,12 @@ use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, map_flags};
 use skep_maps::control::{Map, MapError, Options};
 
-use super::Subsystem;
 use super::attr::{Attr, map_batch, map_create, map_elem, map_fd_by_id, map_freeze};
 use super::client::{Caps, Client};
+use super::faults::FaultPoint;
+use super::hooks::Told;
 use super::object::{MapAccess, MapObject, MapTypes, MapUser, NewMap, Object, ProgObject};
+use super::{Profile, Subsystem};
 
 /// The flag of look-ups and updates that takes the value's spin lock (`BPF_F_LOCK`).
 const LOCK: u64 = 4;
@@ -78,7 +80,8 @@ impl Named {
 impl Subsystem {
     pub(super) fn map_create(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         use map_create as f;
-        attr.ends_at(f::END)?;
+        let modern = self.config.profile == Profile::Linux6_18;
+        attr.ends_at(if modern { f::END } else { f::END_4_17 })?;
         let flags = attr.u32(f::MAP_FLAGS);
         let number = attr.u32(f::MAP_TYPE);
         let (key_type, value_type) = (attr.u32(f::BTF_KEY_TYPE_ID), attr.u32(f::BTF_VALUE_TYPE_ID));
@@ -127,14 +130,27 @@ impl Subsystem {
             (key, value) => Some(self.map_types(client, attr.fd(f::BTF_FD), &def, key, value)?),
         };
         def.name.clone_from(&name);
+        let told = match &self.config.hooks {
+            Some(hooks) => {
+                hooks.map_create(client, &def)?;
+                Some(Told::new(Some(hooks), &name, |h, name| h.map_free(name)))
+            }
+            None => None,
+        };
+        self.fault(FaultPoint::MapAlloc)?;
         let options = Options { perf_ring_bytes: 1 << 16, ..Options::default() };
         let map = Map::create_with(&def, self.slots(), options).map_err(|e| match e {
             MapError::Memory { .. } => Errno::ENOMEM,
             other => other.errno(),
         })?;
-        let new = NewMap { map, name, btf: types };
+        let charge = match self.config.profile {
+            Profile::Linux6_18 => None,
+            Profile::Linux4_17 => Some(self.accounts.charge(client.uid, map.arena().len() as u64, client.memlock)?),
+        };
+        self.fault(FaultPoint::MapPlace)?;
+        let new = NewMap { map, name, btf: types, charge, told };
         let object = self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new))?;
-        client.files.install(Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
+        self.install(client, Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
     }
 
     fn map_types(&self, client: &Client, fd: i32, def: &MapDef, key: u32, value: u32) -> Result<MapTypes, Errno> {
@@ -272,7 +288,7 @@ impl Subsystem {
             return Err(Errno::EINVAL);
         }
         let map = self.maps.get(attr.u32(map_fd_by_id::ID)).ok_or(Errno::ENOENT)?;
-        client.files.install(Object::Map(MapUser::new(map), MapAccess::from_flags(flags)))
+        self.install(client, Object::Map(MapUser::new(map), MapAccess::from_flags(flags)))
     }
 
     pub(super) fn map_lookup_batch(&self, client: &Client, attr: &mut Attr<'_>, delete: bool) -> Result<i32, Errno> {

@@ -4,17 +4,22 @@
 //! command takes the binary `union bpf_attr` ([`attr`]) and answers with the kernel's numbers and errnos, in its order of
 //! checks. There is no global state: two subsystems know nothing of each other.
 
+pub mod account;
 pub mod attr;
 mod btf;
 pub mod client;
 mod command;
+pub mod faults;
+pub mod hooks;
 pub mod ids;
 mod info;
 mod log;
 mod map;
 pub mod object;
+pub mod offload;
 mod pin;
 mod prog;
+mod resolve;
 mod run;
 mod world;
 
@@ -28,15 +33,38 @@ use skep_jit::Engine;
 pub use client::{Caps, Client, OwnFiles};
 pub use command::Command;
 
+use account::Accounts;
 use attr::Attr;
+use faults::{FaultPoint, Faults};
+use hooks::SecurityHooks;
 use ids::Ids;
-use object::{BtfObject, MapObject, ProgObject};
+use object::{BtfObject, MapObject, Object, ProgObject};
+use offload::Devices;
 use pin::Pins;
 use world::World;
 
+/// The kernel whose load path is played.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Linux 6.18.
+    #[default]
+    Linux6_18,
+    /// Linux 4.17: its attributes, its order of checks, memory charged against `RLIMIT_MEMLOCK`. Programs are judged by
+    /// today's rules.
+    Linux4_17,
+}
+
 /// What a subsystem is like.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Config {
+    /// The kernel that is played.
+    pub profile: Profile,
+    /// What kprobe programs must name as their kernel version, where that is checked: `KERNEL_VERSION(a, b, c)`.
+    pub kern_version: u32,
+    /// Who may veto, and is told.
+    pub hooks: Option<Arc<dyn SecurityHooks>>,
+    /// Failures on demand, for tests.
+    pub faults: Option<Arc<Faults>>,
     /// What runs programs.
     pub engine: Engine,
     /// The kernel's types, for programs that use them.
@@ -56,6 +84,14 @@ pub struct Subsystem {
     btfs: Arc<Ids<BtfObject>>,
     pins: Pins,
     stats_users: Arc<AtomicU64>,
+    accounts: Arc<Accounts>,
+    devices: Devices,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("profile", &self.profile).field("engine", &self.engine).finish_non_exhaustive()
+    }
 }
 
 /// How many objects live.
@@ -86,7 +122,29 @@ impl Subsystem {
             btfs: Arc::default(),
             pins: Pins::default(),
             stats_users: Arc::default(),
+            accounts: Arc::default(),
+            devices: Devices::default(),
         })
+    }
+
+    fn fault(&self, point: FaultPoint) -> Result<(), Errno> {
+        self.config.faults.as_ref().map_or(Ok(()), |f| f.ask(point))
+    }
+
+    /// Gives the caller a descriptor.
+    fn install(&self, client: &Client, object: Object) -> Result<i32, Errno> {
+        self.fault(FaultPoint::Fd)?;
+        client.files.install(object)
+    }
+
+    /// The devices that take programs.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// What users are charged.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Possible CPUs: per-CPU maps have so many values.
@@ -96,8 +154,15 @@ impl Subsystem {
 
     /// `bpf(cmd, attr, size)`: the answer, a descriptor or 0. Answers inside of the attributes are written to `attr`.
     pub fn bpf(&self, client: &Client, cmd: u32, attr: &mut [u8]) -> Result<i32, Errno> {
-        let mut attr = Attr::new(attr)?;
-        let command = Command::from_u32(cmd).ok_or(Errno::EINVAL)?;
+        let (size, newest) = match self.config.profile {
+            Profile::Linux6_18 => (attr::SIZE, Command::TokenCreate),
+            Profile::Linux4_17 => (attr::SIZE_4_17, Command::RawTracepointOpen),
+        };
+        let mut attr = Attr::new(attr, size)?;
+        let command = Command::from_u32(cmd).filter(|c| *c <= newest).ok_or(Errno::EINVAL)?;
+        if let Some(hooks) = &self.config.hooks {
+            hooks.command(client, command)?;
+        }
         self.run_command(client, command, &mut attr)
     }
 }

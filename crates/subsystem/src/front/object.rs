@@ -11,7 +11,10 @@ use skep_ebpf::uapi::{MapType, ProgType, map_flags};
 use skep_maps::control::Map;
 use skep_verifier::Verified;
 
+use super::account::Charge;
+use super::hooks::Told;
 use super::ids::Id;
+use super::offload::Offloaded;
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
 
@@ -72,6 +75,10 @@ pub struct MapObject {
     pub btf: Option<MapTypes>,
     /// The type of program in a prog array, once there was one.
     pub owner: Mutex<Option<ProgType>>,
+    /// What its owner is charged.
+    pub(super) charge: Option<Charge>,
+    /// Tells the security hooks when it goes.
+    pub(super) told: Option<Told>,
     /// Descriptors and pins.
     users: AtomicU64,
     /// The programs in a prog array, by index.
@@ -87,6 +94,10 @@ pub struct NewMap {
     pub name: String,
     /// The types of its key and value.
     pub btf: Option<MapTypes>,
+    /// What its owner is charged.
+    pub(super) charge: Option<Charge>,
+    /// Tells the security hooks when it goes.
+    pub(super) told: Option<Told>,
 }
 
 /// A map as user space holds it: through a descriptor or a pin.
@@ -144,13 +155,15 @@ pub struct MapTypes {
 impl MapObject {
     /// A map with its number and place.
     pub fn new(id: Id<MapObject>, place: MapPlace, new: NewMap) -> MapObject {
-        let NewMap { map, name, btf } = new;
+        let NewMap { map, name, btf, charge, told } = new;
         MapObject {
             id,
             place,
             map,
             name,
             btf,
+            charge,
+            told,
             owner: Mutex::default(),
             users: AtomicU64::new(0),
             programs: Mutex::default(),
@@ -208,6 +221,12 @@ pub struct ProgObject {
     pub line_info: (u32, Vec<u8>),
     /// Runs and their time, while statistics are on.
     pub runs: RunStats,
+    /// The device that it was made for.
+    pub offloaded: Option<Offloaded>,
+    /// What its owner is charged.
+    pub(super) charge: Option<Charge>,
+    /// Tells the security hooks when it goes.
+    pub(super) told: Option<Told>,
 }
 
 impl ProgObject {

@@ -123,7 +123,7 @@ impl Subsystem {
             Object::Prog(_) if flags & both != 0 => return Err(Errno::EINVAL),
             other => other,
         };
-        client.files.install(object)
+        self.install(client, object)
     }
 
     /// Takes a pin away, as `unlink(2)` of its path would; false if nothing is pinned there.

@@ -1,36 +1,43 @@
 //! `BPF_PROG_LOAD`: from a caller's instructions to a program that can run.
+//!
+//! The load path is a list of steps, and each kernel has its own order of them ([`steps`]). A load on its way owns what
+//! its steps have acquired, so a failure at any of them undoes all earlier ones.
 
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 use skep_ebpf::Errno;
-use skep_ebpf::insn::{Insn, pseudo};
-use skep_ebpf::program::{FuncInfo, LineInfo, MapDef, Program};
+use skep_ebpf::insn::Insn;
+use skep_ebpf::program::{FuncInfo, LineInfo, Program};
 use skep_ebpf::uapi::{AttachType, ProgType, prog_flags};
 use skep_jit::MapIndices;
 use skep_verifier::{Options, Outcome, Verified, verify};
 
-use super::Subsystem;
-use super::attr::{Attr, prog_bind_map, prog_load};
+use super::account::Charge;
+use super::attr::{Attr, prog_bind_map, prog_load as f};
 use super::btf::{self, finish_log};
 use super::client::{Caps, Client};
+use super::faults::FaultPoint;
+use super::hooks::Told;
 use super::log::LogBuffer;
-use super::object::{MapObject, Object, ProgObject, RunStats};
+use super::object::{BtfObject, MapObject, Object, ProgObject, RunStats};
+use super::offload::{OffloadDevice, Offloaded};
+use super::resolve::{self, FdArray};
+use super::{Profile, Subsystem};
 use crate::loaded::Loaded;
 
-/// Most instructions of a program for those with `CAP_BPF`, and for others.
+/// Most instructions of a program for those with `CAP_BPF`, and for others (and for all, up to 5.1).
 const MAX_INSNS: u32 = 1_000_000;
-const MAX_INSNS_UNPRIVILEGED: u32 = 4096;
-/// Most maps of a program.
-const MAX_MAPS: usize = 64;
+const MAX_INSNS_SMALL: u32 = 4096;
 /// Licence bytes that are looked at.
 const LICENSE_LEN: usize = 127;
-/// Bytes of a record of `func_info` and `line_info`: what this kernel knows, and the most that it takes.
+/// Bytes of a record of `func_info` and `line_info` that this kernel knows.
 const FUNC_RECORD: u32 = 8;
 const LINE_RECORD: u32 = 16;
-const MAX_RECORD: u32 = 252;
+/// Bytes of the kernel's own structure in front of the instructions, which are charged with them (4.17).
+const PROG_HEADER: u64 = 40;
 
-const KNOWN_FLAGS: u32 = prog_flags::STRICT_ALIGNMENT
+const FLAGS_6_18: u32 = prog_flags::STRICT_ALIGNMENT
     | prog_flags::ANY_ALIGNMENT
     | prog_flags::TEST_STATE_FREQ
     | prog_flags::SLEEPABLE
@@ -74,92 +81,275 @@ fn traces(t: ProgType) -> bool {
     )
 }
 
-/// Records of a table in the caller's memory.
-struct Records {
-    size: u32,
-    bytes: Vec<u8>,
+/// A program on its way: what the caller said, and what the steps have acquired.
+struct Load<'a, 'u> {
+    subsystem: &'a Subsystem,
+    client: &'a Client,
+    attr: &'a Attr<'u>,
+    prog_type: Option<ProgType>,
+    attach: Option<AttachType>,
+    license: Vec<u8>,
+    code: Vec<u8>,
+    name: String,
+    device: Option<Arc<dyn OffloadDevice>>,
+    charge: Option<Charge>,
+    told: Option<Told>,
 }
 
-impl Records {
-    fn read(client: &Client, at: u64, count: u32, size: u32, known: u32) -> Result<Records, Errno> {
-        if count == 0 {
-            return Ok(Records { size, bytes: Vec::new() });
-        }
-        if size < known || size > MAX_RECORD || !size.is_multiple_of(4) || count > i32::MAX as u32 / size {
-            return Err(Errno::EINVAL);
-        }
-        let bytes = client.bytes(at, (count * size) as usize)?;
-        let unknown = |r: &[u8]| r.iter().skip(known as usize).any(|b| *b != 0);
-        if bytes.chunks_exact(size as usize).any(unknown) {
-            return Err(Errno::E2BIG);
-        }
-        Ok(Records { size, bytes })
-    }
+type Step<'a, 'u> = fn(&mut Load<'a, 'u>) -> Result<(), Errno>;
 
-    /// The words of each record.
-    fn words<const N: usize>(&self) -> impl Iterator<Item = [u32; N]> + '_ {
-        self.bytes.chunks_exact((self.size as usize).max(1)).map(|r| {
-            std::array::from_fn(|n| r.get(n * 4..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b)))
+/// The steps in front of the verifier, in a kernel's order.
+fn steps<'a, 'u>(profile: Profile) -> Vec<Step<'a, 'u>> {
+    match profile {
+        Profile::Linux6_18 => vec![
+            Load::unknown_fields,
+            Load::flags,
+            Load::size,
+            Load::privilege,
+            Load::target,
+            Load::attach_type,
+            Load::allocate,
+            Load::copy_instructions,
+            Load::copy_license,
+            Load::bind_device,
+            Load::known_type,
+            Load::take_name,
+            Load::security,
+        ],
+        Profile::Linux4_17 => vec![
+            Load::unknown_fields,
+            Load::flags,
+            Load::copy_license,
+            Load::size,
+            Load::version,
+            Load::privilege,
+            Load::attach_type,
+            Load::allocate,
+            Load::security,
+            Load::charge_memory,
+            Load::copy_instructions,
+            Load::bind_device,
+            Load::known_type,
+            Load::take_name,
+        ],
+    }
+}
+
+impl Load<'_, '_> {
+    /// Bytes behind the last field that this kernel knows must be zero.
+    fn unknown_fields(&mut self) -> Result<(), Errno> {
+        self.attr.ends_at(match self.subsystem.config.profile {
+            Profile::Linux6_18 => f::END,
+            Profile::Linux4_17 => f::END_4_17,
         })
     }
+
+    fn flags(&mut self) -> Result<(), Errno> {
+        let known = match self.subsystem.config.profile {
+            Profile::Linux6_18 => FLAGS_6_18,
+            Profile::Linux4_17 => prog_flags::STRICT_ALIGNMENT,
+        };
+        if self.attr.u32(f::PROG_FLAGS) & !known != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// The licence, cut at 127 bytes.
+    fn copy_license(&mut self) -> Result<(), Errno> {
+        self.license = self.client.string(self.attr.u64(f::LICENSE), LICENSE_LEN)?;
+        Ok(())
+    }
+
+    fn size(&mut self) -> Result<(), Errno> {
+        let large = self.subsystem.config.profile == Profile::Linux6_18 && self.client.caps.has(Caps::BPF);
+        let most = if large { MAX_INSNS } else { MAX_INSNS_SMALL };
+        let count = self.attr.u32(f::INSN_CNT);
+        if count == 0 || count > most { Err(Errno::E2BIG) } else { Ok(()) }
+    }
+
+    /// Programs that look into the kernel must have been made for it (up to 4.20).
+    fn version(&mut self) -> Result<(), Errno> {
+        let kprobe = self.prog_type == Some(ProgType::Kprobe);
+        if kprobe && self.attr.u32(f::KERN_VERSION) != self.subsystem.config.kern_version {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    fn privilege(&mut self) -> Result<(), Errno> {
+        let for_everybody = matches!(self.prog_type, Some(ProgType::SocketFilter | ProgType::CgroupSkb));
+        let caps = self.client.caps;
+        if self.subsystem.config.profile == Profile::Linux4_17 {
+            return if for_everybody || caps.has(Caps::SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) };
+        }
+        if !for_everybody && !caps.has(Caps::BPF)
+            || self.prog_type.is_some_and(handles_packets) && !caps.has(Caps::NET_ADMIN)
+            || self.prog_type.is_some_and(traces) && !caps.has(Caps::PERFMON)
+        {
+            return Err(Errno::EPERM);
+        }
+        Ok(())
+    }
+
+    /// Targets of extension, and of tracing of programs, are not here yet.
+    fn target(&mut self) -> Result<(), Errno> {
+        match self.attr.fd(f::ATTACH_PROG_FD) {
+            0 => Ok(()),
+            fd => Err(match self.client.files.get(fd) {
+                Ok(Object::Prog(_)) => Errno::EOPNOTSUPP,
+                _ => Errno::EINVAL,
+            }),
+        }
+    }
+
+    /// The expected attach type: old loaders leave it out, and some types insist on it.
+    fn attach_type(&mut self) -> Result<(), Errno> {
+        use ProgType::*;
+        let number = self.attr.u32(f::EXPECTED_ATTACH_TYPE);
+        let Some(prog_type) = self.prog_type else { return Ok(()) };
+        let with_target = matches!(prog_type, Tracing | Lsm | StructOps | Ext);
+        let btf_id = match self.subsystem.config.profile {
+            Profile::Linux6_18 => self.attr.u32(f::ATTACH_BTF_ID),
+            Profile::Linux4_17 => 0,
+        };
+        if btf_id != 0 && !with_target {
+            return Err(Errno::EINVAL);
+        }
+        let number = match (prog_type, number) {
+            (CgroupSock, 0) => AttachType::CgroupInetSockCreate as u32,
+            (_, n) => n,
+        };
+        self.attach = match AttachType::from_u32(number) {
+            Some(t) => (number != 0 || prog_type != Kprobe).then_some(t),
+            None if with_target => return Err(Errno::EINVAL),
+            // Most types have no use for it, and do not look.
+            None if !insists(prog_type) => None,
+            None => return Err(Errno::EINVAL),
+        };
+        if self.subsystem.config.profile == Profile::Linux4_17 && !fits_4_17(prog_type, self.attach) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    fn allocate(&mut self) -> Result<(), Errno> {
+        self.subsystem.fault(FaultPoint::ProgAlloc)
+    }
+
+    /// What the owner of the subsystem says to it.
+    fn security(&mut self) -> Result<(), Errno> {
+        let Some(hooks) = &self.subsystem.config.hooks else { return Ok(()) };
+        let Some(prog_type) = self.prog_type else { return Ok(()) };
+        let name = self.attr.name(f::PROG_NAME).unwrap_or_default();
+        let license = String::from_utf8_lossy(&self.license);
+        hooks.prog_load(self.client, &Program::new(&name, prog_type, &license, insns(&self.code)))?;
+        self.told = Some(Told::new(Some(hooks), &name, |h, name| h.prog_free(name)));
+        Ok(())
+    }
+
+    /// Memory against the owner's limit.
+    fn charge_memory(&mut self) -> Result<(), Errno> {
+        let bytes = PROG_HEADER + u64::from(self.attr.u32(f::INSN_CNT)) * 8;
+        self.charge = Some(self.subsystem.accounts.charge(self.client.uid, bytes, self.client.memlock)?);
+        Ok(())
+    }
+
+    fn copy_instructions(&mut self) -> Result<(), Errno> {
+        self.subsystem.fault(FaultPoint::ProgInsns)?;
+        self.code = self.client.bytes(self.attr.u64(f::INSNS), self.attr.u32(f::INSN_CNT) as usize * 8)?;
+        Ok(())
+    }
+
+    fn bind_device(&mut self) -> Result<(), Errno> {
+        let ifindex = self.attr.u32(f::PROG_IFINDEX);
+        if ifindex != 0 {
+            self.device = Some(self.subsystem.devices.find(self.prog_type, ifindex)?);
+        }
+        Ok(())
+    }
+
+    fn known_type(&mut self) -> Result<(), Errno> {
+        let newest = match self.subsystem.config.profile {
+            Profile::Linux6_18 => ProgType::Netfilter,
+            Profile::Linux4_17 => ProgType::CgroupSockAddr,
+        };
+        match self.prog_type {
+            None | Some(ProgType::Unspec) => Err(Errno::EINVAL),
+            Some(t) if t > newest => Err(Errno::EINVAL),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn take_name(&mut self) -> Result<(), Errno> {
+        self.name = self.attr.name(f::PROG_NAME)?;
+        Ok(())
+    }
+}
+
+/// Types that do not load with an attach type that is not theirs.
+fn insists(t: ProgType) -> bool {
+    use ProgType::*;
+    matches!(t, CgroupSock | CgroupSockAddr | CgroupSkb | CgroupSockopt | SkLookup | SkReuseport | Netfilter)
+}
+
+fn fits_4_17(prog_type: ProgType, attach: Option<AttachType>) -> bool {
+    use AttachType::*;
+    match prog_type {
+        ProgType::CgroupSock => {
+            matches!(attach, Some(CgroupInetSockCreate | CgroupInet4PostBind | CgroupInet6PostBind))
+        }
+        ProgType::CgroupSockAddr => {
+            matches!(attach, Some(CgroupInet4Bind | CgroupInet6Bind | CgroupInet4Connect | CgroupInet6Connect))
+        }
+        _ => true,
+    }
+}
+
+/// A program that was verified, with what it uses.
+struct Judged {
+    verified: Verified,
+    maps: Vec<Arc<MapObject>>,
+    /// Maps of `fd_array` that no instruction names.
+    bound: Vec<Arc<MapObject>>,
+    btf: Option<Arc<BtfObject>>,
+    offloaded: Option<Offloaded>,
+    func_info: (u32, Vec<u8>),
+    line_info: (u32, Vec<u8>),
 }
 
 impl Subsystem {
     pub(super) fn prog_load(&self, client: &Client, attr: &mut Attr<'_>) -> Result<i32, Errno> {
-        use prog_load as f;
-        attr.ends_at(f::END)?;
-        let flags = attr.u32(f::PROG_FLAGS);
-        if flags & !KNOWN_FLAGS != 0 {
-            return Err(Errno::EINVAL);
+        let mut load = Load {
+            subsystem: self,
+            client,
+            attr,
+            prog_type: ProgType::from_u32(attr.u32(f::PROG_TYPE)),
+            attach: None,
+            license: Vec::new(),
+            code: Vec::new(),
+            name: String::new(),
+            device: None,
+            charge: None,
+            told: None,
+        };
+        for step in steps(self.config.profile) {
+            step(&mut load)?;
         }
-        let privileged = client.caps.has(Caps::BPF);
-        let count = attr.u32(f::INSN_CNT);
-        if count == 0 || count > if privileged { MAX_INSNS } else { MAX_INSNS_UNPRIVILEGED } {
-            return Err(Errno::E2BIG);
-        }
-        let number = attr.u32(f::PROG_TYPE);
-        let for_everybody = number == ProgType::SocketFilter as u32 || number == ProgType::CgroupSkb as u32;
-        if !for_everybody && !privileged {
-            return Err(Errno::EPERM);
-        }
-        let prog_type = ProgType::from_u32(number);
-        if prog_type.is_some_and(handles_packets) && !client.caps.has(Caps::NET_ADMIN) {
-            return Err(Errno::EPERM);
-        }
-        if prog_type.is_some_and(traces) && !client.caps.has(Caps::PERFMON) {
-            return Err(Errno::EPERM);
-        }
-        let (attach_id, attach_fd) = (attr.u32(f::ATTACH_BTF_ID), attr.fd(f::ATTACH_PROG_FD));
-        if attach_fd != 0 {
-            // Targets of extension and of tracing of programs are not here yet.
-            return Err(match client.files.get(attach_fd) {
-                Ok(Object::Prog(_)) => Errno::EOPNOTSUPP,
-                _ => Errno::EINVAL,
-            });
-        }
-        let attach = attach_type(prog_type, attr.u32(f::EXPECTED_ATTACH_TYPE), attach_id)?;
-        let code = client.bytes(attr.u64(f::INSNS), count as usize * 8)?;
-        let license = client.string(attr.u64(f::LICENSE), LICENSE_LEN)?;
-        if attr.u32(f::PROG_IFINDEX) != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let prog_type = prog_type.filter(|t| *t != ProgType::Unspec).ok_or(Errno::EINVAL)?;
-        let name = attr.name(f::PROG_NAME)?;
-        if attr.u32(f::CORE_RELO_CNT) != 0 || attr.u64(f::SIGNATURE) != 0 {
+        let Load { prog_type, attach, license, code, name, device, charge, told, .. } = load;
+        let prog_type = prog_type.ok_or(Errno::EINVAL)?;
+        let modern = self.config.profile == Profile::Linux6_18;
+        if modern && (attr.u32(f::CORE_RELO_CNT) != 0 || attr.u64(f::SIGNATURE) != 0) {
             return Err(Errno::EOPNOTSUPP);
         }
 
         let mut log = LogBuffer::new(attr.u32(f::LOG_LEVEL), attr.u64(f::LOG_BUF), attr.u32(f::LOG_SIZE))?;
         let mut program = Program::new(&name, prog_type, &String::from_utf8_lossy(&license), insns(&code));
         program.attach_type = attach;
-        program.flags = flags;
+        program.flags = attr.u32(f::PROG_FLAGS);
         program.kern_version = attr.u32(f::KERN_VERSION);
-        program.attach_btf_id = attach_id;
-        let judged = self.judge(client, attr, program, &mut log);
-        let written = finish_log(client, attr, &log, f::LOG_TRUE_SIZE);
+        let judged = self.judge(client, attr, program, device, &mut log);
+        let written = if modern { finish_log(client, attr, &log, f::LOG_TRUE_SIZE) } else { log.write(client) };
         let judged = judged?;
         written?;
-        self.finish_load(client, judged, name, &code)
+        self.finish_load(client, judged, Owned { name, charge, told }, &code)
     }
 
     /// Resolves what the instructions refer to, and verifies.
@@ -168,35 +358,39 @@ impl Subsystem {
         client: &Client,
         attr: &Attr<'_>,
         mut program: Program,
+        device: Option<Arc<dyn OffloadDevice>>,
         log: &mut LogBuffer,
     ) -> Result<Judged, Errno> {
-        use prog_load as f;
-        let func_info = records(client, attr, f::FUNC_INFO, f::FUNC_INFO_CNT, f::FUNC_INFO_REC_SIZE, FUNC_RECORD)?;
-        let line_info = records(client, attr, f::LINE_INFO, f::LINE_INFO_CNT, f::LINE_INFO_REC_SIZE, LINE_RECORD)?;
-        // Without records nobody looks at the descriptor.
-        let types = match attr.fd(f::PROG_BTF_FD) {
-            _ if func_info.bytes.is_empty() && line_info.bytes.is_empty() => None,
-            fd => Some(btf::by_fd(client, fd)?),
-        };
-        if let Some(types) = &types {
-            program.func_info = func_info.words().map(|[insn, type_id]| FuncInfo { insn, type_id }).collect();
-            program.line_info = line_info
-                .words()
-                .map(|[insn, file, text, line]| LineInfo {
-                    insn,
-                    file: types.btf.str_at(file).unwrap_or("").into(),
-                    text: types.btf.str_at(text).unwrap_or("").trim().into(),
-                    line: line >> 10,
-                    column: line & 0x3ff,
-                })
-                .collect();
-            program.btf = Some(Arc::clone(&types.btf));
+        let modern = self.config.profile == Profile::Linux6_18;
+        let mut func_info = (FUNC_RECORD, Vec::new());
+        let mut line_info = (LINE_RECORD, Vec::new());
+        let mut types = None;
+        let mut bound = Vec::new();
+        let mut fds = FdArray { at: 0 };
+        if modern {
+            program.attach_btf_id = attr.u32(f::ATTACH_BTF_ID);
+            let funcs =
+                resolve::records(client, attr, f::FUNC_INFO, f::FUNC_INFO_CNT, f::FUNC_INFO_REC_SIZE, FUNC_RECORD)?;
+            let lines =
+                resolve::records(client, attr, f::LINE_INFO, f::LINE_INFO_CNT, f::LINE_INFO_REC_SIZE, LINE_RECORD)?;
+            // Without records nobody looks at the descriptor.
+            if !funcs.bytes.is_empty() || !lines.bytes.is_empty() {
+                let object = btf::by_fd(client, attr.fd(f::PROG_BTF_FD))?;
+                program.func_info = funcs.words().map(|[insn, type_id]| FuncInfo { insn, type_id }).collect();
+                program.line_info = lines.words().map(|words| line(&object, words)).collect();
+                program.btf = Some(Arc::clone(&object.btf));
+                types = Some(object);
+            }
+            (func_info, line_info) = ((funcs.size, funcs.bytes), (lines.size, lines.bytes));
+            fds = FdArray { at: attr.u64(f::FD_ARRAY) };
+            bound = fds.bound(client, attr.u32(f::FD_ARRAY_CNT))?;
         }
-        let fds = FdArray { at: attr.u64(f::FD_ARRAY) };
-        let bound = fds.bound(client, attr.u32(f::FD_ARRAY_CNT))?;
-        let maps = resolve_maps(client, &mut program.insns, &fds, log)?;
-        program.maps = maps.iter().map(|m| definition(m, types.as_ref())).collect::<Result<Vec<_>, _>>()?.into();
+        let maps = resolve::resolve_maps(client, &mut program.insns, &fds, log)?;
+        let defs = maps.iter().map(|m| resolve::definition(m, types.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        program.maps = defs.into();
 
+        let ifindex = attr.u32(f::PROG_IFINDEX);
+        let offloaded = device.map(|d| Offloaded::prepare(ifindex, d, &program)).transpose()?;
         let options = Options { btf: self.config.kernel_btf.clone(), log: log.detailed(), ..Options::default() };
         let verified = verify(program, &options).map_err(|r| {
             log.add(&r.log);
@@ -207,22 +401,20 @@ impl Subsystem {
             }
         })?;
         log.add(verified.log());
-        Ok(Judged {
-            verified,
-            maps,
-            bound,
-            btf: types,
-            func_info: (func_info.size, func_info.bytes),
-            line_info: (line_info.size, line_info.bytes),
-        })
+        if let Some(offloaded) = &offloaded {
+            offloaded.translate(&verified)?;
+        }
+        Ok(Judged { verified, maps, bound, btf: types, offloaded, func_info, line_info })
     }
 
     /// Makes the program runnable and gives it a number, then a descriptor. A failure leaves nothing behind.
-    fn finish_load(&self, client: &Client, judged: Judged, name: String, code: &[u8]) -> Result<i32, Errno> {
-        let Judged { verified, mut maps, bound, btf, func_info, line_info } = judged;
+    fn finish_load(&self, client: &Client, judged: Judged, owned: Owned, code: &[u8]) -> Result<i32, Errno> {
+        let Judged { verified, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
         let indices: Arc<[u32]> = maps.iter().map(|m| m.place.index()).collect();
         let options = skep_jit::Options { engine: self.config.engine, maps: MapIndices::Each(indices) };
+        self.fault(FaultPoint::ProgCompile)?;
         let loaded = Loaded::new(&verified, &options).map_err(|_| Errno::ENOTSUPP)?;
+        self.fault(FaultPoint::ProgPlace)?;
         let place = self.world.add_program(&loaded, maps.clone())?;
         let named_maps = maps.len();
         for map in bound {
@@ -230,33 +422,41 @@ impl Subsystem {
                 maps.push(map);
             }
         }
+        self.fault(FaultPoint::ProgId)?;
         let object = self.progs.add(|id| ProgObject {
             id,
             place,
             verified,
             loaded,
-            name,
+            name: owned.name,
             maps: Mutex::new(maps),
             named_maps,
             btf,
+            offloaded,
             uid: client.uid,
             load_time: crate::clock::boot_ns(),
             tag: tag(code),
             func_info,
             line_info,
             runs: RunStats::default(),
+            charge: owned.charge,
+            told: owned.told,
         })?;
-        client.files.install(Object::Prog(object))
+        // The number is public: from here on the program is put, not freed.
+        self.install(client, Object::Prog(object))
     }
 
     pub(super) fn prog_bind_map(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
-        use prog_bind_map as f;
-        attr.ends_at(f::END)?;
-        if attr.u32(f::FLAGS) != 0 {
+        attr.ends_at(prog_bind_map::END)?;
+        if attr.u32(prog_bind_map::FLAGS) != 0 {
             return Err(Errno::EINVAL);
         }
-        let Object::Prog(prog) = client.files.get(attr.fd(f::PROG_FD))? else { return Err(Errno::EINVAL) };
-        let Object::Map(map, _) = client.files.get(attr.fd(f::MAP_FD))? else { return Err(Errno::EINVAL) };
+        let Object::Prog(prog) = client.files.get(attr.fd(prog_bind_map::PROG_FD))? else {
+            return Err(Errno::EINVAL);
+        };
+        let Object::Map(map, _) = client.files.get(attr.fd(prog_bind_map::MAP_FD))? else {
+            return Err(Errno::EINVAL);
+        };
         let mut maps = prog.maps();
         if !maps.iter().any(|m| Arc::ptr_eq(m, map.object())) {
             maps.push(Arc::clone(map.object()));
@@ -265,149 +465,26 @@ impl Subsystem {
     }
 }
 
-/// A program that was verified, with what it uses.
-struct Judged {
-    verified: Verified,
-    maps: Vec<Arc<MapObject>>,
-    /// Maps of `fd_array` that no instruction names.
-    bound: Vec<Arc<MapObject>>,
-    btf: Option<Arc<super::object::BtfObject>>,
-    func_info: (u32, Vec<u8>),
-    line_info: (u32, Vec<u8>),
+/// What a load hands on to the program.
+struct Owned {
+    name: String,
+    charge: Option<Charge>,
+    told: Option<Told>,
 }
 
-fn records(
-    client: &Client,
-    attr: &Attr<'_>,
-    at: super::attr::Field,
-    count: super::attr::Field,
-    size: super::attr::Field,
-    known: u32,
-) -> Result<Records, Errno> {
-    Records::read(client, attr.u64(at), attr.u32(count), attr.u32(size), known)
-}
-
-/// The expected attach type, where the program type has one.
-fn attach_type(prog_type: Option<ProgType>, number: u32, btf_id: u32) -> Result<Option<AttachType>, Errno> {
-    use ProgType::*;
-    let Some(prog_type) = prog_type else { return Ok(None) };
-    let with_target = matches!(prog_type, Tracing | Lsm | StructOps | Ext);
-    if btf_id != 0 && !with_target {
-        return Err(Errno::EINVAL);
-    }
-    match AttachType::from_u32(number) {
-        Some(t) => Ok((number != 0 || !matches!(prog_type, Kprobe)).then_some(t)),
-        // Most types have no use for it, and do not look.
-        None if with_target
-            || matches!(
-                prog_type,
-                CgroupSock | CgroupSockAddr | CgroupSkb | CgroupSockopt | SkLookup | SkReuseport | Netfilter
-            ) =>
-        {
-            Err(Errno::EINVAL)
-        }
-        None => Ok(None),
+fn line(types: &BtfObject, [insn, file, text, line]: [u32; 4]) -> LineInfo {
+    let text_at = |off| types.btf.str_at(off).unwrap_or("");
+    LineInfo {
+        insn,
+        file: text_at(file).into(),
+        text: text_at(text).trim().into(),
+        line: line >> 10,
+        column: line & 0x3ff,
     }
 }
 
 fn insns(code: &[u8]) -> Vec<Insn> {
     code.chunks_exact(8).filter_map(|c| c.first_chunk()).map(|c| Insn::from_bytes(*c)).collect()
-}
-
-/// `fd_array`: descriptors that instructions name by their index.
-struct FdArray {
-    at: u64,
-}
-
-impl FdArray {
-    /// The maps among the first `count` descriptors, each of which must be a map or types.
-    fn bound(&self, client: &Client, count: u32) -> Result<Vec<Arc<MapObject>>, Errno> {
-        let mut maps = Vec::new();
-        if count >= u32::MAX / 4 {
-            return Err(Errno::EINVAL);
-        }
-        for n in 0..u64::from(count) {
-            let at = self.at.checked_add(n * 4).ok_or(Errno::EFAULT)?;
-            let bytes = client.bytes(at, 4)?;
-            match client.files.get(bytes.first_chunk().map_or(-1, |b| i32::from_ne_bytes(*b)))? {
-                Object::Map(map, _) => maps.push(Arc::clone(map.object())),
-                Object::Btf(_) => {}
-                _ => return Err(Errno::EINVAL),
-            }
-        }
-        Ok(maps)
-    }
-
-    fn get(&self, client: &Client, index: i32) -> Result<i32, Errno> {
-        if self.at == 0 {
-            return Err(Errno::EPROTO);
-        }
-        let index = u64::try_from(index).map_err(|_| Errno::EFAULT)?;
-        let bytes = client.bytes(self.at.checked_add(index * 4).ok_or(Errno::EFAULT)?, 4)?;
-        Ok(bytes.first_chunk().map_or(-1, |b| i32::from_ne_bytes(*b)))
-    }
-}
-
-/// Has instructions name maps by their index in a list, which is returned.
-fn resolve_maps(
-    client: &Client,
-    insns: &mut [Insn],
-    fds: &FdArray,
-    log: &mut LogBuffer,
-) -> Result<Vec<Arc<MapObject>>, Errno> {
-    let mut maps: Vec<Arc<MapObject>> = Vec::new();
-    let mut at = 0;
-    while at < insns.len() {
-        let insn = insns[at];
-        if !insn.is_ld_imm64() {
-            at += 1;
-            continue;
-        }
-        let (fd, value) = match insn.src() {
-            pseudo::MAP_FD => (insn.imm, false),
-            pseudo::MAP_VALUE => (insn.imm, true),
-            pseudo::MAP_IDX => (fds.get(client, insn.imm)?, false),
-            pseudo::MAP_IDX_VALUE => (fds.get(client, insn.imm)?, true),
-            _ => {
-                at += 2;
-                continue;
-            }
-        };
-        let object = client.files.get(fd).inspect_err(|_| {
-            log.add(&format!("instruction {at}: descriptor {fd} is not open, or no map\n"));
-        })?;
-        let Object::Map(map, _) = object else { return Err(Errno::EINVAL) };
-        let index = maps.iter().position(|m| Arc::ptr_eq(m, map.object())).unwrap_or_else(|| {
-            maps.push(Arc::clone(map.object()));
-            maps.len() - 1
-        });
-        if index >= MAX_MAPS {
-            return Err(Errno::E2BIG);
-        }
-        let kind = if value { pseudo::MAP_IDX_VALUE } else { pseudo::MAP_IDX };
-        insns[at] = Insn::new(insn.code, insn.dst(), kind, insn.off, index as i32);
-        at += 2;
-    }
-    Ok(maps)
-}
-
-/// The map as the verifier is to see it. Types that are not the program's own say nothing to it.
-fn definition(map: &Arc<MapObject>, types: Option<&Arc<super::object::BtfObject>>) -> Result<MapDef, Errno> {
-    let mut def = map.map.def().clone();
-    let own = match (&map.btf, types) {
-        (Some(m), Some(p)) => Arc::ptr_eq(&m.btf, p) || m.btf.blob == p.blob,
-        _ => false,
-    };
-    if !own {
-        (def.key_type_id, def.value_type_id) = (0, 0);
-    }
-    if map.map.is_frozen() && !map.map.target_writable() {
-        def.frozen = true;
-        if def.map_type == skep_ebpf::uapi::MapType::Array && def.max_entries == 1 {
-            def.initial = map.map.lookup(&0u32.to_ne_bytes(), 0).ok();
-        }
-    }
-    Ok(def)
 }
 
 /// A short digest over the instructions; descriptors in them do not count.

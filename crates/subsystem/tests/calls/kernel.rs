@@ -1,5 +1,7 @@
 //! The two that answer: a [`Subsystem`] of ours, and the kernel that runs here.
 
+#![allow(dead_code, reason = "shared by several tests, none of which uses all of it")]
+
 use std::sync::Arc;
 
 use skep_subsystem::front::{Alive, Client, Config, OwnFiles, Subsystem};
@@ -59,16 +61,20 @@ impl Kernel for Live {
 
 /// Ours.
 pub struct Ours {
-    subsystem: Subsystem,
-    files: Arc<OwnFiles>,
-    client: Client,
+    pub subsystem: Subsystem,
+    pub files: Arc<OwnFiles>,
+    pub client: Client,
 }
 
 impl Ours {
     /// An empty subsystem with as many CPUs as the kernel has.
     pub fn new(cpus: usize) -> Ours {
-        let subsystem =
-            Subsystem::new(Config { slots: cpus as u32, ..Config::default() }).expect("memory for a subsystem");
+        Ours::with(Config { slots: cpus as u32, ..Config::default() })
+    }
+
+    /// An empty subsystem.
+    pub fn with(config: Config) -> Ours {
+        let subsystem = Subsystem::new(config).expect("memory for a subsystem");
         let files = Arc::new(OwnFiles::new());
         Ours { subsystem, client: Client::own(Arc::clone(&files)), files }
     }

@@ -1,5 +1,7 @@
 //! A script: named calls, and their answers.
 
+#![allow(dead_code, reason = "shared by several tests, none of which uses all of it")]
+
 use std::fmt;
 
 use crate::kernel::Kernel;
