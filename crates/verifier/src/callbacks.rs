@@ -84,6 +84,7 @@ impl Env<'_> {
     /// through a round, the current one on behind the call. `args` is what r1 to r5 hold.
     pub fn push_callback(&mut self, by: CalledBy, function: Option<u32>, args: [Reg; 5], returns: (i32, i32)) -> Check {
         let (function, start, end) = self.called_back(function)?;
+        self.functions[function].called_back = true;
         let depth = self.state.frames.len();
         if depth >= MAX_CALL_FRAMES {
             return Err(Failure::new(
@@ -115,6 +116,7 @@ impl Env<'_> {
     ) -> Check {
         let (function, start, end) = self.called_back(function)?;
         self.functions[function].is_async = true;
+        self.functions[function].called_back = true;
         if self.pending.len() >= self.options.profile.max_pending {
             return Err(Failure::new(
                 Errno::E2BIG,

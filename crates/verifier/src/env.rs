@@ -59,6 +59,8 @@ pub(crate) struct FunctionFacts {
     pub called: bool,
     /// Some path makes it the function of a timer or the like.
     pub is_async: bool,
+    /// A helper or kernel function calls it, now or later.
+    pub called_back: bool,
 }
 
 /// Where a path goes after an instruction.

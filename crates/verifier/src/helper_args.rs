@@ -196,9 +196,7 @@ impl Env<'_> {
             Arg::Func => reg.kind == Kind::Func,
             Arg::StackOrNull => reg.kind == Kind::Stack,
             Arg::ConstStr | Arg::Timer => reg.kind == Kind::MapValue,
-            Arg::SpinLock | Arg::KptrDest => {
-                reg.kind == Kind::MapValue || reg.is_allocated() && reg.flags & !flag::LOCAL_TYPE == flag::ALLOCATED
-            }
+            Arg::SpinLock | Arg::KptrDest => reg.kind == Kind::MapValue || reg.is_plain_allocated(),
             Arg::Anything => true,
             Arg::Btf | Arg::BtfOrNull | Arg::PercpuBtf => false,
             Arg::Dynptr(_) => matches!(reg.kind, Kind::Stack | Kind::Dynptr),
@@ -249,7 +247,7 @@ impl Env<'_> {
                 | Kind::Scalar
                 | Kind::NotInit
         );
-        if reg.kind == Kind::Btf && reg.off >= 0 && reg.num.as_const() == Some(0) {
+        if reg.is_movable_object() && reg.off >= 0 && reg.num.as_const() == Some(0) {
             return Ok(());
         }
         if free || reg.kind == Kind::Arena { Ok(()) } else { self.check_unmodified(r, reg) }

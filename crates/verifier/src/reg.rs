@@ -179,6 +179,19 @@ impl Reg {
         self.kind == Kind::Btf && self.flags & flag::ALLOCATED != 0
     }
 
+    /// True for an object that the program allocated, and nothing else can be said of.
+    pub fn is_plain_allocated(&self) -> bool {
+        self.kind == Kind::Btf && self.flags & !flag::LOCAL_TYPE == flag::ALLOCATED
+    }
+
+    /// True for an object that is passed to functions also by the address of one of its members.
+    pub fn is_movable_object(&self) -> bool {
+        const SEEN: u32 = flag::ALLOCATED | flag::NON_OWNING;
+        const COUNTED: u32 = SEEN | flag::RCU;
+        let flags = self.flags & !flag::LOCAL_TYPE;
+        self.kind == Kind::Btf && matches!(flags, 0 | flag::ALLOCATED | flag::TRUSTED | flag::RCU | SEEN | COUNTED)
+    }
+
     /// True for an object that was only seen in a list or tree.
     pub fn is_non_owning(&self) -> bool {
         self.is_allocated() && self.flags & flag::NON_OWNING != 0

@@ -4,7 +4,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::ProgType;
 
 use crate::env::Env;
-use crate::fail::{Check, Failure, denied};
+use crate::fail::{Check, Failure, denied, invalid};
 use crate::reason::Reason;
 use crate::state::STACK_BYTES;
 
@@ -16,6 +16,7 @@ const TAIL_CALL_LIMIT: u32 = 256;
 impl Env<'_> {
     /// Checks every chain of calls from the main function.
     pub fn check_stack_depth(&self) -> Check {
+        self.check_throws()?;
         let tail_calls = self.cfg.functions.iter().any(|f| f.tail_calls);
         let tracing = matches!(
             self.prog.prog_type,
@@ -27,6 +28,29 @@ impl Env<'_> {
         // What runs on its own has a stack of its own.
         for n in (1..self.functions.len()).filter(|n| self.functions[*n].is_async) {
             self.chain(n, 0, 1, private, &mut deepest)?;
+        }
+        Ok(())
+    }
+
+    /// An exception cannot pass the helper or kernel function that calls back.
+    fn check_throws(&self) -> Check {
+        let mut inside: Vec<bool> = self.functions.iter().map(|f| f.called_back).collect();
+        let mut todo: Vec<usize> = (0..inside.len()).filter(|n| inside[*n]).collect();
+        while let Some(n) = todo.pop() {
+            let f = &self.cfg.functions[n];
+            if f.throws {
+                return invalid!(
+                    ExceptionInCallback,
+                    "the function at {} throws an exception, and is called back by the kernel",
+                    f.start
+                )
+                .map_err(|f: Box<Failure>| f.whole());
+            }
+            for &callee in &f.calls {
+                if !std::mem::replace(&mut inside[callee], true) {
+                    todo.push(callee);
+                }
+            }
         }
         Ok(())
     }

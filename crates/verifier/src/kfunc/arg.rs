@@ -1,6 +1,6 @@
 //! What a parameter of a kernel function wants, and the check of each argument against it.
 
-use skep_ebpf::btf::{Kind as Type, Param};
+use skep_ebpf::btf::{Btf, Kind as Type, Param};
 use skep_ebpf::kfunc::flag as kf;
 
 use crate::env::Env;
@@ -62,7 +62,7 @@ impl<'p> KfuncCall<'p> {
     }
 
     fn is_number(&self, ty: u32) -> bool {
-        matches!(self.resolved(ty), Some((_, Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. })))
+        is_number(self.btf, ty)
     }
 
     /// The next parameter is the size of this memory (of the register that holds it, too, a number).
@@ -71,17 +71,24 @@ impl<'p> KfuncCall<'p> {
             && size.is_scalar()
             && (self.marked(n + 1, "__sz") || self.marked(n + 1, "__szk"))
     }
+}
 
-    /// True for a struct of numbers, arrays of numbers, and such structs.
-    fn is_plain(&self, id: u32, depth: u32) -> bool {
-        let Some(c) = self.btf.kind(id).and_then(Type::composite) else { return false };
-        c.members.iter().all(|m| match self.resolved(m.ty) {
-            Some((inner, Type::Struct(_) | Type::Union(_))) => depth < 3 && self.is_plain(inner, depth + 1),
-            Some((_, &Type::Array { elem, len, .. })) => len > 0 && self.is_number(elem),
-            Some((id, _)) => self.is_number(id),
-            None => false,
-        })
-    }
+fn is_number(btf: &Btf, ty: u32) -> bool {
+    let kind = btf.resolve(ty).and_then(|id| btf.kind(id));
+    matches!(kind, Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }))
+}
+
+/// True for a struct of numbers, arrays of numbers, and such structs.
+pub(super) fn is_plain(btf: &Btf, id: u32, depth: u32) -> bool {
+    let Some(c) = btf.kind(id).and_then(Type::composite) else { return false };
+    c.members.iter().all(|m| {
+        let Some(id) = btf.resolve(m.ty) else { return false };
+        match btf.kind(id) {
+            Some(Type::Struct(_) | Type::Union(_)) => depth < 3 && is_plain(btf, id, depth + 1),
+            Some(&Type::Array { elem, len, .. }) => len > 0 && is_number(btf, elem),
+            _ => is_number(btf, id),
+        }
+    })
 }
 
 impl<'p> Env<'p> {
@@ -240,7 +247,7 @@ impl<'p> Env<'p> {
         }
         let sized = call.sized(n, self.state.reg(n as u8 + 2));
         let number = matches!(kind, Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. });
-        if !(number || call.is_plain(target, 0) || sized && matches!(kind, Type::Void)) {
+        if !(number || is_plain(call.btf, target, 0) || sized && matches!(kind, Type::Void)) {
             return invalid!(
                 ArgumentType,
                 "{} wants a pointer to {} in r{r}, which holds {}",
@@ -300,7 +307,7 @@ impl<'p> Env<'p> {
                 reg.off
             );
         }
-        if reg.kind == Kind::Btf && !releases {
+        if reg.is_movable_object() && !releases {
             if reg.off < 0 {
                 return denied!(NegativeOffset, "r{r} is {}, in front of the object", reg.describe());
             }

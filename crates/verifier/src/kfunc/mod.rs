@@ -26,6 +26,8 @@ use crate::Options;
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, denied, invalid, unsupported};
 use crate::iterators::IterArg;
+use crate::object::Field;
+use crate::object::timer::MapIdentity;
 use crate::reason::Reason;
 use crate::reg::Reg;
 use crate::stack_object::Dynptr;
@@ -56,6 +58,10 @@ pub(crate) struct KfuncCall<'p> {
     pub function: Option<u32>,
     /// The allocated object among the arguments: what is returned may be of its type.
     pub object: Option<Reg>,
+    /// The list head or tree root among the arguments.
+    pub root: Option<Field>,
+    /// The map that a work queue or the like is in.
+    pub identity: Option<MapIdentity>,
     /// The kernel's type behind the context.
     pub context: Option<u32>,
 }
@@ -224,6 +230,8 @@ impl<'p> Env<'p> {
             map: None,
             function: None,
             object: None,
+            root: None,
+            identity: None,
             context: None,
         })
     }

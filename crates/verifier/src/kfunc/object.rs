@@ -70,8 +70,16 @@ impl<'p> Env<'p> {
     }
 
     pub(super) fn kfunc_map(&mut self, call: &mut KfuncCall<'p>, r: u8, reg: &Reg) -> Check {
+        if reg.kind == Kind::Btf
+            && let Some(id) = Types::new(call.btf).find_struct("bpf_map")
+        {
+            return self.kfunc_object(call, r, reg, id);
+        }
         if reg.kind != Kind::Map || reg.nullable() {
             return invalid!(UnknownMap, "{} wants a map in r{r}, which holds {}", call.name(), reg.describe());
+        }
+        if let Some(owner) = call.identity {
+            self.check_same_map(r, reg, owner)?;
         }
         call.map = Some(reg.what);
         Ok(())

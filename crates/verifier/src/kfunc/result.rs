@@ -6,6 +6,7 @@ use skep_ebpf::kfunc::flag as kf;
 use crate::env::Env;
 use crate::fail::{Check, invalid};
 use crate::kfunc::KfuncCall;
+use crate::kfunc::graph::{lock_taken, takes_lock};
 use crate::reg::{Kind, Reg, flag};
 
 impl<'p> Env<'p> {
@@ -13,6 +14,7 @@ impl<'p> Env<'p> {
         let pointee = match call.resolved(call.ret) {
             Some((_, &Type::Ptr { ty })) => ty,
             Some((_, Type::Void)) => return Ok(Reg::NOT_INIT),
+            Some((_, Type::Int { .. })) if takes_lock(call.name()) => return Ok(lock_taken()),
             Some((_, Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. })) if !call.has(kf::ACQUIRE) => {
                 return Ok(Reg::UNKNOWN);
             }

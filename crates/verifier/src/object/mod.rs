@@ -10,8 +10,8 @@ pub(crate) mod record;
 mod structs;
 pub(crate) mod timer;
 
-pub(crate) use locks::Lock;
-pub(crate) use record::{Field, FieldKind, Pointee, Record};
+pub(crate) use locks::{Lock, LockKind};
+pub(crate) use record::{Content, Field, FieldKind, Pointee, Record};
 pub(crate) use structs::Structs;
 
 use skep_ebpf::Errno;
