@@ -229,3 +229,13 @@ fn sections() {
 fn strings() {
     run(include_str!("cases/strings.txt"));
 }
+
+#[test]
+fn dynptr_kfuncs() {
+    run(include_str!("cases/dynptr_kfuncs.txt"));
+}
+
+#[test]
+fn iterators() {
+    run(include_str!("cases/iterators.txt"));
+}
