@@ -220,6 +220,9 @@ impl<'p> Env<'p> {
 
     /// Sets up the arguments of the function that is checked.
     fn enter(&mut self, function: usize) -> Check {
+        if function == 0 && self.hook.extends {
+            return self.enter_extension();
+        }
         if function == 0 {
             self.acquired = self.acquired_arguments().into_iter().map(|n| (n, self.acquire())).collect();
             *self.state.reg_mut(1) = Reg::pointer(Kind::Ctx);

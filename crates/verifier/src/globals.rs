@@ -72,6 +72,14 @@ fn check_untyped(cfg: &Cfg) -> Check {
     Ok(())
 }
 
+/// The prototype of a function, global or not.
+pub(crate) fn prototype_of(prog: &Program, btf: &Btf, func: u32) -> Option<Global> {
+    match btf.kind(func) {
+        Some(&Type::Func { proto, .. }) => Some(prototype(prog, btf, func, proto)),
+        _ => None,
+    }
+}
+
 fn prototype(prog: &Program, btf: &Btf, func: u32, proto: u32) -> Global {
     let mut global = Global { name: btf.name(func).into(), params: Vec::new(), broken: None };
     let Some(Type::FuncProto { ret, params }) = btf.kind(proto) else {

@@ -22,8 +22,10 @@ pub(crate) struct Hook<'p> {
     pub proto: Option<(u32, &'p [Param])>,
     /// The struct of operations that the program implements a member of.
     pub ops: Option<&'p str>,
-    /// Type of the program that is attached to.
+    /// Type of the program that is attached to; for an extension that of the program it extends.
     pub target: Option<ProgType>,
+    /// The same, but an extension is one.
+    pub target_type: Option<ProgType>,
     /// The program replaces a function of another program.
     pub extends: bool,
 }
@@ -53,7 +55,7 @@ fn can_sleep(prog: &Program) -> bool {
 }
 
 /// Finds what the program attaches to, and checks that it may.
-pub(crate) fn resolve<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
+pub(crate) fn resolve<'p>(prog: &'p Program, options: &'p Options, moves_packet: bool) -> Check<Hook<'p>> {
     let sleeps = prog.flags & prog_flags::SLEEPABLE != 0;
     if prog.prog_type == ProgType::Syscall && !sleeps {
         return invalid!(ProgramType, "programs of type syscall must be sleepable")
@@ -66,7 +68,7 @@ pub(crate) fn resolve<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook
     match prog.prog_type {
         ProgType::StructOps => member(prog, options),
         ProgType::Tracing | ProgType::Lsm | ProgType::Ext => match &options.target {
-            Some(target) => crate::target::resolve(prog, target),
+            Some(target) => crate::target::resolve(prog, target, moves_packet),
             None if prog.prog_type == ProgType::Ext => {
                 refuse(Errno::EINVAL, "no program is given whose function this one is to replace".into())
             }

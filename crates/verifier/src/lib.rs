@@ -137,6 +137,7 @@ pub struct Verified {
     helpers: Vec<u32>,
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
+    target: target::TargetFacts,
     visits: Vec<u32>,
     log: String,
 }
@@ -238,6 +239,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             helpers: parts.helpers,
             maps: parts.maps,
             ctx_reads: parts.ctx_reads,
+            target: parts.target,
             visits: progress.visits,
             log: progress.log,
             program,
@@ -276,6 +278,7 @@ struct Parts {
     helpers: Vec<u32>,
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
+    target: target::TargetFacts,
 }
 
 fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check<Parts> {
@@ -292,15 +295,17 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
             return refused.map_err(|f: Box<Failure>| f.whole());
         }
     };
-    kfunc::check_calls(program, &options)?;
+    let effective = target::effective(program, options.target.as_ref());
+    kfunc::check_calls(effective.as_ref().unwrap_or(program), &options)?;
     let maps = map_facts::collect(program, kernel, &structs);
     let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options))?;
     map_facts::check_references(program, &maps)?;
-    let hook = hook::resolve(program, &options)?;
-    let mut env = Env::new(program, &options, cfg, maps, structs);
+    let moves_packet = cfg.functions.first().is_some_and(|f| f.moves_packet);
+    let hook = hook::resolve(program, &options, moves_packet)?;
+    let mut env = Env::new(effective.as_ref().unwrap_or(program), &options, cfg, maps, structs);
     env.hook = hook;
     env.recorder = progress.recorder.take();
-    let result = globals::find(program, &env.cfg, &mut env.functions).and_then(|()| env.run());
+    let result = globals::find(env.prog, &env.cfg, &mut env.functions).and_then(|()| env.run());
     *progress = Progress {
         stats: env.stats,
         insn: env.insn,
@@ -334,6 +339,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         helpers,
         maps: used_maps(program, &env.facts),
         ctx_reads,
+        target: target::facts(program, &env),
     })
 }
 

@@ -176,7 +176,7 @@ static TYPES: [TypeFacts; 32] = [
     TypeFacts { sleep: Sleep::May, ..row(T::Tracing, Any, any, No, plain("")) },
     TypeFacts { sleep: Sleep::May, ..row(T::Lsm, Any, any, No, plain("")) },
     TypeFacts { sleep: Sleep::May, ..row(T::StructOps, Any, any, No, plain("")) },
-    TypeFacts { sleep: Sleep::May, ..row(T::Ext, Any, any, No, plain("")) },
+    TypeFacts { sleep: Sleep::May, ..row(T::Ext, Of(&[A::CgroupInetIngress]), any, No, plain("")) },
     row(T::Netfilter, Of(&[A::Netfilter]), bit, No, plain("bpf_nf_ctx")),
 ];
 

@@ -1,5 +1,7 @@
 //! The kernel's selftest programs: our verdict against the one that Linux 6.18 gave.
 //!
+//! A second test asks for the verdict of Linux 6.12, which judged the kinds of programs that 6.18 refused there.
+//!
 //! `SKEP_CORPUS` names the corpus (default `../shared/corpus` beside the workspace); without it the test is skipped.
 //! `SKEP_CORPUS_SHOW=1` lists every disagreement.
 
@@ -13,10 +15,10 @@ use skep_ebpf::btf::Btf;
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{AttachType, ProgType};
 use skep_elf::{Kconfig, Ksyms, LoadOptions, Object, kernel_version};
-use skep_verifier::{Options, Outcome, verify};
+use skep_verifier::{KernelProfile, Options, Outcome, Rejection, Target, Verified, verify};
 
 /// The program types that are judged.
-const JUDGED: [&str; 26] = [
+const JUDGED: [&str; 28] = [
     "kprobe",
     "tracepoint",
     "perf_event",
@@ -43,6 +45,8 @@ const JUDGED: [&str; 26] = [
     "lwt_out",
     "lwt_xmit",
     "syscall",
+    "tracing",
+    "struct_ops",
 ];
 
 struct Corpus {
@@ -68,13 +72,26 @@ impl Corpus {
         Some(Corpus { objects: out.join("objects"), dir })
     }
 
-    fn load_options(&self) -> LoadOptions {
-        let btf = Command::new("xz").arg("-dc").arg(self.dir.join("vmlinux.btf.xz")).output().expect("xz");
+    /// Unpacks the objects that only 6.12 has judged.
+    fn open_6_12() -> Option<(Corpus, PathBuf)> {
+        let corpus = Corpus::open()?;
+        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("corpus-6.12");
+        if !out.exists() {
+            std::fs::create_dir_all(&out).expect("directory for the corpus");
+            let tar = corpus.dir.join("objects-6.12.tar.xz");
+            let done = Command::new("tar").arg("xJf").arg(tar).arg("--strip-components=1").arg("-C").arg(&out).status();
+            assert!(done.is_ok_and(|s| s.success()), "tar cannot unpack the corpus");
+        }
+        Some((corpus, out))
+    }
+
+    fn load_options(&self, btf: &str, kernel_version: u32) -> LoadOptions {
+        let btf = Command::new("xz").arg("-dc").arg(self.dir.join(btf)).output().expect("xz");
         let config = "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_JIT=y\nCONFIG_HZ=1000\nCONFIG_CGROUP_BPF=y\n";
         LoadOptions {
             btf: Some(Arc::new(Btf::parse(&btf.stdout).expect("the kernel's BTF"))),
             kconfig: Some(Kconfig::parse(config)),
-            kernel_version: kernel_version(6, 18, 44),
+            kernel_version,
             ksyms: Ksyms::host(),
             prog_type: None,
         }
@@ -116,7 +133,7 @@ fn agrees_with_the_kernel() {
     let Some(corpus) = Corpus::open() else { return };
     let show = std::env::var_os("SKEP_CORPUS_SHOW").is_some();
     let only = std::env::var("SKEP_CORPUS_ONLY").ok();
-    let load = corpus.load_options();
+    let load = corpus.load_options("vmlinux.btf.xz", kernel_version(6, 18, 44));
     let options = Options { btf: load.btf.clone(), ..Options::default() };
     let rows = std::fs::read_to_string(corpus.dir.join("truth.jsonl")).expect("truth.jsonl");
     let mut objects: BTreeMap<String, Object> = BTreeMap::new();
@@ -263,5 +280,85 @@ fn agrees_with_the_kernel() {
     assert!(slow.is_empty(), "too slow: {slow:?}");
     if only.is_none() {
         assert!(same * 100 >= accepts * 60, "{same} of {accepts} accepted");
+    }
+}
+
+/// The programs that 6.12 judged.
+struct Linux612 {
+    corpus: Corpus,
+    more: PathBuf,
+    load: LoadOptions,
+    objects: BTreeMap<String, Object>,
+}
+
+impl Linux612 {
+    fn link(&mut self, object: &str, program: &str) -> Result<Program, String> {
+        let (more, objects) = (&self.more, &self.corpus.objects);
+        let parsed = self.objects.entry(object.to_owned()).or_insert_with(|| {
+            let file = format!("{object}.o");
+            let bytes =
+                std::fs::read(more.join(&file)).or_else(|_| std::fs::read(objects.join(&file))).expect("object");
+            Object::parse(object, &bytes).unwrap_or_else(|e| panic!("{object}: {e}"))
+        });
+        parsed.program(program, &self.load).map_err(|e| e.to_string())
+    }
+
+    /// Verifies a program, attached to the last of `targets`, each of which is attached to the one before.
+    fn verify(
+        &mut self,
+        object: &str,
+        program: &str,
+        flags: u32,
+        targets: &[serde_json::Value],
+    ) -> Result<Result<Verified, Box<Rejection>>, String> {
+        let mut linked = self.link(object, program)?;
+        linked.flags |= flags;
+        let target = match targets.split_last() {
+            None => None,
+            Some((last, before)) => {
+                let text = |name: &str| last[name].as_str().expect("a text field");
+                let verified = self.verify(text("object"), text("program"), 0, before)?;
+                let verified = verified.map_err(|r| format!("target {}: {r}", text("program")))?;
+                let function = if text("function").is_empty() { linked.attach_to.as_str() } else { text("function") };
+                Some(Target { program: Arc::new(verified), function: function.to_owned() })
+            }
+        };
+        let profile = KernelProfile::LINUX_6_12;
+        Ok(verify(linked, &Options { profile, btf: self.load.btf.clone(), target, ..Options::default() }))
+    }
+}
+
+#[test]
+fn agrees_with_linux_6_12() {
+    let Some((corpus, more)) = Corpus::open_6_12() else { return };
+    let only = std::env::var("SKEP_CORPUS_ONLY").ok();
+    let rows = std::fs::read_to_string(corpus.dir.join("truth-6.12.jsonl")).expect("truth-6.12.jsonl");
+    let load = corpus.load_options("vmlinux-6.12.btf.xz", kernel_version(6, 12, 117));
+    let mut kernel = Linux612 { corpus, more, load, objects: BTreeMap::new() };
+    let (mut agree, mut of, mut wrong_accepts, mut others) = (0, 0, Vec::new(), Vec::new());
+    for row in rows.lines() {
+        let row: serde_json::Value = serde_json::from_str(row).expect("a row of truth-6.12.jsonl");
+        let field = |name: &str| row[name].as_str().expect("a text field");
+        let name = format!("{}/{}", field("object"), field("program"));
+        if only.as_ref().is_some_and(|o| !name.contains(o.as_str())) {
+            continue;
+        }
+        let targets = row["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        let flags = row["prog_flags"].as_u64().unwrap_or(0) as u32;
+        let verdict = kernel.verify(field("object"), field("program"), flags, targets);
+        let (kernel_accepts, kind) = (field("verdict") == "accepted", field("attach_type"));
+        of += 1;
+        match verdict {
+            Ok(Ok(_)) if kernel_accepts => agree += 1,
+            Ok(Ok(_)) => wrong_accepts.push(format!("{name} ({kind}): {} {targets:?}", row["errno"])),
+            Ok(Err(r)) if r.outcome == Outcome::Rejected && !kernel_accepts => agree += 1,
+            Ok(Err(r)) => others.push(format!("{name} ({kind}), kernel {}: {} {r}", field("verdict"), r.reason)),
+            Err(e) => others.push(format!("{name} ({kind}), kernel {}: not linked: {e}", field("verdict"))),
+        }
+    }
+    println!("6.12: {agree} of {of} agree; others:\n{}", others.join("\n"));
+    assert!(wrong_accepts.is_empty(), "accepted, but 6.12 rejects:\n{}", wrong_accepts.join("\n"));
+    if only.is_none() {
+        assert!(agree * 100 >= of * 60, "{agree} of {of} agree");
     }
 }
