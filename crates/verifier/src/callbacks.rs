@@ -13,7 +13,6 @@ use crate::fail::{Check, Failure, invalid, unsupported};
 use crate::helper_args::CallFacts;
 use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
-use crate::stack_object::{Dynptr, Source};
 use crate::state::{Callback, CalledBy, Frame, State, StateId};
 
 const FOR_EACH_MAP_ELEM: u32 = 164;
@@ -52,10 +51,7 @@ impl Env<'_> {
                 let [_, key, value, ..] = self.async_arguments(facts.map, facts.map_uid)?;
                 [caller[1], key, value, caller[3], Reg::NOT_INIT]
             }
-            USER_RINGBUF_DRAIN => {
-                let record = Dynptr { source: Source::Local, first: true, id: self.new_id(), ref_id: 0 };
-                [record.to_reg(), caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT]
-            }
+            USER_RINGBUF_DRAIN => [self.foreign_dynptr(), caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT],
             TIMER_SET_CALLBACK => {
                 let by = CalledBy::Helper(h.id);
                 let args = self.async_arguments(facts.map, facts.map_uid)?;

@@ -21,6 +21,8 @@ pub(crate) enum Param {
     Ctx,
     /// Memory of this size.
     Mem { size: u32, nullable: bool },
+    /// A dynptr, which the function does not change.
+    Dynptr,
     /// Something else, which is not judged.
     Unsupported,
 }
@@ -152,6 +154,13 @@ impl Env<'_> {
                     );
                 }
             }
+            Param::Dynptr => {
+                if !matches!(reg.kind, Kind::Stack | Kind::Dynptr) {
+                    return invalid!(GlobalFunction, "{name} wants a dynptr in r{r}, which holds {}", reg.describe());
+                }
+                self.check_arg_offset(r, &reg)?;
+                self.read_dynptr(r)?;
+            }
             Param::Mem { size, nullable } => {
                 self.check_arg_offset(r, &reg)?;
                 if reg.is_null() {
@@ -197,6 +206,7 @@ impl Env<'_> {
             let reg = match *param {
                 Param::Number => Reg::UNKNOWN,
                 Param::Ctx => Reg::pointer(Kind::Ctx),
+                Param::Dynptr => self.foreign_dynptr(),
                 Param::Mem { size, nullable } => {
                     let mut reg = Reg { size, ..Reg::pointer(Kind::Mem) };
                     if nullable {

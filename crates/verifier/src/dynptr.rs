@@ -55,6 +55,11 @@ impl Env<'_> {
         }
     }
 
+    /// A pointer to a dynptr that is not the program's own to change.
+    pub fn foreign_dynptr(&mut self) -> Reg {
+        Dynptr { source: Source::Local, first: true, id: self.new_id(), ref_id: 0 }.to_reg()
+    }
+
     /// The initialised dynptr that a register points to.
     pub fn read_dynptr(&mut self, r: u8) -> Check<Dynptr> {
         let reg = *self.state.reg(r);

@@ -141,7 +141,10 @@ fn param(prog: &Program, btf: &Btf, func: u32, n: usize, ty: u32) -> Result<Para
             }
             let Some(target) = btf.resolve(pointee) else { return Err("its type is not known".into()) };
             if btf.name(target) == "bpf_dynptr" {
-                return Ok(Param::Unsupported);
+                return match nullable {
+                    true => Ok(Param::Dynptr),
+                    false => Err("it is a dynptr, which takes no tags".into()),
+                };
             }
             match btf.size_of(target).and_then(|s| u32::try_from(s).ok()) {
                 Some(size) if !matches!(btf.kind(target), Some(Type::Void)) => Ok(Param::Mem { size, nullable }),

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use skep_ebpf::btf::build::Builder;
-use skep_ebpf::btf::{Btf, Kind, Linkage, Param};
+use skep_ebpf::btf::{Btf, Composite, Kind, Linkage, Param};
 use skep_ebpf::insn::pseudo;
 use skep_ebpf::program::{FuncInfo, Program};
 
 /// A function behind the main one: what it takes, a letter each, and whether it is global.
 ///
-/// `i` is a number, `c` the context, `p` a pointer to 8 bytes, `n` one that is not null.
+/// `i` is a number, `c` the context, `p` a pointer to 8 bytes, `n` one that is not null, `d` a dynptr.
 #[derive(Clone, Debug)]
 pub struct Function {
     pub params: String,
@@ -24,6 +24,8 @@ pub fn blob(functions: &[Function]) -> (Vec<u8>, Vec<u32>) {
     let long = b.int("unsigned long", 8, 0);
     let pointer = b.add("", &Kind::Ptr { ty: long });
     let any = b.add("", &Kind::Ptr { ty: 0 });
+    let dynptr = b.add("bpf_dynptr", &Kind::Struct(Composite { size: 16, members: Box::new([]) }));
+    let dynptr = b.add("", &Kind::Ptr { ty: dynptr });
     let mut ids = Vec::new();
     let main = Function { params: "c".into(), global: true };
     for (n, f) in std::iter::once(&main).chain(functions).enumerate() {
@@ -32,6 +34,7 @@ pub fn blob(functions: &[Function]) -> (Vec<u8>, Vec<u32>) {
             ty: match letter {
                 'i' => int,
                 'c' => any,
+                'd' => dynptr,
                 _ => pointer,
             },
         };
