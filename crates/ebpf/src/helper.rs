@@ -293,6 +293,8 @@ const NETFILTER: TypeSet = only(ProgType::Netfilter);
 const ALL: TypeSet = !0;
 /// Every type but infrared decoders, which have a short list of their own.
 const ANY: TypeSet = ALL & !LIRC_MODE2;
+/// Programs whose result, or the errno that goes with it, is handed to a system call.
+const RETVAL: TypeSet = CGROUP_SOCK | SOCK_OPS | CGROUP_DEVICE | CGROUP_SOCK_ADDR | CGROUP_SYSCTL | CGROUP_SOCKOPT;
 const TC: TypeSet = SCHED_CLS | SCHED_ACT;
 const LWT: TypeSet = LWT_IN | LWT_OUT | LWT_XMIT | LWT_SEG6LOCAL;
 const KPROBES: TypeSet = KPROBE | TRACEPOINT | PERF_EVENT | RAW_TRACEPOINT | RAW_TRACEPOINT_WRITABLE;
@@ -464,8 +466,8 @@ pub static HELPERS: [Helper; 211] = [
     h(142, "load_hdr_opt", Integer, &[Ctx, UPDATE, Size, Anything], 0, SOCK_OPS),
     h(143, "store_hdr_opt", Integer, &[Ctx, READ, Size, Anything], MOVES_PKT, SOCK_OPS),
     h(144, "reserve_hdr_opt", Integer, &[Ctx, Anything, Anything], 0, SOCK_OPS),
-    h(145, "inode_storage_get", ValueOrNull, &[MapPtr, BtfOrNull, MapValueOrNull, Anything], 0, LSM | TRACING),
-    h(146, "inode_storage_delete", Integer, &[MapPtr, BtfOrNull], 0, LSM | TRACING),
+    h(145, "inode_storage_get", ValueOrNull, &[MapPtr, BtfOrNull, MapValueOrNull, Anything], 0, LSM),
+    h(146, "inode_storage_delete", Integer, &[MapPtr, BtfOrNull], 0, LSM),
     h(147, "d_path", Integer, &[Btf, UPDATE, SizeOrZero], 0, TRACING | LSM),
     h(148, "copy_from_user", Integer, &[WRITE, SizeOrZero, Anything], SLEEPS, ANY),
     h(149, "snprintf_btf", Integer, &[UPDATE, Size, READ, Size, Anything], 0, ANY),
@@ -505,8 +507,8 @@ pub static HELPERS: [Helper; 211] = [
     h(183, "get_func_arg", Integer, &[Ctx, Anything, Fixed(Access::Write, 8)], 0, TRACING | LSM),
     h(184, "get_func_ret", Integer, &[Ctx, Fixed(Access::Write, 8)], 0, TRACING | LSM),
     h(185, "get_func_arg_cnt", Integer, &[Ctx], 0, TRACING | LSM),
-    h(186, "get_retval", Integer, &[], 0, CGROUP_SOCK | SOCK_OPS | CGROUP_DEVICE | CGROUP_SOCK_ADDR | CGROUP_SYSCTL | CGROUP_SOCKOPT),
-    h(187, "set_retval", Integer, &[Anything], 0, CGROUP_SOCK | SOCK_OPS | CGROUP_DEVICE | CGROUP_SOCK_ADDR | CGROUP_SYSCTL | CGROUP_SOCKOPT),
+    h(186, "get_retval", Integer, &[], 0, RETVAL),
+    h(187, "set_retval", Integer, &[Anything], 0, RETVAL),
     h(188, "xdp_get_buff_len", Integer, &[Ctx], 0, XDP | SYSCALL | TRACING | LSM),
     h(189, "xdp_load_bytes", Integer, &[Ctx, Anything, WRITE, Size], 0, XDP),
     h(190, "xdp_store_bytes", Integer, &[Ctx, Anything, READ, Size], 0, XDP),

@@ -207,6 +207,9 @@ fn agrees_with_the_kernel() {
             }
             Err(r) if r.outcome == Outcome::Unsupported => {
                 tally.unsupported += 1;
+                if show {
+                    println!("unsupported {name}/{program} ({}): {r}", field("type"));
+                }
                 if kernel_accepts {
                     *reasons.entry((r.reason, r.message.clone())).or_default() += 1;
                 }

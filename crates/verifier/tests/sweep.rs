@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
 
 use skep_ebpf::Insn;
-use skep_ebpf::btf::Btf;
+use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::helper::{Access, Arg, HELPERS, Helper};
 use skep_ebpf::insn::{CALL, EXIT, LD_IMM64, alu, class, jmp, mode, pseudo, size};
 use skep_ebpf::program::{MapDef, Program};
@@ -225,6 +225,85 @@ fn object_accesses() {
         }
     }
     score.finish();
+}
+
+/// Loads and stores at every offset of every type of map.
+#[test]
+fn map_accesses() {
+    if !kernel::available() {
+        return;
+    }
+    let defs: Arc<[MapDef]> = maps().into();
+    let Some(fds) = kernel::maps(&defs) else {
+        eprintln!("skipped: the maps cannot be made here");
+        return;
+    };
+    let mut score = Score::default();
+    for (map, def) in defs.iter().enumerate() {
+        for (off, access) in accesses(-8..720) {
+            // Loads tell most; stores are refused anywhere.
+            if access.class() != class::LDX && off > 8 {
+                continue;
+            }
+            let mut insns = wide(1, pseudo::MAP_IDX, map, 0).to_vec();
+            insns.extend([mov(0, 1), access, mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)]);
+            let mut program = load(ProgType::SocketFilter, A::CgroupInetIngress, "GPL", insns);
+            program.maps = defs.clone();
+            score.judge(&program, &fds, || format!("map {} at {off}: {access:?}", def.name));
+        }
+    }
+    score.finish();
+}
+
+/// Whether a program may call each helper at all: in every type and attach type, and at some places in the kernel.
+#[test]
+fn helper_scopes() {
+    let Some(types) = kernel_types().filter(|_| kernel::available()) else { return };
+    let mut places: Vec<(ProgType, A, u32)> =
+        TYPES.iter().flat_map(|(ty, attaches, _)| attaches.iter().map(|a| (*ty, *a, 0))).collect();
+    let find = |name: &str| types.find(name, |k| !matches!(k, Kind::Fwd { .. }));
+    let tracing = [
+        (A::TraceRawTp, "btf_trace_sched_switch"),
+        (A::TraceIter, "bpf_iter_task"),
+        (A::TraceIter, "bpf_iter_tcp"),
+        (A::TraceIter, "bpf_iter_udp"),
+        (A::TraceIter, "bpf_iter_unix"),
+        (A::TraceIter, "bpf_iter_bpf_map_elem"),
+    ];
+    places.extend(tracing.into_iter().filter_map(|(how, name)| Some((ProgType::Tracing, how, find(name)?))));
+    for (ops, member) in
+        [("tcp_congestion_ops", "init"), ("tcp_congestion_ops", "release"), ("bpf_dummy_ops", "test_1")]
+    {
+        let Some(id) = find(ops) else { continue };
+        let Some(Kind::Struct(c)) = types.kind(id) else { continue };
+        let index = c.members.iter().position(|m| types.str_at(m.name_off) == Some(member));
+        let attach = index.and_then(|n| A::from_u32(n as u32)).expect("the member");
+        places.push((ProgType::StructOps, attach, id));
+    }
+    let options = Options { btf: kernel_types(), ..Options::default() };
+    let mut wrong = Vec::new();
+    for (ty, attach, id) in places {
+        for h in &HELPERS {
+            let licenses: &[&str] = if h.has(skep_ebpf::helper::GPL) { &["GPL", "none"] } else { &["GPL"] };
+            for license in licenses {
+                let call = vec![Insn::new(CALL, 0, 0, 0, h.id as i32), mov(0, 1), Insn::new(EXIT, 0, 0, 0, 0)];
+                let mut program = load(ty, attach, license, call);
+                program.attach_btf_id = id;
+                let log = kernel::load_with(&program, &[], 1).expect("no maps").log;
+                let refused = ["cannot use helper", "unknown func", "not allowed in probe", "GPL-restricted"];
+                let theirs = refused.iter().any(|r| log.contains(r));
+                let here = verify(program, &options).map_err(|r| r.reason);
+                let ours = matches!(here, Err("helper-not-allowed" | "helper-needs-gpl"));
+                // Not before the arguments are judged.
+                let late = log.contains("not supported for program type") || log.contains("supported only for fentry");
+                if theirs != ours && !(late && ours) {
+                    let line = log.lines().rev().find(|l| !l.starts_with("processed")).unwrap_or("");
+                    wrong.push(format!("{} in {ty} for {attach} ({id}, {license}): {here:?}, kernel: {line}", h.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// What each type and attach type returns, and which of them can be loaded at all.

@@ -138,6 +138,7 @@ pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_l
         attr.set(24, log_level).set(28, log.len() as u32).set64(32, log.as_mut_ptr() as u64);
     }
     attr.set(44, prog.flags).set(68, prog.attach_type.map_or(0, |a| a as u32));
+    attr.set(108, prog.attach_btf_id);
     let func_info: Vec<[u32; 2]> = prog.func_info.iter().map(|f| [f.insn, f.type_id]).collect();
     if let Some(btf) = btf {
         attr.set(72, btf.as_raw_fd() as u32).set(76, 8);
