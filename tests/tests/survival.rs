@@ -250,3 +250,19 @@ fn the_target_is_killed() {
         done.stderr
     );
 }
+
+/// An unwinder that had anything registered with it would take a lock in each look-up (libgcc before 13).
+#[test]
+fn handlers_and_children_unwind() {
+    let program = build("looks.c", &["-fno-omit-frame-pointer"]);
+    for args in [&["fork"][..], &["signal"], &["fork", "late"], &["signal", "late"]] {
+        let mut target = Target::start(&program, args);
+        let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+        trace.attached(2);
+        target.go();
+        let (said, status) = target.finish();
+        let done = trace.finish();
+        assert_eq!((&said[..], status.code()), (&["fine".to_owned()][..], Some(0)), "{args:?}: {}", done.stderr);
+        assert!(done.count("on_return", "hits") > 60, "{args:?}: {}", done.stderr);
+    }
+}

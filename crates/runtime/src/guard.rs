@@ -1,4 +1,5 @@
-//! Guards: sites on the C library's functions that change signal actions and masks.
+//! Guards: sites on the C library's functions that change signal actions and masks, and on libgcc's that finds what
+//! describes a frame.
 //!
 //! A thread that runs into a breakpoint with `SIGTRAP` blocked is killed by the kernel, and one whose process has replaced
 //! our handler likewise. So `SIGTRAP` is taken out of every set of signals that is to be blocked, and an action for it is
@@ -15,7 +16,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use skep_ebpf::uapi::PtRegs;
 
 use crate::hit::hit;
-use crate::session::{Proc, Site, TRAP_MASKS, TrapState, guard};
+use crate::session::{Proc, STUB_SIZE, Site, TRAP_MASKS, TrapState, guard};
 use crate::trap::{self, Action, SA_RESTORER, SIGTRAP, TRAP_BIT};
 use crate::{read, sys};
 
@@ -58,6 +59,9 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
         }
         let (site, regs) = (&*site, &mut *regs);
         let proc = &*(site.proc as *const Proc);
+        if site.guard == guard::UNWIND {
+            return u64::from(describe(proc, regs));
+        }
         let Some(state) = proc.trap_state() else { return 0 };
         match site.guard.checked_sub(guard::MASK) {
             Some(argument) => {
@@ -68,6 +72,32 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
             None => 0,
         }
     }
+}
+
+/// What libgcc's `_Unwind_Find_FDE` returns besides the description.
+#[repr(C)]
+struct Bases {
+    text: u64,
+    data: u64,
+    function: u64,
+}
+
+/// Answers a call of `_Unwind_Find_FDE` for an address in the return stubs. False if the function itself is to answer.
+///
+/// Nothing is registered with the unwinder for the stubs: libgcc before 13 takes a lock in each look-up once anything is
+/// registered, and a handler or a forked child that unwinds would wait for it for ever.
+///
+/// # Safety
+/// As [`guard`]; the second argument points to [`Bases`].
+unsafe fn describe(proc: &Proc, regs: &mut PtRegs) -> bool {
+    if regs.rdi.wrapping_sub(proc.stubs) >= u64::from(proc.nret) * STUB_SIZE || proc.description == 0 {
+        return false;
+    }
+    let bases = Bases { text: 0, data: 0, function: proc.stubs };
+    // SAFETY: the caller's promise.
+    unsafe { (regs.rsi as *mut Bases).write_unaligned(bases) };
+    regs.rax = proc.description;
+    true
 }
 
 /// Replaces the set of signals that argument `n` points to.

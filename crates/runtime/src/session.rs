@@ -230,6 +230,8 @@ pub struct Proc {
     pub ntraps: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// Address of the description (FDE) by which an unwinder gets past the return stubs.
+    pub description: u64,
 }
 
 /// Links that one site can carry.
@@ -264,7 +266,8 @@ pub struct Site {
     pub entry: u32,
 }
 
-/// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process.
+/// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process, and lead
+/// unwinders past return stubs.
 pub mod guard {
     /// Nothing.
     pub const NONE: u32 = 0;
@@ -272,6 +275,8 @@ pub mod guard {
     pub const SIGACTION: u32 = 1;
     /// Plus `n`: argument `n` points to a set of signals to block, out of which `SIGTRAP` is taken.
     pub const MASK: u32 = 2;
+    /// It is libgcc's `_Unwind_Find_FDE`: for an address in the return stubs the answer is their description.
+    pub const UNWIND: u32 = 1 << 16;
 }
 
 /// A breakpoint: where it is, and its site.

@@ -60,6 +60,8 @@ pub struct Addresses {
     pub fsgsbase: bool,
     /// See [`Proc`].
     pub trap_state: u64,
+    /// See [`Proc::description`].
+    pub description: u64,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -134,6 +136,7 @@ impl Block {
             traps: at + self.traps as u64,
             ntraps: traps.len() as u32,
             reserved: 0,
+            description: a.description,
         };
         self.put(0, proc);
         for (n, &(header, data)) in maps.iter().enumerate() {

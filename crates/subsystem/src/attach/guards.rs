@@ -10,8 +10,7 @@ use iced_x86::{Code, Decoder, DecoderOptions};
 use skep_runtime::session::guard;
 
 use super::AttachError;
-use super::plan::Plan;
-use super::request::ProbeKind;
+use super::plan::{Plan, PlannedSite};
 use super::symbols::{Found, Module, Modules};
 use super::world::{Memory, World};
 
@@ -29,6 +28,11 @@ const GUARDED: [(&str, u32); 9] = [
 ];
 /// Those without which nothing is guarded.
 const NEEDED: [&str; 2] = ["sigaction", "sigprocmask"];
+
+/// What libgcc's unwinder finds descriptions of frames with.
+const FIND: &str = "_Unwind_Find_FDE";
+/// What tells LLVM's unwinder from it.
+const LLVM: [&str; 2] = ["unw_getcontext", "__unw_getcontext"];
 
 /// Bytes of a function in which its system call is.
 const HAZARD: u64 = 512;
@@ -104,16 +108,53 @@ impl Plan {
         }
     }
 
+    /// Has unwinders find the return stubs: a site answers for libgcc's `_Unwind_Find_FDE`. One that cannot be asked so is told
+    /// in another way, see [`Unwinders`](super::unwind::Unwinders).
+    pub(super) fn describe_stubs(&mut self, world: &World, modules: &Modules) {
+        if !self.sites.iter().any(PlannedSite::has_return) {
+            return;
+        }
+        for (index, module) in modules.iter().enumerate() {
+            let Some(loaded) = module.loaded() else { continue };
+            // LLVM's unwinder has the function for others and does not use it.
+            if LLVM.iter().any(|name| !loaded.elf.find(name).is_empty()) {
+                continue;
+            }
+            for symbol in loaded.elf.find(FIND).into_iter().filter(|s| s.function && !s.ifunc) {
+                let address = symbol.address.wrapping_add(loaded.bias);
+                let found = Found { module: index, name: FIND.to_owned(), address, offset: 0, ifunc: false };
+                let _ = self.guard(world, module, found, guard::UNWIND);
+            }
+        }
+        self.check_arrivals(world, modules);
+    }
+
+    /// Drops that again if no return probe is left.
+    pub(super) fn check_description(&mut self) {
+        if !self.sites.iter().any(PlannedSite::has_return) {
+            self.sites.retain(|site| !site.links.is_empty() || site.guard != guard::UNWIND);
+            self.tidy();
+        }
+    }
+
+    /// True if an unwinder of this module finds the return stubs.
+    pub fn describes(&self, modules: &Modules, module: &Module) -> bool {
+        let sites = self.sites.iter().filter(|site| site.guard == guard::UNWIND);
+        { sites }.any(|site| modules.get(site.found.module).is_some_and(|m| m.path == module.path))
+    }
+
     fn count_guards(&self) -> usize {
-        self.sites.iter().filter(|site| site.guard != guard::NONE).count()
+        self.sites.iter().filter(|site| site.watches()).count()
     }
 
     /// Guards one function.
     fn guard(&mut self, world: &World, module: &Module, found: Found, guard: u32) -> Result<(), String> {
-        self.hazards.extend(hazards(&world.memory, found.address));
+        if guard != guard::UNWIND {
+            self.hazards.extend(hazards(&world.memory, found.address));
+        }
         let name = &found.name;
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == found.address) {
-            if site.window.trap || site.links.iter().any(|(_, kind)| *kind == ProbeKind::Return) {
+            if site.window.trap || site.has_return() {
                 return Err(format!("`{name}` must be watched, and has another probe that is in the way"));
             }
             site.guard = guard;
@@ -145,7 +186,7 @@ impl Plan {
         self.fail(failed);
         self.sites.retain(|site| !site.is_guard());
         // One with probes, too, keeps the code that has been made for it; without breakpoints it does nothing more.
-        for site in self.sites.iter_mut().filter(|site| site.code == 0) {
+        for site in self.sites.iter_mut().filter(|site| site.code == 0 && site.watches()) {
             site.guard = guard::NONE;
         }
         self.restorer = None;

@@ -162,7 +162,7 @@ impl Mapper<'_, '_> {
         channel.close(self.remote)?;
         let (control, shared, maps, block_at) = shared?;
 
-        let addresses = Addresses {
+        let mut addresses = Addresses {
             index: session.proc_index,
             pid: self.remote.world.pid,
             control,
@@ -177,6 +177,7 @@ impl Mapper<'_, '_> {
             stubs: private.stubs,
             fsgsbase: auxv.get(at::HWCAP2).unwrap_or(0) & 2 != 0,
             trap_state: private.trap_state,
+            description: 0,
         };
         let mut stubs = code::stubs(&Stubs {
             stubs: private.stubs,
@@ -196,7 +197,9 @@ impl Mapper<'_, '_> {
         let memory = &self.remote.world.memory;
         memory.write(private.stubs, &stubs)?;
         let range = private.stubs..private.stubs + u64::from(NRET) * STUB_SIZE;
-        memory.write(private.section, &unwind::eh_frame(range, private.rets))?;
+        let section = unwind::eh_frame(range, private.rets);
+        memory.write(private.section, &section)?;
+        addresses.description = private.section + unwind::description(&section);
         for (n, site) in plan.sites.iter().enumerate() {
             let hit = match (site.guard, session.agent.traps) {
                 (guard::NONE, _) | (_, None) => session.agent.hit,

@@ -77,9 +77,19 @@ impl PlannedSite {
         code::trampoline(&Trampoline { site, ip: self.ip, hit, inside: !self.window.entry, guard })
     }
 
-    /// Is it there for guarding alone?
+    /// Is it there for the sake of breakpoints alone?
     pub fn is_guard(&self) -> bool {
-        self.links.is_empty()
+        self.links.is_empty() && self.guard != guard::UNWIND
+    }
+
+    /// Does it watch over `SIGTRAP`?
+    pub fn watches(&self) -> bool {
+        !matches!(self.guard, guard::NONE | guard::UNWIND)
+    }
+
+    /// Does a link of it fire at the function's return?
+    pub fn has_return(&self) -> bool {
+        self.links.iter().any(|(_, kind)| *kind == ProbeKind::Return)
     }
 }
 
@@ -102,8 +112,14 @@ pub struct Plan {
     pub hazards: Vec<Range<u64>>,
 }
 
-/// Makes the plan.
-pub fn plan(world: &mut World, maps: &[Mapping], modules: &Modules, probes: &[ProbeSpec]) -> Result<Plan, AttachError> {
+/// Makes the plan. `guards` says whether the agent has a function for them.
+pub fn plan(
+    world: &mut World,
+    maps: &[Mapping],
+    modules: &Modules,
+    probes: &[ProbeSpec],
+    guards: bool,
+) -> Result<Plan, AttachError> {
     let mut plan = Plan::default();
     for probe in probes {
         match modules.find(&probe.target) {
@@ -120,9 +136,13 @@ pub fn plan(world: &mut World, maps: &[Mapping], modules: &Modules, probes: &[Pr
         }
     }
     plan.check_arrivals(world, modules);
+    if guards {
+        plan.describe_stubs(world, modules);
+    }
     plan.add_guards(world, modules);
     plan.place(maps, modules);
     plan.check_guards();
+    plan.check_description();
     Ok(plan)
 }
 

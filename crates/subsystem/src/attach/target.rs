@@ -10,12 +10,12 @@ use super::AttachError;
 use super::install::{self, Installed, Session, install};
 use super::leftover;
 use super::patch::{self, Change};
-use super::plan::{self, Plan};
+use super::plan::{self, Plan, PlannedSite};
 use super::procfs::{self, Auxv, Mapping};
-use super::remote::Remote;
+use super::remote::{Remote, SCRATCH};
 use super::request::{Attached, ProbeKind, ProbeSpec};
 use super::sigtrap::{self, Armed};
-use super::symbols::Modules;
+use super::symbols::{Module, Modules};
 use super::unwind::{self, Unwinders};
 use super::world::World;
 
@@ -57,9 +57,27 @@ pub fn prepare(pid: u32, probes: &[ProbeSpec]) -> Option<Modules> {
         let _ = modules.find(&probe.target);
     }
     if probes.iter().any(|probe| probe.kind == ProbeKind::Return) {
-        let _ = unwind::unwinders(&modules);
+        let _ = unwind::unwinders(&modules, |_| false);
     }
     Some(modules)
+}
+
+/// Has a running process load its unwinder.
+fn load_unwinder(world: &mut World, maps: &[Mapping], modules: &Modules, dlopen: u64) -> Result<(), AttachError> {
+    let tid = unwind::safe_thread(world, modules, maps)?;
+    let mut remote = Remote::begin(world, Some(tid), maps)?;
+    let scratch = remote.map_anonymous(SCRATCH, libc::PROT_READ | libc::PROT_WRITE)?;
+    let loaded = unwind::load_unwinder(&mut remote, dlopen, scratch);
+    remote.unmap(scratch, SCRATCH)?;
+    remote.finish()?;
+    loaded
+}
+
+/// The modules as they are now; what is known of `earlier` ones is kept.
+fn reread(pid: u32, maps: &[Mapping], earlier: Modules) -> Result<Modules, AttachError> {
+    let modules = Modules::of(pid, maps, &Auxv::read(pid)?);
+    modules.adopt(earlier);
+    Ok(modules)
 }
 
 impl Target {
@@ -72,13 +90,25 @@ impl Target {
         prepared: Option<Modules>,
     ) -> Result<(Target, Attached), AttachError> {
         let pid = world.pid;
-        let maps = procfs::maps(pid)?;
+        let mut maps = procfs::maps(pid)?;
         let restored = leftover::undo(world, &maps)?;
-        let modules = Modules::of(pid, &maps, &Auxv::read(pid)?);
+        let mut modules = Modules::of(pid, &maps, &Auxv::read(pid)?);
         if let Some(prepared) = prepared {
             modules.adopt(prepared);
         }
-        let mut plan = plan::plan(world, &maps, &modules, probes)?;
+        let guards = session.agent.traps.is_some();
+        let mut plan = plan::plan(world, &maps, &modules, probes, guards)?;
+        // Loaded before it is needed, the unwinder can be asked; told is worse.
+        if point == Point::Running
+            && guards
+            && plan.sites.iter().any(PlannedSite::has_return)
+            && let Unwinders::Loadable(dlopen) = unwind::unwinders(&modules, |_| false)
+        {
+            load_unwinder(world, &maps, &modules, dlopen)?;
+            maps = procfs::maps(pid)?;
+            modules = reread(pid, &maps, modules)?;
+            plan = plan::plan(world, &maps, &modules, probes, guards)?;
+        }
         if restored != 0 {
             plan.notes
                 .push(format!("process {pid}: restored {restored} places that a killed session had left patched"));
@@ -109,10 +139,10 @@ impl Target {
         plan: &Plan,
         point: Point,
     ) -> Result<(), AttachError> {
-        let returns = plan.sites.iter().flat_map(|site| &site.links).any(|(_, kind)| *kind == ProbeKind::Return);
+        let returns = plan.sites.iter().any(PlannedSite::has_return);
         self.installed = Some(install(world, maps, session, plan)?);
         let unwinder = match returns {
-            true => self.tell_unwinders(world, maps, modules, point),
+            true => self.tell_unwinders(world, maps, modules, point, &|module| plan.describes(modules, module)),
             false => Ok(()),
         };
         let armed = unwinder.and_then(|()| self.arm(world, maps));
@@ -149,10 +179,12 @@ impl Target {
         maps: &[Mapping],
         modules: &Modules,
         point: Point,
+        described: &dyn Fn(&Module) -> bool,
     ) -> Result<(), AttachError> {
         let Some(installed) = &self.installed else { return Ok(()) };
-        match unwind::unwinders(modules) {
+        match unwind::unwinders(modules, described) {
             Unwinders::None => Ok(()),
+            Unwinders::Known(unwinders) if unwinders.is_empty() => Ok(()),
             Unwinders::Known(unwinders) => {
                 let tid = match point {
                     Point::Running => Some(unwind::safe_thread(world, modules, maps)?),
@@ -178,8 +210,8 @@ impl Target {
                 remote.finish()?;
                 let maps = procfs::maps(self.pid)?;
                 let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
-                match unwind::unwinders(&modules) {
-                    Unwinders::Known(_) => self.tell_unwinders(world, &maps, &modules, point),
+                match unwind::unwinders(&modules, |_| false) {
+                    Unwinders::Known(_) => self.tell_unwinders(world, &maps, &modules, point, &|_| false),
                     // The system has none: then the program cannot load one either.
                     _ => Ok(()),
                 }
@@ -192,7 +224,7 @@ impl Target {
         if std::mem::take(&mut self.needs_unwinder) {
             let maps = procfs::maps(self.pid)?;
             let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
-            self.tell_unwinders(world, &maps, &modules, Point::Entry)?;
+            self.tell_unwinders(world, &maps, &modules, Point::Entry, &|_| false)?;
         }
         Ok(())
     }

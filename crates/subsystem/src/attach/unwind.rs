@@ -16,7 +16,7 @@ use super::frames;
 use super::procfs::Mapping;
 use super::ptrace::Tid;
 use super::remote::Remote;
-use super::symbols::Modules;
+use super::symbols::{Module, Modules};
 use super::world::World;
 
 const DW_CFA_NOP: u8 = 0x00;
@@ -79,6 +79,11 @@ fn record(section: &mut Vec<u8>, body: &[u8]) {
     section.resize(section.len() + padded - 4 - body.len(), DW_CFA_NOP);
 }
 
+/// Offset of the description in that section: behind the common entry.
+pub fn description(section: &[u8]) -> u64 {
+    section.first_chunk().map_or(0, |length| u64::from(u32::from_le_bytes(*length)) + 4)
+}
+
 /// Bytes of memory that an unwinder keeps about a registered section (48 in libgcc, with room to grow).
 pub const OBJECT: u64 = 128;
 /// Copies of the unwinder that a process may have (libgcc_s, statically linked ones).
@@ -87,7 +92,7 @@ pub const OBJECTS: u64 = 8;
 /// The unwinders of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unwinders {
-    /// Addresses of `__register_frame_info` and `__deregister_frame_info`, of each copy.
+    /// Addresses of `__register_frame_info` and `__deregister_frame_info`, of each copy that must be told.
     Known(Vec<(u64, Option<u64>)>),
     /// None yet, but `dlopen` at this address can load one, and the program's libraries will do so when they need it.
     Loadable(u64),
@@ -95,21 +100,22 @@ pub enum Unwinders {
     None,
 }
 
-/// Finds them.
-pub fn unwinders(modules: &Modules) -> Unwinders {
+/// Finds them; those that are `described` need not be known.
+pub fn unwinders(modules: &Modules, described: impl Fn(&Module) -> bool) -> Unwinders {
     let removers = modules.all_definitions("__deregister_frame_info");
     let mut known = Vec::new();
-    for (module, register) in modules.all_definitions("__register_frame_info") {
+    let definitions = modules.all_definitions("__register_frame_info");
+    let none = definitions.is_empty();
+    for (module, register) in definitions.into_iter().filter(|(module, _)| !described(module)) {
         let remove = removers.iter().find(|(m, _)| m.path == module.path).map(|&(_, address)| address);
         known.push((register, remove));
     }
     known.truncate(OBJECTS as usize);
-    if !known.is_empty() {
+    if !none {
         return Unwinders::Known(known);
     }
     // Only glibc loads libgcc_s behind the program's back.
-    let in_libc =
-        |m: &super::symbols::Module| m.file_name().starts_with("libc.so.6") || m.file_name().starts_with("libc-2.");
+    let in_libc = |m: &Module| m.file_name().starts_with("libc.so.6") || m.file_name().starts_with("libc-2.");
     match modules.all_definitions("dlopen").into_iter().find(|(module, _)| in_libc(module)) {
         Some((_, dlopen)) => Unwinders::Loadable(dlopen),
         None => Unwinders::None,
@@ -283,6 +289,7 @@ mod tests {
         assert_eq!(cie % 8, 0);
         assert_eq!(word(4), 0);
         assert_eq!(word(cie + 4) as usize, cie + 4);
+        assert_eq!(description(&bytes), cie as u64);
         assert_eq!(u64::from_le_bytes(bytes[cie + 8..cie + 16].try_into().unwrap()), 0x1000);
         assert_eq!(word(cie + word(cie) as usize + 4), 0);
     }
