@@ -265,4 +265,12 @@ fn handlers_and_children_unwind() {
         assert_eq!((&said[..], status.code()), (&["fine".to_owned()][..], Some(0)), "{args:?}: {}", done.stderr);
         assert!(done.count("on_return", "hits") > 60, "{args:?}: {}", done.stderr);
     }
+    // A command that loads its unwinder late.
+    for what in ["fork", "signal"] {
+        let command = [program.as_os_str(), what.as_ref(), "late".as_ref(), "now".as_ref()];
+        let done = Trace::command(&object("test/count.bpf.o"), command).finish();
+        assert_eq!(done.plain, ["ready", "fine"], "{what}: {}", done.stderr);
+        assert!(done.count("on_return", "hits") > 60, "{what}: {}", done.stderr);
+        assert_eq!(done.kind("attached").len(), 2, "{what}");
+    }
 }

@@ -16,6 +16,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use skep_ebpf::uapi::PtRegs;
 
 use crate::hit::hit;
+use crate::ret_entry::STUB_CALL;
 use crate::session::{Proc, STUB_SIZE, Site, TRAP_MASKS, TrapState, guard};
 use crate::trap::{self, Action, SA_RESTORER, SIGTRAP, TRAP_BIT};
 use crate::{read, sys};
@@ -90,7 +91,11 @@ struct Bases {
 /// # Safety
 /// As [`guard`]; the second argument points to [`Bases`].
 unsafe fn describe(proc: &Proc, regs: &mut PtRegs) -> bool {
-    if regs.rdi.wrapping_sub(proc.stubs) >= u64::from(proc.nret) * STUB_SIZE || proc.description == 0 {
+    // Unwinders ask for the byte before a return address; for the place where a signal came they ask for that itself, and
+    // in a stub it is described nowhere else than behind the call.
+    let distance = regs.rdi.wrapping_sub(proc.stubs);
+    let called = distance & (STUB_SIZE - 1) == STUB_CALL - 1;
+    if distance >= u64::from(proc.nret) * STUB_SIZE || !called || proc.description == 0 {
         return false;
     }
     let bases = Bases { text: 0, data: 0, function: proc.stubs };

@@ -203,7 +203,7 @@ impl Follow {
             Purpose::Entry => self.attach(world, Point::Entry).map(Happened::Event),
             Purpose::Unwinder => {
                 if let Some(target) = &mut self.target {
-                    target.finish_unwinder(&mut world)?;
+                    target.finish_unwinder(&mut world, &self.session, &self.probes)?;
                 }
                 Ok(Happened::Handled)
             }

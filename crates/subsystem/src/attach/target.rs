@@ -220,13 +220,33 @@ impl Target {
     }
 
     /// At the program's entry: loads the unwinder that return probes have been waiting for.
-    pub fn finish_unwinder(&mut self, world: &mut World) -> Result<(), AttachError> {
-        if std::mem::take(&mut self.needs_unwinder) {
-            let maps = procfs::maps(self.pid)?;
-            let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
-            self.tell_unwinders(world, &maps, &modules, Point::Entry, &|_| false)?;
+    pub fn finish_unwinder(
+        &mut self,
+        world: &mut World,
+        session: &Session,
+        probes: &[ProbeSpec],
+    ) -> Result<(), AttachError> {
+        if !std::mem::take(&mut self.needs_unwinder) {
+            return Ok(());
         }
-        Ok(())
+        let maps = procfs::maps(self.pid)?;
+        let modules = Modules::of(self.pid, &maps, &Auxv::read(self.pid)?);
+        if session.agent.traps.is_some() && self.is_idle(world)? {
+            // The constructors are done, and nothing of ours is in use: once more, with all libraries there.
+            if let (Unwinders::Loadable(dlopen), Some(installed)) =
+                (unwind::unwinders(&modules, |_| false), &self.installed)
+            {
+                let mut remote = Remote::begin(world, None, &maps)?;
+                unwind::load_unwinder(&mut remote, dlopen, installed.scratch)?;
+                remote.finish()?;
+            }
+            if self.detach(world)? {
+                let (target, _) = Target::attach(world, session, probes, Point::Entry, Some(modules))?;
+                *self = target;
+            }
+            return Ok(());
+        }
+        self.tell_unwinders(world, &maps, &modules, Point::Entry, &|_| false)
     }
 
     /// Writes the jumps and breakpoints.

@@ -6,10 +6,13 @@
 //!
 //! * CFA = rsp − 8: distinct from the CFAs of both neighbours; that word still holds the stub's address.
 //! * rsp = rsp: the stub's frame takes no room.
-//! * the return address is saved at `rets + 64 × k`, where `16 × k` is the stub's distance from the first one.
+//! * the return address is saved at `rets + 64 × k`, where `16 × k` is the stub's distance from the first one. Where the word
+//!   below rsp is no stub's address (a signal came elsewhere in a stub) it is 0, saved in a place that always is: the end.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
+
+use skep_runtime::session::RetEntry;
 
 use super::AttachError;
 use super::frames;
@@ -25,22 +28,30 @@ const DW_CFA_EXPRESSION: u8 = 0x10;
 const DW_CFA_VAL_EXPRESSION: u8 = 0x16;
 const DW_OP_DEREF: u8 = 0x06;
 const DW_OP_CONST8U: u8 = 0x0e;
+const DW_OP_DUP: u8 = 0x12;
+const DW_OP_DROP: u8 = 0x13;
 const DW_OP_MINUS: u8 = 0x1c;
 const DW_OP_PLUS: u8 = 0x22;
 const DW_OP_SHL: u8 = 0x24;
-const DW_OP_LIT2: u8 = 0x32;
+const DW_OP_SHR: u8 = 0x25;
+const DW_OP_BRA: u8 = 0x28;
+const DW_OP_SKIP: u8 = 0x2f;
+const DW_OP_LIT0: u8 = 0x30;
 const DW_OP_BREG7: u8 = 0x77;
 
 /// Numbers of rsp and of the return address.
 const RSP: u8 = 7;
 const RA: u8 = 16;
 
+/// Where in an entry a word stands that is always zero.
+const ZERO: u64 = std::mem::offset_of!(RetEntry, reserved) as u64;
+
 /// Bytes of the call in a stub: its return address is the stub's address plus this.
 const CALL: u64 = 6;
 
 /// An `.eh_frame` section with one description for the stubs in `stubs`, whose entries begin at `rets`.
 ///
-/// Entries must be four times as large as stubs, which [`super::install`] asserts.
+/// Entries must be four times as large as stubs, which [`super::install`] asserts, and stubs a power of two in bytes.
 pub fn eh_frame(stubs: Range<u64>, rets: u64) -> Vec<u8> {
     let mut rules = vec![
         DW_CFA_DEF_CFA_EXPRESSION,
@@ -53,11 +64,16 @@ pub fn eh_frame(stubs: Range<u64>, rets: u64) -> Vec<u8> {
         DW_OP_BREG7,
         0,
     ];
+    let length = stubs.end - stubs.start;
     let mut place = vec![DW_OP_BREG7, 0x78, DW_OP_DEREF, DW_OP_CONST8U];
     place.extend((stubs.start + CALL).to_le_bytes());
-    place.extend([DW_OP_MINUS, DW_OP_LIT2, DW_OP_SHL, DW_OP_CONST8U]);
+    // Distances below the length, a power of two, go on; others skip 15 bytes.
+    place.extend([DW_OP_MINUS, DW_OP_DUP, DW_OP_LIT0 + length.ilog2() as u8, DW_OP_SHR, DW_OP_BRA, 15, 0]);
+    place.extend([DW_OP_LIT0 + 2, DW_OP_SHL, DW_OP_CONST8U]);
     place.extend(rets.to_le_bytes());
-    place.push(DW_OP_PLUS);
+    place.extend([DW_OP_PLUS, DW_OP_SKIP, 10, 0]);
+    place.extend([DW_OP_DROP, DW_OP_CONST8U]);
+    place.extend((rets + ZERO).to_le_bytes());
     rules.extend([DW_CFA_EXPRESSION, RA, place.len() as u8]);
     rules.extend(place);
 
@@ -66,7 +82,6 @@ pub fn eh_frame(stubs: Range<u64>, rets: u64) -> Vec<u8> {
     record(&mut section, &[&[0u8; 4][..], &[1, 0, 1, 0x78, RA], &rules].concat());
     // A description's second word is the distance back to its common entry.
     let back = section.len() as u32 + 4;
-    let length = stubs.end - stubs.start;
     record(&mut section, &[&back.to_le_bytes()[..], &stubs.start.to_le_bytes(), &length.to_le_bytes()].concat());
     section.extend([0; 4]);
     section
