@@ -50,6 +50,8 @@ pub(crate) struct Point {
 #[derive(Debug)]
 pub(crate) struct Cfg {
     pub functions: Vec<Function>,
+    /// The function that exceptions end in.
+    pub exception_callback: Option<usize>,
     pub points: Vec<Point>,
     /// The loop that each instruction is in, 0 for none.
     pub loops: Vec<u32>,
@@ -107,9 +109,15 @@ pub(crate) fn callee(at: usize, i: Insn) -> i64 {
 
 impl Cfg {
     /// Builds the graph and makes the checks that need no data flow.
-    pub fn build(insns: &[Insn], kfuncs: Kfuncs<'_>) -> Check<Cfg> {
-        let mut cfg = Cfg { functions: Vec::new(), points: vec![Point::default(); insns.len()], loops: Vec::new() };
-        cfg.find_functions(insns)?;
+    pub fn build(insns: &[Insn], kfuncs: Kfuncs<'_>, exception_callback: Option<usize>) -> Check<Cfg> {
+        let mut cfg = Cfg {
+            functions: Vec::new(),
+            points: vec![Point::default(); insns.len()],
+            loops: Vec::new(),
+            exception_callback: None,
+        };
+        cfg.find_functions(insns, exception_callback)?;
+        cfg.exception_callback = exception_callback.and_then(|start| cfg.function_at(start));
         cfg.check_jumps(insns, kfuncs)?;
         cfg.walk(insns, kfuncs)?;
         cfg.loops = crate::scc::find(insns, &cfg.points);
@@ -122,8 +130,9 @@ impl Cfg {
         self.functions.binary_search_by_key(&start, |f| f.start).ok()
     }
 
-    fn find_functions(&mut self, insns: &[Insn]) -> Check {
+    fn find_functions(&mut self, insns: &[Insn], exception_callback: Option<usize>) -> Check {
         let mut starts = vec![0];
+        starts.extend(exception_callback.filter(|at| *at < insns.len()));
         let mut at = 0;
         while let Some(&i) = insns.get(at) {
             let wide = i.is_ld_imm64();
@@ -235,6 +244,7 @@ impl Cfg {
     fn walk(&mut self, insns: &[Insn], kfuncs: Kfuncs<'_>) -> Check {
         let mut seen = vec![false; insns.len()];
         let mut todo = vec![0usize];
+        todo.extend(self.exception_callback.and_then(|f| Some(self.functions.get(f)?.start)));
         while let Some(at) = todo.pop() {
             if seen[at] {
                 continue;

@@ -167,7 +167,7 @@ impl Env<'_> {
         }
         let r0 = *self.read_reg(0)?;
         let function = self.state.frame().subprog;
-        if function != 0 {
+        if function != 0 && !self.is_exception_callback(function) {
             if !r0.is_scalar() {
                 return invalid!(SubprogramReturn, "a global function returns a number, r0 holds {}", r0.describe());
             }

@@ -178,11 +178,19 @@ impl<'p> Env<'p> {
 
     fn run_functions(&mut self) -> Check {
         self.explore(0)?;
-        // A global function checked here may call others.
+        if let Some(callback) = self.cfg.exception_callback {
+            self.functions[callback].called = true;
+        }
+        // A global function checked here may call others, also such that stand in front of it.
         let mut done = vec![false; self.functions.len()];
-        while let Some(n) = (1..self.functions.len()).find(|n| !done[*n] && self.functions[*n].called) {
-            done[n] = true;
-            self.explore(n)?;
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            for n in 1..self.functions.len() {
+                if !done[n] && self.functions[n].called {
+                    (done[n], again) = (true, true);
+                    self.explore(n)?;
+                }
+            }
         }
         self.check_stack_depth()
     }
@@ -227,6 +235,9 @@ impl<'p> Env<'p> {
             self.acquired = self.acquired_arguments().into_iter().map(|n| (n, self.acquire())).collect();
             *self.state.reg_mut(1) = Reg::pointer(Kind::Ctx);
             return Ok(());
+        }
+        if self.is_exception_callback(function) {
+            self.check_exception_prototype(function)?;
         }
         let Some(global) = self.functions[function].global.clone() else { return Ok(()) };
         self.enter_global(&global)

@@ -9,16 +9,6 @@ use crate::context_type;
 use crate::env::FunctionFacts;
 use crate::fail::{Check, invalid};
 
-/// Programs with an exception handler have a function that nothing calls.
-pub(crate) fn check_exceptions(prog: &Program) -> Check {
-    let (Some(btf), Some(main)) = (prog.btf.as_deref(), prog.func_info.first()) else { return Ok(()) };
-    if btf.decl_tags(main.type_id).any(|(tag, _)| tag.starts_with("exception_callback:")) {
-        return crate::fail::unsupported!(UnsupportedFeature, "exception callbacks are not judged yet")
-            .map_err(|f: Box<crate::fail::Failure>| f.whole());
-    }
-    Ok(())
-}
-
 /// Finds the global functions and what they take.
 pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -> Check {
     let btf = match prog.btf.as_deref() {

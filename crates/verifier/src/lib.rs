@@ -18,6 +18,7 @@ mod context_type;
 mod ctx;
 mod dynptr;
 mod env;
+mod exceptions;
 mod explain;
 mod explored;
 mod fail;
@@ -285,7 +286,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     check_program(program, options).map_err(|f| f.whole())?;
     let mut options = options.clone();
     options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
-    globals::check_exceptions(program)?;
+    let exception_callback = exceptions::callback(program)?;
     let kernel = options.btf.as_deref();
     let structs = match program.btf.as_deref().map(|btf| object::Structs::collect(btf, kernel)) {
         None => object::Structs::default(),
@@ -298,7 +299,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let effective = target::effective(program, options.target.as_ref());
     kfunc::check_calls(effective.as_ref().unwrap_or(program), &options)?;
     let maps = map_facts::collect(program, kernel, &structs);
-    let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options))?;
+    let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options), exception_callback)?;
     map_facts::check_references(program, &maps)?;
     let moves_packet = cfg.functions.first().is_some_and(|f| f.moves_packet);
     let hook = hook::resolve(program, &options, moves_packet)?;

@@ -196,8 +196,6 @@ reasons! {
         "Release the reference on every path, also on those of errors.";
     ReleaseWithoutAcquire = "release-without-acquire", "Only an acquired reference, unmodified, is released.",
         "Release exactly the pointer that the acquiring call returned, once.";
-    ExceptionInCallback = "exception-in-callback", "A function that the kernel calls back does not throw.",
-        "Return a value from the callback, and throw in the function behind the call.";
     LockNeeded = "lock-needed", "Lists and trees are used while the lock beside them is held.",
         "Take the bpf_spin_lock of the same map value or object first.";
     LockHeld = "lock-held", "Locks and critical sections are left in order.",

@@ -1,7 +1,7 @@
-//! How much stack the deepest chain of calls uses.
+//! Chains of calls: how much stack the deepest uses, and what must not happen at its end.
 
 use skep_ebpf::Errno;
-use skep_ebpf::uapi::ProgType;
+use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::env::Env;
 use crate::fail::{Check, Failure, denied, invalid};
@@ -13,99 +13,139 @@ const PRIVATE_STACK_MIN: u32 = 64;
 /// What the callers of a function that tail-calls may use.
 const TAIL_CALL_LIMIT: u32 = 256;
 
+/// What the chain above a function makes of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Above {
+    /// Bytes of stack in use.
+    depth: u32,
+    frames: u32,
+    /// It runs in a function that was called back.
+    called_back: bool,
+    /// It runs in the function for exceptions.
+    exception: bool,
+}
+
+impl Above {
+    /// Where this is fine, `other` is.
+    fn covers(self, other: Above) -> bool {
+        self.depth >= other.depth
+            && self.frames >= other.frames
+            && self.called_back >= other.called_back
+            && self.exception >= other.exception
+    }
+}
+
+/// Whether functions get stacks of their own.
+struct Stacks {
+    /// Functions that run outside of the main program, too: these share its stack.
+    shared: Vec<bool>,
+    /// For each function, how it was reached before: from less nothing new can follow, and chains are too many to
+    /// follow all.
+    known: Vec<Vec<Above>>,
+}
+
 impl Env<'_> {
-    /// Checks every chain of calls from the main function.
+    /// Checks every chain of calls, from the main function and from those that run on their own.
     pub fn check_stack_depth(&self) -> Check {
-        self.check_throws()?;
-        let tail_calls = self.cfg.functions.iter().any(|f| f.tail_calls);
-        let tracing = matches!(
-            self.prog.prog_type,
-            ProgType::Kprobe | ProgType::Tracepoint | ProgType::PerfEvent | ProgType::RawTracepoint
-        );
-        let private = tracing && !tail_calls;
-        let mut deepest = vec![Vec::new(); self.functions.len()];
-        self.chain(0, 0, 1, private, &mut deepest)?;
-        // What runs on its own has a stack of its own.
-        for n in (1..self.functions.len()).filter(|n| self.functions[*n].is_async) {
-            self.chain(n, 0, 1, private, &mut deepest)?;
+        let n = self.functions.len();
+        let own_stacks = self.has_private_stacks();
+        let mut stacks = Stacks { shared: vec![!own_stacks; n], known: vec![Vec::new(); n] };
+        let nothing = Above { depth: 0, frames: 1, called_back: false, exception: false };
+        let roots = (1..n).rev().filter(|f| self.functions[*f].is_async || self.is_exception_callback(*f));
+        for root in roots.chain([0]) {
+            let private = own_stacks && root == 0;
+            stacks.known.iter_mut().for_each(Vec::clear);
+            self.chain(root, nothing, private, &mut stacks).map_err(|f| f.whole())?;
         }
         Ok(())
     }
 
-    /// An exception cannot pass the helper or kernel function that calls back.
-    fn check_throws(&self) -> Check {
-        let mut inside: Vec<bool> = self.functions.iter().map(|f| f.called_back).collect();
-        let mut todo: Vec<usize> = (0..inside.len()).filter(|n| inside[*n]).collect();
-        while let Some(n) = todo.pop() {
-            let f = &self.cfg.functions[n];
-            if f.throws {
-                return invalid!(
-                    ExceptionInCallback,
-                    "the function at {} throws an exception, and is called back by the kernel",
-                    f.start
-                )
-                .map_err(|f: Box<Failure>| f.whole());
-            }
-            for &callee in &f.calls {
-                if !std::mem::replace(&mut inside[callee], true) {
-                    todo.push(callee);
-                }
-            }
-        }
-        Ok(())
+    /// Programs that can interrupt themselves have stacks of their own, unless they tail-call.
+    fn has_private_stacks(&self) -> bool {
+        let tracing = match self.prog.prog_type {
+            ProgType::Kprobe | ProgType::Tracepoint | ProgType::PerfEvent | ProgType::RawTracepoint => true,
+            ProgType::Tracing => self.prog.attach_type != Some(AttachType::TraceIter),
+            _ => false,
+        };
+        tracing && !self.cfg.functions.iter().any(|f| f.tail_calls)
     }
 
-    fn rounded(&self, function: usize) -> u32 {
-        self.functions[function].stack_depth.next_multiple_of(16)
-    }
-
-    /// Follows the chains through a function, with this much stack and these frames in use. `deepest` holds, for each
-    /// function, how it was reached before: from less nothing new can follow, and chains are too many to follow all.
-    fn chain(&self, function: usize, above: u32, frames: u32, private: bool, deepest: &mut [Vec<(u32, u32)>]) -> Check {
-        let known = &mut deepest[function];
-        if known.iter().any(|(a, f)| *a >= above && *f >= frames) {
+    fn chain(&self, function: usize, above: Above, private: bool, stacks: &mut Stacks) -> Check {
+        if stacks.known[function].iter().any(|k| k.covers(above)) {
             return Ok(());
         }
-        known.push((above, frames));
-        if frames as usize > self.options.profile.max_frames {
+        stacks.known[function].push(above);
+        if above.frames as usize > self.options.profile.max_frames {
             return Err(Failure::new(
                 Errno::E2BIG,
                 Reason::CallDepth,
-                format!("a chain of calls is {frames} frames deep; {} are possible", self.options.profile.max_frames),
-            )
-            .whole());
+                format!(
+                    "a chain of calls is {} frames deep; {} are possible",
+                    above.frames, self.options.profile.max_frames
+                ),
+            ));
         }
-        let f = &self.cfg.functions[function];
-        if function != 0 && f.tail_calls && above >= TAIL_CALL_LIMIT {
+        if !private {
+            stacks.shared[function] = true;
+        }
+        let (f, facts) = (&self.cfg.functions[function], &self.functions[function]);
+        let here = Above {
+            called_back: above.called_back || facts.called_back || self.is_exception_callback(function),
+            exception: above.exception || self.is_exception_callback(function),
+            ..above
+        };
+        if f.loads_packet && here.called_back {
+            return invalid!(PacketAccess, "the function at {} loads packet data in a callback", f.start);
+        }
+        if function != 0 && f.tail_calls && above.depth >= TAIL_CALL_LIMIT {
             return denied!(
                 TailCallStack,
-                "the function at {} tail-calls while its callers use {above} bytes of stack; {} are possible",
+                "the function at {} tail-calls while its callers use {} bytes of stack; {} are possible",
                 f.start,
+                above.depth,
                 TAIL_CALL_LIMIT - 1
-            )
-            .map_err(|f: Box<Failure>| f.whole());
+            );
         }
-        let own = self.rounded(function);
-        let mut depth = above;
-        if private && self.functions[function].stack_depth >= PRIVATE_STACK_MIN {
-            if own > STACK_BYTES as u32 {
-                return denied!(StackDepth, "the function at {} uses {own} bytes of stack", f.start)
-                    .map_err(|f: Box<Failure>| f.whole());
-            }
-        } else {
-            depth += own;
-            if depth > STACK_BYTES as u32 {
-                return denied!(
-                    StackDepth,
-                    "a chain of {frames} functions uses {depth} bytes of stack; {STACK_BYTES} are possible"
-                )
-                .map_err(|f: Box<Failure>| f.whole());
-            }
+        if f.tail_calls && above.exception {
+            return invalid!(TailCallStack, "the function at {} tail-calls after an exception", f.start);
         }
-        let called = |c: &&usize| !self.functions[**c].is_async || f.calls_directly.contains(*c);
-        for &callee in f.calls.iter().filter(called) {
-            self.chain(callee, depth, frames + 1, private, deepest)?;
+        if f.throws && here.called_back {
+            return invalid!(Exception, "the function at {} throws, and is called back or after an exception", f.start);
+        }
+        let depth = self.depth_with(function, above, stacks)?;
+        let below = Above { depth, frames: above.frames + 1, ..here };
+        for &callee in &f.calls {
+            let direct = f.calls_directly.contains(&callee);
+            if direct && self.is_exception_callback(callee) {
+                return invalid!(Exception, "the function at {} calls the function for exceptions", f.start);
+            }
+            // What runs on its own has a stack of its own.
+            if self.functions[callee].is_async && !direct {
+                continue;
+            }
+            self.chain(callee, below, private, stacks)?;
         }
         Ok(())
+    }
+
+    /// The stack in use while the function runs.
+    fn depth_with(&self, function: usize, above: Above, stacks: &Stacks) -> Check<u32> {
+        let own = self.functions[function].stack_depth.next_multiple_of(16);
+        let (depth, frames) = if !stacks.shared[function] && own >= PRIVATE_STACK_MIN {
+            (own, 1)
+        } else {
+            (above.depth + own, above.frames)
+        };
+        if depth > STACK_BYTES as u32 {
+            return denied!(
+                StackDepth,
+                "{} {depth} bytes of stack; {STACK_BYTES} are possible",
+                match frames {
+                    1 => format!("the function at {} uses", self.cfg.functions[function].start),
+                    n => format!("a chain of {n} functions uses"),
+                }
+            );
+        }
+        Ok(if !stacks.shared[function] && own >= PRIVATE_STACK_MIN { above.depth } else { depth })
     }
 }

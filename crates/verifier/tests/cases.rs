@@ -1,8 +1,9 @@
 //! Small programs with a known verdict, one rule each; see `cases/*.txt`. Where `bpf(2)` works, the kernel is asked too.
 //!
-//! A case is `=== name | program type | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
-//! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i`:
-//! linkage and parameters (see [`typed`]). `subprog[label]` is the address of a function, `call kfunc[name]` calls a
+//! A case is `=== name | program type[/attach type] | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
+//! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i>v`:
+//! linkage, parameters and result (see [`typed`]); one of linkage `catch`, at the label `catch`, is the one that
+//! exceptions end in. `subprog[label]` is the address of a function, `call kfunc[name]` calls a
 //! kernel function and `type[name]` is the number of a kernel struct; both need the kernel's BTF. `SKEP_CASE` picks a
 //! case by name.
 
@@ -14,12 +15,12 @@ use std::sync::Arc;
 use skep_ebpf::asm::assemble;
 use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::program::{MapDef, Program};
-use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
+use skep_ebpf::uapi::{AttachType, MapType, ProgType, map_flags, prog_flags};
 use skep_verifier::{KernelProfile, Options, verify};
 
 struct Case {
     name: &'static str,
-    prog_type: ProgType,
+    prog_type: (ProgType, Option<AttachType>),
     verdict: &'static str,
     kernel_accepts: bool,
     sleepable: bool,
@@ -27,23 +28,21 @@ struct Case {
     text: String,
 }
 
-fn prog_type(name: &str) -> ProgType {
-    match name {
-        "socket_filter" => ProgType::SocketFilter,
-        "sched_cls" => ProgType::SchedCls,
-        "xdp" => ProgType::Xdp,
-        "kprobe" => ProgType::Kprobe,
-        "tracepoint" => ProgType::Tracepoint,
-        "raw_tracepoint" => ProgType::RawTracepoint,
-        "perf_event" => ProgType::PerfEvent,
-        other => panic!("program type {other}"),
-    }
+/// A program type, perhaps with an attach type: `sched_cls`, `cgroup_sock_addr/cgroup_inet4_bind`.
+fn prog_type(name: &str) -> (ProgType, Option<AttachType>) {
+    let (name, attach) = name.split_once('/').unwrap_or((name, ""));
+    let ty = ProgType::from_name(name).unwrap_or_else(|| panic!("program type {name}"));
+    (ty, AttachType::from_name(attach))
 }
 
-fn functions(text: &str) -> Vec<typed::Function> {
+/// `catch` is the label at which a function of linkage `catch` starts.
+fn functions(text: &str, catch: Option<u32>) -> Vec<typed::Function> {
     let one = |f: &str| {
         let (linkage, params) = f.split_once(':').expect("linkage:parameters");
-        typed::Function { params: params.into(), global: linkage == "global" }
+        let (params, returns) = params.split_once('>').unwrap_or((params, "i"));
+        let catches = if linkage == "catch" { catch } else { None };
+        let returns = returns.chars().next().expect("what it returns");
+        typed::Function { returns, catches, ..typed::Function::new(params, linkage != "static") }
     };
     text.split_whitespace().map(one).collect()
 }
@@ -61,18 +60,18 @@ fn cases(file: &'static str) -> Vec<Case> {
             verdict,
             kernel_accepts: verdict == "accept" || kernel.trim() == "kernel accepts",
             sleepable: ty.ends_with(" sleepable"),
-            functions: (!types.is_empty()).then(|| functions(types.trim_start_matches("typed"))),
+            functions: (!types.is_empty()).then(|| functions(types.trim_start_matches("typed"), label(text, "catch"))),
             text: name_functions(text),
         }
     };
     file.split("\n=== ").skip(1).map(one).collect()
 }
 
-/// Puts distances for the labels in `subprog[label]`, which the assembler has not.
-fn name_functions(text: &str) -> String {
+/// The slot that each line of a program stands at, and its labels with theirs.
+fn slots(text: &str) -> (Vec<i64>, Vec<(String, i64)>) {
     let mut slot = 0i64;
     let mut labels = Vec::new();
-    let slots: Vec<i64> = text
+    let slots = text
         .lines()
         .map(|line| {
             let line = line.split("//").next().unwrap_or("").trim();
@@ -88,6 +87,17 @@ fn name_functions(text: &str) -> String {
             at
         })
         .collect();
+    (slots, labels)
+}
+
+/// Where a label stands.
+fn label(text: &str, name: &str) -> Option<u32> {
+    slots(text).1.into_iter().find(|(l, _)| l == name).map(|(_, at)| at as u32)
+}
+
+/// Puts distances for the labels in `subprog[label]`, which the assembler has not.
+fn name_functions(text: &str) -> String {
+    let (slots, labels) = slots(text);
     let mut out = String::new();
     for (line, at) in text.lines().zip(slots) {
         let mut line = line.to_owned();
@@ -166,7 +176,8 @@ fn run(file: &'static str) {
         }
         let Some(text) = name_kernel(&case.text, btf.as_deref()) else { continue };
         let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let mut program = Program::new("case", case.prog_type, "GPL", insns);
+        let mut program = Program::new("case", case.prog_type.0, "GPL", insns);
+        program.attach_type = case.prog_type.1;
         program.maps = maps.clone();
         if case.sleepable {
             program.flags |= prog_flags::SLEEPABLE;
@@ -238,4 +249,9 @@ fn dynptr_kfuncs() {
 #[test]
 fn iterators() {
     run(include_str!("cases/iterators.txt"));
+}
+
+#[test]
+fn exceptions() {
+    run(include_str!("cases/exceptions.txt"));
 }

@@ -2,7 +2,7 @@
 
 use skep_ebpf::btf::{Btf, Kind as Type};
 
-use crate::env::{Env, Next};
+use crate::env::Env;
 use crate::fail::{Check, invalid, unsupported};
 
 /// True for functions that move packet data.
@@ -39,12 +39,5 @@ impl<'p> Env<'p> {
             Some((id, Some(Type::Struct(_)))) => Ok(id),
             _ => invalid!(ArgumentType, "the context of {ty} programs is no struct of the kernel"),
         }
-    }
-
-    /// Throws an exception: the program ends here, with what r1 holds unless it has a function for that.
-    pub(super) fn throw(&mut self) -> Check<Next> {
-        self.check_return_value(1)?;
-        self.check_left("the exception", true)?;
-        Ok(Next::Done)
     }
 }

@@ -124,7 +124,7 @@ impl Role {
             Role::Loop => ("ip", false),
             Role::Each => ("ippp", false),
         };
-        Function { params: params.into(), global }
+        Function::new(params, global)
     }
 }
 
