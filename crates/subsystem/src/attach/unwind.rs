@@ -2,7 +2,7 @@
 //!
 //! While a function with a return probe is active, its return address is that of a stub; the real one is in the stub's
 //! `RetEntry`. C++ exceptions, `backtrace` and thread cancellation walk such frames, so the target's unwinder is given one
-//! frame description that covers all stubs. Its rules, where `rsp` is that of the moment after the function returned:
+//! frame description that covers all stubs: it asks for it (`guards.rs`), or, where that cannot be, it is registered with it. Its rules, where `rsp` is that of the moment after the function returned:
 //!
 //! * CFA = rsp − 8: distinct from the CFAs of both neighbours; that word still holds the stub's address.
 //! * rsp = rsp: the stub's frame takes no room.
