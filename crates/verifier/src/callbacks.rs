@@ -48,7 +48,8 @@ impl Env<'_> {
         let args = match h.id {
             LOOP => [Reg::UNKNOWN, caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT],
             FOR_EACH_MAP_ELEM => {
-                let [_, key, value, ..] = self.async_arguments(facts.map, facts.map_uid)?;
+                // Which inner map it is of is not known of an element, to the kernel.
+                let (key, value) = self.element(facts.map.unwrap_or(u32::MAX))?;
                 [caller[1], key, value, caller[3], Reg::NOT_INIT]
             }
             USER_RINGBUF_DRAIN => [self.foreign_dynptr(), caller[3], Reg::NOT_INIT, Reg::NOT_INIT, Reg::NOT_INIT],

@@ -230,7 +230,7 @@ impl Env<'_> {
 
     /// Pointers that have no inside must be passed as they are; those to objects may have been moved to a member.
     pub fn check_arg_offset(&self, r: u8, reg: &Reg) -> Check {
-        if reg.kind == Kind::Btf {
+        if reg.is_movable_object() {
             if reg.off < 0 {
                 return denied!(NegativeOffset, "r{r} is {}, in front of the object", reg.describe());
             }
@@ -247,9 +247,6 @@ impl Env<'_> {
                 | Kind::Scalar
                 | Kind::NotInit
         );
-        if reg.is_movable_object() && reg.off >= 0 && reg.num.as_const() == Some(0) {
-            return Ok(());
-        }
         if free || reg.kind == Kind::Arena { Ok(()) } else { self.check_unmodified(r, reg) }
     }
 

@@ -1,9 +1,12 @@
 //! Pointers to objects that are kept in map values and in other objects.
 
+use skep_ebpf::Errno;
+
 use crate::check_mem::{Access, Operand};
 use crate::env::Env;
-use crate::fail::{Check, denied, invalid, unsupported};
+use crate::fail::{Check, Failure, denied, invalid, unsupported};
 use crate::object::{Field, FieldKind, Pointee};
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
 
 /// Kernel types whose objects stay valid until the RCU read section ends.
@@ -161,6 +164,10 @@ impl Env<'_> {
         let usual = reg.flags & !known == 0
             || matches!(reg.flags & !known, flag::TRUSTED | flag::RCU)
             || reg.flags & flag::ALLOCATED != 0 && reg.flags & !(flag::LOCAL_TYPE | owned) == 0;
+        if reg.is_allocated() && reg.nullable() {
+            let text = format!("r{r} is {}; check it for null first", self.describe(reg));
+            return Err(Failure::new(Errno::EFAULT, Reason::PossiblyNull, text));
+        }
         if reg.kind != Kind::Btf || !usual || reg.nullable() {
             return denied!(
                 ArgumentType,
