@@ -11,6 +11,16 @@ pub enum CompileError {
         /// Program.
         program: String,
     },
+    /// It handles the kernel's own objects.
+    #[error("program {program}{}: only a kernel could run it: {what}", at(insn))]
+    Kernel {
+        /// Program.
+        program: String,
+        /// Index of the first instruction that shows it; `None` if the whole program does.
+        insn: Option<u32>,
+        /// What it needs.
+        what: String,
+    },
     /// A helper cannot be run.
     #[error("program {program}: helper bpf_{name}#{id}, called at instruction {insn}: {reason}")]
     Helper {
@@ -63,6 +73,10 @@ pub enum CompileError {
         /// Bytes there may be.
         max_stack: u32,
     },
+}
+
+fn at(insn: &Option<u32>) -> String {
+    insn.map_or(String::new(), |n| format!(", instruction {n}"))
 }
 
 /// Name and reason of a helper that cannot be run.

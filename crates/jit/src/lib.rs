@@ -126,6 +126,10 @@ impl Compiled {
 /// Makes a verified program ready to run.
 pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
     let program = verified.program();
+    if let Some(need) = verified.needs_kernel() {
+        let (program, what) = (program.name.clone(), need.what.clone());
+        return Err(CompileError::Kernel { program, insn: need.insn, what });
+    }
     let subprogs: Vec<calls::Subprog> =
         verified.subprogs().iter().map(|s| calls::Subprog { start: s.start, stack: s.stack_depth }).collect();
     let source = Source {

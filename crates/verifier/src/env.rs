@@ -24,7 +24,7 @@ use crate::reason::Reason;
 use crate::recorder::Recorder;
 use crate::reg::{Kind, Reg, flag};
 use crate::state::{Frame, Place, State, Step};
-use crate::{Options, Stats};
+use crate::{NeedsKernel, Options, Stats};
 
 /// A path to follow later.
 #[derive(Debug)]
@@ -108,6 +108,8 @@ pub(crate) struct Env<'p> {
     pub helpers: Vec<u32>,
     /// What a program that attaches by BTF hangs on.
     pub hook: Hook<'p>,
+    /// Why only a kernel could run the program.
+    pub needs_kernel: Option<NeedsKernel>,
     /// Arguments that came with a reference: number and reference.
     pub acquired: Vec<(usize, u32)>,
     pub log: Log<'p>,
@@ -153,6 +155,7 @@ impl<'p> Env<'p> {
             helpers: Vec::new(),
             hook: Hook::default(),
             acquired: Vec::new(),
+            needs_kernel: None,
             log: Log {
                 names: TypeNames { kernel: options.btf.as_deref(), program: prog.btf.as_deref() },
                 ..Log::default()
@@ -283,6 +286,7 @@ impl<'p> Env<'p> {
         self.facts[self.insn].seen = true;
         let (at, instance, depth) = (self.insn, self.state.frame().instance, self.state.depth());
         let next = self.check_insn(insn)?;
+        self.note_kernel_object(at, insn);
         self.live.commit_writes(instance, at, &self.written, depth);
         Ok(next)
     }

@@ -27,6 +27,14 @@ enum Slot {
 }
 
 impl Env<'_> {
+    /// Notes that what the program hangs on is the kernel's.
+    pub fn note_hook(&mut self) {
+        if self.has_hook_context() && self.hook.target.is_none() {
+            let what = format!("it is called from {} of the kernel", self.hook.name);
+            self.note_need(None, || what);
+        }
+    }
+
     /// True if the context is that of a BTF-typed function.
     pub fn has_hook_context(&self) -> bool {
         matches!(self.prog.prog_type, ProgType::Tracing | ProgType::Lsm | ProgType::StructOps)

@@ -12,12 +12,13 @@ use crate::reg::{Kind, Reg, flag};
 
 impl Env<'_> {
     /// A variable or function of the kernel, named by an immediate.
-    pub fn kernel_symbol(&self, i: Insn, btf_fd: i32) -> Check<Reg> {
+    pub fn kernel_symbol(&mut self, i: Insn, btf_fd: i32) -> Check<Reg> {
         let types = self.kernel_types()?;
         if btf_fd != 0 {
             return unsupported!(UnsupportedFeature, "variables of kernel modules are not judged yet");
         }
         let id = i.imm as u32;
+        self.note_need(Some(self.insn), || format!("it takes the address of {}", types.btf.name(id)));
         let read_only = |size| Reg { size, flags: flag::READ_ONLY, ..Reg::pointer(Kind::Mem) };
         match types.btf.kind(id) {
             Some(Type::Func { .. }) => Ok(read_only(0)),

@@ -42,6 +42,7 @@ mod log;
 mod map_facts;
 mod map_helpers;
 mod map_object;
+mod needs_kernel;
 mod object;
 mod precision;
 mod profile;
@@ -72,6 +73,7 @@ use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::prog_flags;
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
+pub use needs_kernel::NeedsKernel;
 pub use object::check_map_types;
 pub use profile::KernelProfile;
 pub use reason::Reason;
@@ -139,6 +141,7 @@ pub struct Verified {
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
     target: target::TargetFacts,
+    needs_kernel: Option<NeedsKernel>,
     visits: Vec<u32>,
     log: String,
 }
@@ -177,6 +180,11 @@ impl Verified {
     /// How often each instruction was looked at.
     pub fn visits(&self) -> &[u32] {
         &self.visits
+    }
+
+    /// Why only a kernel could run it: it handles the kernel's own objects.
+    pub fn needs_kernel(&self) -> Option<&NeedsKernel> {
+        self.needs_kernel.as_ref()
     }
 
     /// The trace of states, if it was asked for.
@@ -241,6 +249,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             maps: parts.maps,
             ctx_reads: parts.ctx_reads,
             target: parts.target,
+            needs_kernel: parts.needs_kernel,
             visits: progress.visits,
             log: progress.log,
             program,
@@ -280,6 +289,7 @@ struct Parts {
     maps: Vec<u32>,
     ctx_reads: Vec<(u32, u32)>,
     target: target::TargetFacts,
+    needs_kernel: Option<NeedsKernel>,
 }
 
 fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check<Parts> {
@@ -305,6 +315,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let hook = hook::resolve(program, &options, moves_packet)?;
     let mut env = Env::new(effective.as_ref().unwrap_or(program), &options, cfg, maps, structs);
     env.hook = hook;
+    env.note_hook();
     env.recorder = progress.recorder.take();
     let result = globals::find(env.prog, &env.cfg, &mut env.functions).and_then(|()| env.run());
     *progress = Progress {
@@ -341,6 +352,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         maps: used_maps(program, &env.facts),
         ctx_reads,
         target: target::facts(program, &env),
+        needs_kernel: env.needs_kernel.take(),
     })
 }
 
