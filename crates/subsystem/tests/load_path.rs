@@ -13,7 +13,6 @@ use script::Attrs;
 use skep_ebpf::Errno;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{MapDef, Program};
-use skep_subsystem::front::faults::Faults;
 use skep_subsystem::front::hooks::SecurityHooks;
 use skep_subsystem::front::offload::{OffloadDevice, SoftwareDevice};
 use skep_subsystem::front::{Caps, Client, Config, Profile};
@@ -197,7 +196,7 @@ fn memory_is_charged_and_given_back() {
     assert_eq!(pages(&ours), 0);
     let mut newer = Ours::with(config(Profile::Linux6_18));
     newer.client.memlock = 0;
-    assert_eq!(load(&newer, &program(Profile::Linux6_18, 1)), 0, "6.18 does not charge");
+    assert_eq!(load(&newer, &program(Profile::Linux6_18, 1)), no(Errno::ENOMEM), "the limit of a control group");
 }
 
 /// Counts what was permitted and has not gone; vetoes names that begin with `veto`.
@@ -319,43 +318,5 @@ fn devices_take_programs() {
             assert!(ours.subsystem.devices().unregister(6));
         }
         assert_eq!(ours.left(), Default::default());
-    }
-}
-
-fn open_files() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
-}
-
-/// A failure at every place that can run out of something; `SKEP_FAULTS` is the number of loads.
-#[test]
-fn failing_loads_leave_nothing() {
-    let rounds: u64 = std::env::var("SKEP_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
-    for profile in [Profile::Linux6_18, Profile::Linux4_17] {
-        let faults: Arc<Faults> = Arc::default();
-        let ours = Ours::with(Config { faults: Some(faults.clone()), ..config(profile) });
-        let fine = program(profile, 1);
-        // What the first load leaves is there for good.
-        assert_eq!(load(&ours, &fine), 0);
-        assert_eq!(call(&ours, MAP_CREATE, &map()), 0);
-        let before = open_files();
-        let (mut failed, mut point) = (0u64, 1);
-        while failed < rounds {
-            faults.arm(point);
-            let made = call(&ours, MAP_CREATE, &map());
-            let loaded = if made == 0 { load(&ours, &fine) } else { made };
-            if faults.fired() {
-                assert!(loaded < 0, "the failure at {point} is not seen");
-                failed += 1;
-                point += 1;
-            } else {
-                assert_eq!(loaded, 0);
-                assert!(point > 5, "only {point} places can fail");
-                point = 1;
-            }
-            faults.disarm();
-        }
-        assert_eq!(ours.left(), Default::default());
-        assert_eq!(ours.subsystem.accounts().pages(ours.client.uid), 0);
-        assert_eq!(open_files(), before);
     }
 }

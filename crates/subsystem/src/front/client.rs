@@ -63,7 +63,8 @@ pub struct Client {
     pub caps: Caps,
     /// Its user, who is charged and named in program information.
     pub uid: u32,
-    /// Bytes that the user may be charged (`RLIMIT_MEMLOCK`), where the kernel charges.
+    /// Bytes that the user may be charged: `RLIMIT_MEMLOCK` in 4.17 (`EPERM` above it), the limit of a control group
+    /// later (`ENOMEM`).
     pub memlock: u64,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, map_flags};
-use skep_maps::control::{Map, MapError, Options};
+use skep_maps::control::{Map, MapError, Options, layout_with};
 
 use super::attr::{Attr, map_batch, map_create, map_elem, map_fd_by_id, map_freeze};
 use super::client::{Caps, Client};
@@ -137,18 +137,16 @@ impl Subsystem {
             }
             None => None,
         };
-        self.fault(FaultPoint::MapAlloc)?;
         let options = Options { perf_ring_bytes: 1 << 16, ..Options::default() };
+        let bytes = layout_with(&def, self.slots(), options).map_err(|e| e.errno())?.data_size;
+        let charge = self.charge(client, bytes)?;
+        self.fault(FaultPoint::MapAlloc)?;
         let map = Map::create_with(&def, self.slots(), options).map_err(|e| match e {
             MapError::Memory { .. } => Errno::ENOMEM,
             other => other.errno(),
         })?;
-        let charge = match self.config.profile {
-            Profile::Linux6_18 => None,
-            Profile::Linux4_17 => Some(self.accounts.charge(client.uid, map.arena().len() as u64, client.memlock)?),
-        };
         self.fault(FaultPoint::MapPlace)?;
-        let new = NewMap { map, name, btf: types, charge, told };
+        let new = NewMap { map, name, btf: types, charge: Some(charge), told };
         let object = self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new))?;
         self.install(client, Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
     }

@@ -26,14 +26,14 @@ mod world;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
 use skep_jit::Engine;
 
 pub use client::{Caps, Client, OwnFiles};
 pub use command::Command;
+pub use skep_ebpf::Errno;
 
-use account::Accounts;
+use account::{Accounts, Charge};
 use attr::Attr;
 use faults::{FaultPoint, Faults};
 use hooks::SecurityHooks;
@@ -129,6 +129,14 @@ impl Subsystem {
 
     fn fault(&self, point: FaultPoint) -> Result<(), Errno> {
         self.config.faults.as_ref().map_or(Ok(()), |f| f.ask(point))
+    }
+
+    /// Charges the caller's user for memory.
+    fn charge(&self, client: &Client, bytes: u64) -> Result<Charge, Errno> {
+        self.accounts.charge(client.uid, bytes, client.memlock).map_err(|e| match self.config.profile {
+            Profile::Linux4_17 => e,
+            Profile::Linux6_18 => Errno::ENOMEM,
+        })
     }
 
     /// Gives the caller a descriptor.

@@ -76,8 +76,10 @@ pub struct MapObject {
     /// The type of program in a prog array, once there was one.
     pub owner: Mutex<Option<ProgType>>,
     /// What its owner is charged.
+    #[expect(dead_code, reason = "held, not looked at")]
     pub(super) charge: Option<Charge>,
     /// Tells the security hooks when it goes.
+    #[expect(dead_code, reason = "held, not looked at")]
     pub(super) told: Option<Told>,
     /// Descriptors and pins.
     users: AtomicU64,
@@ -224,8 +226,10 @@ pub struct ProgObject {
     /// The device that it was made for.
     pub offloaded: Option<Offloaded>,
     /// What its owner is charged.
+    #[expect(dead_code, reason = "held, not looked at")]
     pub(super) charge: Option<Charge>,
     /// Tells the security hooks when it goes.
+    #[expect(dead_code, reason = "held, not looked at")]
     pub(super) told: Option<Told>,
 }
 

@@ -32,6 +32,7 @@ impl Pins {
     /// Takes a pin away, as `unlink(2)` does; false if there is none.
     pub fn remove(&self, path: &str) -> bool {
         let Some(path) = normal(path) else { return false };
+        // The object goes without the lock.
         let removed = self.lock().remove(&path);
         removed.is_some()
     }
@@ -129,6 +130,11 @@ impl Subsystem {
     /// Takes a pin away, as `unlink(2)` of its path would; false if nothing is pinned there.
     pub fn unpin(&self, path: &str) -> bool {
         self.pins.remove(path)
+    }
+
+    /// The paths of all pins, sorted.
+    pub fn pinned(&self) -> Vec<String> {
+        self.pins.lock().keys().cloned().collect()
     }
 
     /// How many pins there are.

@@ -109,6 +109,7 @@ fn steps<'a, 'u>(profile: Profile) -> Vec<Step<'a, 'u>> {
             Load::target,
             Load::attach_type,
             Load::allocate,
+            Load::charge_memory,
             Load::copy_instructions,
             Load::copy_license,
             Load::bind_device,
@@ -248,7 +249,7 @@ impl Load<'_, '_> {
     /// Memory against the owner's limit.
     fn charge_memory(&mut self) -> Result<(), Errno> {
         let bytes = PROG_HEADER + u64::from(self.attr.u32(f::INSN_CNT)) * 8;
-        self.charge = Some(self.subsystem.accounts.charge(self.client.uid, bytes, self.client.memlock)?);
+        self.charge = Some(self.subsystem.charge(self.client, bytes)?);
         Ok(())
     }
 
