@@ -469,7 +469,7 @@ impl Maker<'_> {
         let mut n = 0;
         while let Some((name, params, nesting)) = self.functions.get(n).cloned() {
             n += 1;
-            self.signatures.push(typed::Function { params: params.into(), global: false });
+            self.signatures.push(typed::Function::new(params, false));
             self.known.clear();
             self.nesting = nesting;
             self.has_ctx = false;
