@@ -15,7 +15,12 @@ pub(crate) fn named(prog: &Program, btf: &Btf, pointee: u32) -> bool {
         return true;
     }
     let context = facts(prog.prog_type).context;
-    struct_name(btf, pointee).is_some_and(|n| !n.is_empty() && (n == context.name || n == context.kernel))
+    let Some(id) = btf.resolve(pointee) else { return false };
+    let name = match btf.kind(id) {
+        Some(Type::Struct(_) | Type::Union(_)) => btf.name(id),
+        _ => return false,
+    };
+    !name.is_empty() && (name == context.name || name == context.kernel)
 }
 
 /// True if a parameter tagged as the context can be a pointer to `pointee`.
@@ -31,7 +36,7 @@ pub(crate) fn tagged(prog: &Program, btf: &Btf, pointee: u32) -> bool {
     if btf.name(target).is_empty() {
         return false;
     }
-    let name = struct_name(btf, target);
+    let name = matches!(btf.kind(target), Some(Type::Struct(_))).then(|| btf.name(target));
     let words = matches!(btf.kind(target), Some(Type::Int { size: 8, .. }));
     let special = match (ty, prog.attach_type) {
         (T::Kprobe | T::PerfEvent, _) => name == Some("pt_regs"),
@@ -43,13 +48,8 @@ pub(crate) fn tagged(prog: &Program, btf: &Btf, pointee: u32) -> bool {
         _ => false,
     };
     let context = facts(ty).context.name;
-    special || !context.is_empty() && name == Some(context)
-}
-
-/// The name of a struct, behind modifiers and typedefs.
-fn struct_name(btf: &Btf, id: u32) -> Option<&str> {
-    let id = btf.resolve(id)?;
-    matches!(btf.kind(id), Some(Type::Struct(_))).then(|| btf.name(id))
+    // The registers' name is that of a typedef only.
+    special || !context.is_empty() && context != REGS_TYPEDEF && name == Some(context)
 }
 
 fn is_regs_typedef(btf: &Btf, mut id: u32) -> bool {

@@ -119,7 +119,7 @@ fn param(prog: &Program, btf: &Btf, func: u32, n: usize, ty: u32) -> Result<Para
         Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }) if !is_ctx => Ok(Param::Number),
         Some(Type::Ptr { ty: pointee }) => {
             let pointee = *pointee;
-            if context_type::named(prog, btf, pointee) {
+            if !is_ctx && context_type::named(prog, btf, pointee) {
                 return Ok(Param::Ctx);
             }
             if is_ctx {

@@ -57,10 +57,18 @@ pub fn available() -> bool {
 }
 
 fn create_map(def: &MapDef) -> Result<OwnedFd, i32> {
+    create_typed_map(def, None)
+}
+
+/// Makes a map whose keys and values are of types of this BTF; `Err` has the errno.
+pub fn create_typed_map(def: &MapDef, btf: Option<&OwnedFd>) -> Result<OwnedFd, i32> {
     let inner = def.inner.as_deref().map(create_map).transpose()?;
     let mut attr = Attr::new();
     attr.set(0, def.map_type as u32).set(4, def.key_size).set(8, def.value_size).set(12, def.max_entries);
-    attr.set(16, def.flags).set64(56, def.extra);
+    attr.set(16, def.flags).set64(64, def.extra);
+    if let Some(btf) = btf {
+        attr.set(48, btf.as_raw_fd() as u32).set(52, def.key_type_id).set(56, def.value_type_id);
+    }
     if let Some(inner) = &inner {
         attr.set(20, inner.as_raw_fd() as u32);
     }
