@@ -133,6 +133,11 @@ fn maps() -> Vec<MapDef> {
         m.flags = flags;
         m
     };
+    let of = |map_type, key_size, inner| {
+        let mut m = MapDef::new("maps", map_type, key_size, 4, 2);
+        m.inner = Some(Arc::new(inner));
+        m
+    };
     let mut rodata = MapDef::new("rodata", MapType::Array, 4, 8, 1);
     (rodata.flags, rodata.frozen, rodata.initial) = (map_flags::RDONLY_PROG, true, Some(vec![5, 0, 0, 0, 9, 0, 0, 0]));
     let mut formats = MapDef::new("formats", MapType::Array, 4, 52, 1);
@@ -160,6 +165,14 @@ fn maps() -> Vec<MapDef> {
         MapDef::new("queue", MapType::Queue, 0, 8, 4),
         MapDef::new("user_ring", MapType::UserRingbuf, 0, 0, 4096),
         formats,
+        of(MapType::ArrayOfMaps, 4, MapDef::new("inner_ring", MapType::Ringbuf, 0, 0, 4096)),
+        of(MapType::HashOfMaps, 8, MapDef::new("inner_hash", MapType::Hash, 8, 16, 16)),
+        MapDef::new("percpu", MapType::PercpuArray, 4, 8, 4),
+        MapDef::new("bloom", MapType::BloomFilter, 0, 8, 16),
+        MapDef::new("stack", MapType::Stack, 0, 8, 4),
+        MapDef::new("percpu_hash", MapType::PercpuHash, 4, 8, 4),
+        MapDef::new("lru", MapType::LruHash, 4, 8, 4),
+        of(MapType::ArrayOfMaps, 4, MapDef::new("inner_percpu", MapType::PercpuArray, 4, 8, 4)),
     ]
 }
 
@@ -254,4 +267,9 @@ fn iterators() {
 #[test]
 fn exceptions() {
     run(include_str!("cases/exceptions.txt"));
+}
+
+#[test]
+fn map_kinds() {
+    run(include_str!("cases/maps.txt"));
 }
