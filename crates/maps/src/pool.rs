@@ -152,7 +152,7 @@ impl<'a> View<'a> {
     pub(crate) fn push(self, slot: u32, e: Elem<'_>) {
         let journal = &self.record(slot).journal;
         Record::name(journal, e);
-        e.node.owner.store(FREE, Ordering::SeqCst);
+        e.node.owner.store(FREE, Ordering::Release);
         self.hint(e.idx);
         journal.store(0, Ordering::Release);
     }

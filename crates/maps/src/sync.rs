@@ -56,7 +56,8 @@ impl<'a> Guard<'a> {
         (at, name): (&'a AtomicU32, u32),
         take: fn(&'a AtomicU32, u32) -> Option<Guard<'a>>,
     ) -> Option<Guard<'a>> {
-        at.store(name, Ordering::SeqCst);
+        // Taking the lock is a release, behind which this cannot go.
+        at.store(name, Ordering::Relaxed);
         match take(word, slot) {
             Some(mut guard) => {
                 guard.named = Some(at);
