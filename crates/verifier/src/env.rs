@@ -8,10 +8,10 @@ use skep_ebpf::program::Program;
 use skep_ebpf::uapi::AttachType;
 
 use crate::cfg::Cfg;
-use crate::check_call::Global;
 use crate::compare::IdMap;
 use crate::explored::Explored;
 use crate::fail::{Check, Failure, invalid};
+use crate::global_calls::Global;
 use crate::hook::Hook;
 use crate::kernel_types::Types;
 use crate::liveness::Liveness;

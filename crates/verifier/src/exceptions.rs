@@ -6,6 +6,7 @@ use skep_ebpf::program::Program;
 
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, invalid};
+use crate::global_calls::Param;
 use crate::reason::Reason;
 
 /// Decl tag of the main function: the function that exceptions end in.
@@ -52,12 +53,9 @@ impl Env<'_> {
     /// The function for exceptions takes one number.
     pub fn check_exception_prototype(&self, function: usize) -> Check {
         let Some(global) = &self.functions[function].global else { return Ok(()) };
-        if let Some(why) = &global.broken {
-            return invalid!(GlobalFunction, "the function for exceptions, {}, cannot be called: {why}", global.name)
-                .map_err(|f: Box<Failure>| f.whole());
-        }
+        global.check_sound().map_err(|f| f.whole())?;
         match global.params[..] {
-            [crate::check_call::Param::Number] => Ok(()),
+            [Param::Number] => Ok(()),
             _ => invalid!(
                 Exception,
                 "the function for exceptions, {}, takes something else than one number",

@@ -1,16 +1,19 @@
 //! Prototypes of global functions, from BTF.
 
+use skep_ebpf::Errno;
 use skep_ebpf::btf::{Btf, Kind as Type, Linkage};
 use skep_ebpf::program::Program;
 
+use crate::Options;
 use crate::cfg::Cfg;
-use crate::check_call::{Global, Param};
 use crate::context_type;
 use crate::env::FunctionFacts;
 use crate::fail::{Check, invalid};
+use crate::global_calls::{self, Global, Param};
+use crate::kernel_types::Types;
 
 /// Finds the global functions and what they take.
-pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -> Check {
+pub(crate) fn find(prog: &Program, options: &Options, cfg: &Cfg, functions: &mut [FunctionFacts]) -> Check {
     let btf = match prog.btf.as_deref() {
         Some(btf) if !prog.func_info.is_empty() => btf,
         _ => return check_untyped(cfg),
@@ -44,7 +47,7 @@ pub(crate) fn find(prog: &Program, cfg: &Cfg, functions: &mut [FunctionFacts]) -
             .map_err(|f: Box<crate::fail::Failure>| f.whole());
         }
         if info.insn != 0 && *linkage == Linkage::Global {
-            facts.global = Some(prototype(prog, btf, info.type_id, *proto));
+            facts.global = Some(prototype(prog, options, btf, info.type_id, *proto));
         }
     }
     Ok(())
@@ -63,32 +66,33 @@ fn check_untyped(cfg: &Cfg) -> Check {
 }
 
 /// The prototype of a function, global or not.
-pub(crate) fn prototype_of(prog: &Program, btf: &Btf, func: u32) -> Option<Global> {
+pub(crate) fn prototype_of(prog: &Program, options: &Options, btf: &Btf, func: u32) -> Option<Global> {
     match btf.kind(func) {
-        Some(&Type::Func { proto, .. }) => Some(prototype(prog, btf, func, proto)),
+        Some(&Type::Func { proto, .. }) => Some(prototype(prog, options, btf, func, proto)),
         _ => None,
     }
 }
 
-fn prototype(prog: &Program, btf: &Btf, func: u32, proto: u32) -> Global {
+fn prototype(prog: &Program, options: &Options, btf: &Btf, func: u32, proto: u32) -> Global {
     let mut global = Global { name: btf.name(func).into(), params: Vec::new(), broken: None };
+    let broken = |why: String| Some((Errno::EINVAL, why));
     let Some(Type::FuncProto { ret, params }) = btf.kind(proto) else {
-        global.broken = Some("it has no prototype".into());
+        global.broken = broken("it has no prototype".into());
         return global;
     };
-    if !matches!(kind_of(btf, *ret), Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. })) {
-        global.broken = Some("it does not return a number".into());
+    if params.len() > 5 {
+        global.broken = broken(format!("it takes {} arguments, 5 are possible", params.len()));
         return global;
     }
-    if params.len() > 5 {
-        global.broken = Some(format!("it takes {} arguments, 5 are possible", params.len()));
+    if !matches!(kind_of(btf, *ret), Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. })) {
+        global.broken = broken("it does not return a number".into());
         return global;
     }
     for (n, p) in params.iter().enumerate() {
-        match param(prog, btf, func, n, p.ty) {
+        match (Parameter { prog, btf, options, func, n }).wants(p.ty) {
             Ok(p) => global.params.push(p),
-            Err(why) => {
-                global.broken = Some(format!("argument {}: {why}", n + 1));
+            Err((errno, why)) => {
+                global.broken = Some((errno, format!("argument {}: {why}", n + 1)));
                 break;
             }
         }
@@ -101,47 +105,120 @@ fn kind_of(btf: &Btf, id: u32) -> Option<&Type> {
     btf.kind(btf.resolve(id)?)
 }
 
-fn param(prog: &Program, btf: &Btf, func: u32, n: usize, ty: u32) -> Result<Param, String> {
-    let mut nullable = true;
-    let mut is_ctx = false;
-    for (tag, component) in btf.decl_tags(func) {
-        if usize::try_from(component) != Ok(n) {
-            continue;
+/// What the tags `__arg_…` of a parameter say.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Tags {
+    ctx: bool,
+    trusted: bool,
+    untrusted: bool,
+    nonnull: bool,
+    nullable: bool,
+    arena: bool,
+}
+
+impl Tags {
+    const NONE: Tags =
+        Tags { ctx: false, trusted: false, untrusted: false, nonnull: false, nullable: false, arena: false };
+}
+
+struct Parameter<'a> {
+    prog: &'a Program,
+    btf: &'a Btf,
+    options: &'a Options,
+    func: u32,
+    n: usize,
+}
+
+type Wants = Result<Param, (Errno, String)>;
+
+fn refused<T>(why: &str) -> Result<T, (Errno, String)> {
+    Err((Errno::EINVAL, why.into()))
+}
+
+impl Parameter<'_> {
+    fn tags(&self) -> Result<Tags, (Errno, String)> {
+        let mut tags = Tags::default();
+        let own = self.btf.decl_tags(self.func).filter(|(_, of)| usize::try_from(*of) == Ok(self.n));
+        for tag in own.filter_map(|(tag, _)| tag.strip_prefix("arg:")) {
+            match tag {
+                "ctx" => tags.ctx = true,
+                "trusted" => tags.trusted = true,
+                "untrusted" if self.options.profile.untrusted_memory => tags.untrusted = true,
+                "nonnull" => tags.nonnull = true,
+                "nullable" => tags.nullable = true,
+                "arena" => tags.arena = true,
+                _ => return Err((Errno::EOPNOTSUPP, format!("the tag {tag} does not exist"))),
+            }
         }
-        match tag {
-            "arg:ctx" => is_ctx = true,
-            "arg:nonnull" => nullable = false,
-            t if t.starts_with("arg:") => return Ok(Param::Unsupported),
-            _ => {}
+        Ok(tags)
+    }
+
+    /// What the parameter, of this type, takes.
+    fn wants(&self, ty: u32) -> Wants {
+        let tags = self.tags()?;
+        let btf = self.btf;
+        match kind_of(btf, ty) {
+            Some(&Type::Ptr { ty }) => self.wants_pointer(ty, tags),
+            Some(_) if tags != Tags::NONE => refused("it has a tag for pointers, but is none"),
+            Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }) => Ok(Param::Number),
+            Some(other) => refused(&format!("a {} cannot be passed", other.name())),
+            None => refused("its type is not known"),
         }
     }
-    match kind_of(btf, ty) {
-        Some(Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }) if !is_ctx => Ok(Param::Number),
-        Some(Type::Ptr { ty: pointee }) => {
-            let pointee = *pointee;
-            if !is_ctx && context_type::named(prog, btf, pointee) {
-                return Ok(Param::Ctx);
+
+    fn wants_pointer(&self, pointee: u32, tags: Tags) -> Wants {
+        const CONFLICT: &str = "its tags contradict each other";
+        let Tags { ctx, trusted, nullable, .. } = tags;
+        let only = |one: Tags| if tags == one { Ok(()) } else { refused(CONFLICT) };
+        if ctx || context_type::named(self.prog, self.btf, pointee) {
+            only(Tags { ctx, ..Tags::NONE })?;
+            if ctx && !context_type::tagged(self.prog, self.btf, pointee) {
+                return refused("it is tagged as the context, but its type is another");
             }
-            if is_ctx {
-                return if context_type::tagged(prog, btf, pointee) {
-                    Ok(Param::Ctx)
-                } else {
-                    Err("it is tagged as the context, but its type is another".into())
-                };
-            }
-            let Some(target) = btf.resolve(pointee) else { return Err("its type is not known".into()) };
-            if btf.name(target) == "bpf_dynptr" {
-                return match nullable {
-                    true => Ok(Param::Dynptr),
-                    false => Err("it is a dynptr, which takes no tags".into()),
-                };
-            }
-            match btf.size_of(target).and_then(|s| u32::try_from(s).ok()) {
-                Some(size) if !matches!(btf.kind(target), Some(Type::Void)) => Ok(Param::Mem { size, nullable }),
-                _ => Err("the size of what it points to is not known".into()),
-            }
+            return Ok(Param::Ctx);
         }
-        Some(other) => Err(format!("a {} cannot be passed", other.name())),
-        None => Err("its type is not known".into()),
+        let Some((target, kind)) = self.btf.resolve(pointee).and_then(|id| Some((id, self.btf.kind(id)?))) else {
+            return refused("its type is not known");
+        };
+        if matches!(kind, Type::Struct(_)) && self.btf.name(target) == "bpf_dynptr" {
+            only(Tags::NONE)?;
+            return Ok(Param::Dynptr);
+        }
+        if trusted {
+            if tags.nonnull {
+                return refused(CONFLICT);
+            }
+            return Ok(Param::Trusted { type_id: self.kernel_type(target)?.1, nullable });
+        }
+        if tags.untrusted {
+            only(Tags { untrusted: true, ..Tags::NONE })?;
+            if matches!(kind, Type::Void | Type::Int { .. } | Type::Enum { .. } | Type::Enum64 { .. }) {
+                return Ok(Param::UntrustedMem);
+            }
+            let (kernel, type_id) = self.kernel_type(target)?;
+            return match kernel.btf.kind(type_id) {
+                Some(Type::Struct(_) | Type::Union(_)) => Ok(Param::Untrusted { type_id }),
+                _ => refused("only structs and numbers can be untrusted"),
+            };
+        }
+        if tags.arena {
+            only(Tags { arena: true, ..Tags::NONE })?;
+            return Ok(Param::Arena);
+        }
+        if nullable {
+            return refused("memory may be null without being tagged so");
+        }
+        match self.btf.size_of(target).and_then(|s| u32::try_from(s).ok()) {
+            Some(size) if !matches!(kind, Type::Void) => Ok(Param::Mem { size, nullable: !tags.nonnull }),
+            _ => refused("the size of what it points to is not known"),
+        }
+    }
+
+    /// The kernel's type that a type of the program stands for.
+    fn kernel_type(&self, local: u32) -> Result<(Types<'_>, u32), (Errno, String)> {
+        let Some(kernel) = self.options.btf.as_deref().map(Types::new) else {
+            return Err((Errno::EOPNOTSUPP, "the kernel's types are not known".into()));
+        };
+        Ok((kernel, global_calls::kernel_type(Types::new(self.btf), kernel, local)?))
     }
 }

@@ -23,6 +23,7 @@ mod explain;
 mod explored;
 mod fail;
 mod format_string;
+mod global_calls;
 mod globals;
 mod helper_args;
 mod helper_objects;
@@ -317,7 +318,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     env.hook = hook;
     env.note_hook();
     env.recorder = progress.recorder.take();
-    let result = globals::find(env.prog, &env.cfg, &mut env.functions).and_then(|()| env.run());
+    let result = globals::find(env.prog, &options, &env.cfg, &mut env.functions).and_then(|()| env.run());
     *progress = Progress {
         stats: env.stats,
         insn: env.insn,

@@ -8,9 +8,9 @@ use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{AttachType, ProgType, prog_flags};
 
 use crate::Verified;
-use crate::check_call::Param;
 use crate::env::Env;
 use crate::fail::{Check, Failure, unsupported};
+use crate::global_calls::Param;
 use crate::globals;
 use crate::hook::{Hook, check_prototype};
 use crate::kernel_types::Types;
@@ -55,7 +55,7 @@ pub(crate) fn facts(prog: &Program, env: &Env<'_>) -> TargetFacts {
         btf.find(tag, |k| matches!(k, Type::Func { .. }))
     });
     let functions = prog.func_info.iter().enumerate().map(|(n, info)| {
-        let proto = prog.btf.as_deref().and_then(|btf| globals::prototype_of(env.prog, btf, info.type_id));
+        let proto = prog.btf.as_deref().and_then(|btf| globals::prototype_of(env.prog, env.options, btf, info.type_id));
         let reliable = proto.is_some_and(|p| p.broken.is_none() && (n != 0 || p.params == [Param::Ctx]));
         FunctionFacts {
             type_id: info.type_id,
@@ -230,11 +230,11 @@ impl Env<'_> {
     /// Sets up the arguments of an extension: those of the function that it replaces.
     pub fn enter_extension(&mut self) -> Check {
         let global = match (self.prog.btf.as_deref(), self.prog.func_info.first()) {
-            (Some(btf), Some(main)) => globals::prototype_of(self.prog, btf, main.type_id),
+            (Some(btf), Some(main)) => globals::prototype_of(self.prog, self.options, btf, main.type_id),
             _ => None,
         };
         let Some(global) = global else { return refuse("an extension needs types (BTF) for its function".into()) };
-        if let Some(why) = &global.broken {
+        if let Some((_, why)) = &global.broken {
             return refuse(format!("the prototype of {} cannot be checked: {why}", global.name));
         }
         if self.has_hook_context() && global.params.contains(&Param::Ctx) {

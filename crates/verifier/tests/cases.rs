@@ -273,3 +273,8 @@ fn exceptions() {
 fn map_kinds() {
     run(include_str!("cases/maps.txt"));
 }
+
+#[test]
+fn globals() {
+    run(include_str!("cases/globals.txt"));
+}

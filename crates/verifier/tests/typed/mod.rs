@@ -12,7 +12,7 @@ use skep_ebpf::program::{FuncInfo, Program};
 ///
 /// `i` is a number, `c` the context, `p` a pointer to 8 bytes, `n` one that is not null, `v` a pointer to nothing known,
 /// `t` a trusted `struct task_struct`, `T` one that may be null, `u` an untrusted one, `U` untrusted numbers, `d` a
-/// dynptr, `a` a pointer into an arena, `s` a struct by value. It returns `i`, `p`, or nothing (`v`).
+/// dynptr, `a` a pointer into an arena, `s` a struct by value; `x`, `N` and `q` have tags that make no sense. It returns `i`, `p`, or nothing (`v`).
 #[derive(Clone, Debug)]
 pub struct Function {
     pub params: String,
@@ -33,7 +33,10 @@ fn tags(letter: char) -> &'static [&'static str] {
     match letter {
         'c' => &["arg:ctx"],
         'n' => &["arg:nonnull"],
-        't' => &["arg:trusted", "arg:nonnull"],
+        't' => &["arg:trusted"],
+        'x' => &["arg:trusted", "arg:nonnull"],
+        'N' => &["arg:nullable"],
+        'q' => &["arg:precious"],
         'T' => &["arg:trusted", "arg:nullable"],
         'u' | 'U' => &["arg:untrusted"],
         'a' => &["arg:arena"],
@@ -60,7 +63,7 @@ pub fn blob(functions: &[Function]) -> (Vec<u8>, Vec<u32>) {
         let type_of = |letter| match letter {
             'i' => int,
             'c' | 'v' | 'a' => any,
-            't' | 'T' | 'u' => task_pointer,
+            't' | 'T' | 'u' | 'x' => task_pointer,
             'd' => dynptr,
             's' => task,
             _ => pointer,
