@@ -1,7 +1,7 @@
 //! Loads, stores and atomic operations: where each pointer may lead.
 
 use skep_ebpf::insn::{Insn, atomic, mode, size};
-use skep_ebpf::uapi::prog_flags;
+use skep_ebpf::uapi::{MapType, prog_flags};
 
 use crate::check_alu::MAX_OFFSET;
 use crate::ctx::{self, Loaded};
@@ -393,7 +393,18 @@ impl Env<'_> {
     /// What a load from a frozen map gives, where that is known.
     fn frozen_value(&self, ptr: &Reg, off: i64, a: Access) -> Check<Option<u64>> {
         let Some(var) = ptr.num.as_const() else { return Ok(None) };
-        let Some(data) = self.maps.get(ptr.what as usize).and_then(|m| m.frozen_data()) else { return Ok(None) };
+        let Some(map) = self.maps.get(ptr.what as usize) else { return Ok(None) };
+        if map.is_constant() && map.def.map_type == MapType::Array && map.def.max_entries != 1 {
+            return Err(crate::fail::Failure::new(
+                skep_ebpf::Errno::ENOTSUPP,
+                crate::reason::Reason::ConstantMap,
+                format!(
+                    "map {} never changes and has several elements, so nothing can be loaded from it",
+                    map.def.name
+                ),
+            ));
+        }
+        let Some(data) = map.frozen_data() else { return Ok(None) };
         let start = usize::try_from(off.wrapping_add(var as i64)).unwrap_or(usize::MAX);
         let mut value = [0u8; 8];
         let bytes = start.checked_add(a.size as usize).and_then(|end| data.get(start..end));

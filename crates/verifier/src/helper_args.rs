@@ -6,7 +6,7 @@ use skep_ebpf::uapi::{MapType, map_flags};
 use crate::check_alu::MAX_OFFSET;
 use crate::check_mem::Access;
 use crate::env::Env;
-use crate::fail::{Check, denied, invalid, unsupported};
+use crate::fail::{Check, denied, invalid};
 use crate::object::timer::MapIdentity;
 use crate::object::{Field, FieldKind};
 use crate::prog_type::Packet;
@@ -374,33 +374,6 @@ impl Env<'_> {
                 let _ = any;
                 denied!(ArgumentType, "r{r} must point to {size} bytes of memory; it holds {}", reg.describe())
             }
-        }
-    }
-
-    /// A terminated string that never changes.
-    pub fn check_const_str(&self, function: &str, r: u8, reg: &Reg) -> Check {
-        let Some(map) = self.maps.get(reg.what as usize) else {
-            return invalid!(UnknownMap, "r{r} points into a map that does not exist");
-        };
-        if !map.program_read_only() || !map.def.frozen {
-            return denied!(
-                ConstantString,
-                "r{r} of {} is a constant string; map {} is not read-only",
-                function,
-                map.def.name
-            );
-        }
-        let Some(var) = reg.num.as_const() else {
-            return denied!(ConstantString, "r{r} of {} is a constant string, not at a variable offset", function);
-        };
-        let off = i64::from(reg.off).wrapping_add(var as i64);
-        let Some(data) = map.frozen_data() else {
-            return unsupported!(UnsupportedFeature, "constant strings in map {} are not judged yet", map.def.name);
-        };
-        let text = usize::try_from(off).ok().and_then(|o| data.get(o..));
-        match text {
-            Some(t) if t.contains(&0) => Ok(()),
-            _ => invalid!(ConstantString, "the string in r{r} of {} is not terminated", function),
         }
     }
 }

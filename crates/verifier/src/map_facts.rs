@@ -1,5 +1,7 @@
 //! What must be known of the maps that a program uses.
 
+use std::borrow::Cow;
+
 use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
 use skep_ebpf::insn::{Insn, pseudo};
@@ -32,7 +34,7 @@ impl MapFacts<'_> {
     pub fn program_read_only(&self) -> bool {
         // A device map's values are the kernel's own, whatever its flags say.
         let devices = matches!(self.def.map_type, MapType::Devmap | MapType::DevmapHash);
-        self.def.flags & map_flags::RDONLY_PROG != 0 || self.def.frozen || devices
+        self.def.flags & map_flags::RDONLY_PROG != 0 || devices
     }
 
     /// Programs cannot read it.
@@ -40,10 +42,25 @@ impl MapFacts<'_> {
         self.def.flags & map_flags::WRONLY_PROG != 0
     }
 
+    /// Nobody can write it any more.
+    pub fn is_constant(&self) -> bool {
+        self.def.frozen && self.def.flags & map_flags::RDONLY_PROG != 0
+    }
+
     /// The contents that nobody will ever change.
-    pub fn frozen_data(&self) -> Option<&[u8]> {
-        let single = self.def.map_type == MapType::Array && self.def.max_entries == 1;
-        if self.def.frozen && single && self.program_read_only() { self.def.initial.as_deref() } else { None }
+    pub fn frozen_data(&self) -> Option<Cow<'_, [u8]>> {
+        if !self.is_constant() || self.def.map_type != MapType::Array || self.def.max_entries != 1 {
+            return None;
+        }
+        let (initial, size) = (self.def.initial.as_deref().unwrap_or_default(), self.def.value_size as usize);
+        Some(match initial.get(..size) {
+            Some(data) => data.into(),
+            None => {
+                let mut data = initial.to_vec();
+                data.resize(size, 0);
+                data.into()
+            }
+        })
     }
 }
 

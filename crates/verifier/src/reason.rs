@@ -144,6 +144,8 @@ reasons! {
         "Pass the context pointer on as it came, and add no variable index to it.";
     MapPointerAccess = "map-pointer-access", "Of a map itself only known fields are read.",
         "Read the map by its helpers.";
+    ConstantMap = "constant-map", "An array that never changes is loaded from only if it has one element.",
+        "Put the constants into one element, or let programs write the map.";
     SpecialField = "special-field", "Special fields of map values are only touched by their helpers.",
         "Leave the field alone in loads and stores; copy the value member by member.";
     AtomicAccess = "atomic-access", "Atomic operations work on aligned words of permitted memory.",

@@ -133,6 +133,10 @@ fn maps() -> Vec<MapDef> {
         m.flags = flags;
         m
     };
+    let frozen = |mut m: MapDef| {
+        m.frozen = true;
+        m
+    };
     let of = |map_type, key_size, inner| {
         let mut m = MapDef::new("maps", map_type, key_size, 4, 2);
         m.inner = Some(Arc::new(inner));
@@ -173,6 +177,10 @@ fn maps() -> Vec<MapDef> {
         MapDef::new("percpu_hash", MapType::PercpuHash, 4, 8, 4),
         MapDef::new("lru", MapType::LruHash, 4, 8, 4),
         of(MapType::ArrayOfMaps, 4, MapDef::new("inner_percpu", MapType::PercpuArray, 4, 8, 4)),
+        frozen(MapDef::new("frozen", MapType::Array, 4, 16, 1)),
+        with(frozen(MapDef::new("frozen_two", MapType::Array, 4, 16, 2)), map_flags::RDONLY_PROG),
+        with(frozen(MapDef::new("frozen_hash", MapType::Hash, 4, 16, 2)), map_flags::RDONLY_PROG),
+        with(frozen(MapDef::new("frozen_zero", MapType::Array, 4, 16, 1)), map_flags::RDONLY_PROG),
     ]
 }
 

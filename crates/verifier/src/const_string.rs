@@ -1,17 +1,61 @@
-//! Format strings of `bpf_snprintf`, which are checked when the program is loaded.
+//! Strings that never change, and the format strings of `bpf_snprintf` among them.
+
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::MapType;
 
 use crate::env::Env;
-use crate::fail::{Check, invalid};
+use crate::fail::{Check, Failure, denied, invalid};
+use crate::reason::Reason;
 use crate::reg::Reg;
 
 impl Env<'_> {
+    /// A terminated string that never changes.
+    pub fn check_const_str(&self, function: &str, r: u8, reg: &Reg) -> Check {
+        let Some(map) = self.maps.get(reg.what as usize) else {
+            return invalid!(UnknownMap, "r{r} points into a map that does not exist");
+        };
+        if !map.is_constant() {
+            return denied!(
+                ConstantString,
+                "r{r} of {function} is a constant string; map {} is not read-only",
+                map.def.name
+            );
+        }
+        let Some(var) = reg.num.as_const() else {
+            return denied!(ConstantString, "r{r} of {function} is a constant string, not at a variable offset");
+        };
+        if !matches!(map.def.map_type, MapType::Array | MapType::Arena) {
+            return denied!(
+                ConstantString,
+                "r{r} of {function} is a constant string; map {} has no place in memory",
+                map.def.name
+            );
+        }
+        let rest = i64::from(map.def.value_size) - i64::from(reg.off);
+        self.check_map_value(r, reg, reg.off.into(), rest.max(0) as u64, false, false)?;
+        let Some(data) = map.frozen_data() else {
+            return Err(Failure::new(
+                Errno::ENOTSUPP,
+                Reason::ConstantString,
+                format!("r{r} of {function} is a constant string; map {} has several elements", map.def.name),
+            ));
+        };
+        let at = i64::from(reg.off).wrapping_add(var as i64);
+        let text = usize::try_from(at).ok().and_then(|at| data.get(at..));
+        match text {
+            Some(t) if t.contains(&0) => Ok(()),
+            _ => invalid!(ConstantString, "the string in r{r} of {function} is not terminated"),
+        }
+    }
+
     /// Checks the call: r3 is a constant string, r5 the size of its arguments of eight bytes each.
     pub fn check_snprintf(&self) -> Check {
         let (text, size) = (self.state.reg(3), self.state.reg(5).num.bits.value);
         if !size.is_multiple_of(8) {
             return invalid!(ConstantString, "the arguments of bpf_snprintf are 64-bit numbers; r5 says {size} bytes");
         }
-        let Some(text) = self.constant_text(text) else {
+        let text = self.constant_text(text);
+        let Some(text) = text.as_deref() else {
             return invalid!(ConstantString, "the format string in r3 is not known");
         };
         match check(text, size / 8) {
@@ -23,12 +67,12 @@ impl Env<'_> {
     }
 
     /// The string that a pointer to a constant one means.
-    fn constant_text(&self, reg: &Reg) -> Option<&[u8]> {
+    fn constant_text(&self, reg: &Reg) -> Option<Vec<u8>> {
         let data = self.maps.get(reg.what as usize)?.frozen_data()?;
         let at = i64::from(reg.off).wrapping_add(reg.num.as_const()? as i64);
         let text = data.get(usize::try_from(at).ok()?..)?;
         let end = text.iter().position(|b| *b == 0)?;
-        text.get(..end)
+        text.get(..end).map(<[u8]>::to_vec)
     }
 }
 
