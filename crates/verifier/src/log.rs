@@ -116,6 +116,7 @@ fn show(reg: &Reg, names: TypeNames<'_>) -> String {
         Kind::PacketMeta => "pkt_meta",
         Kind::PacketEnd => "pkt_end",
         Kind::Mem if reg.flags & flag::RINGBUF != 0 => "ringbuf_mem",
+        Kind::Mem if reg.flags & flag::BUFFER != 0 => "buf",
         Kind::Mem => "mem",
         Kind::Socket => "sock",
         Kind::SockCommon => "sock_common",
