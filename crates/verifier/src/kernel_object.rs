@@ -57,10 +57,10 @@ impl Env<'_> {
         }
         let field = types.walk(ptr.what, at, a.size).map_err(|e| refused(&self.describe(ptr), r, e))?;
         let mut loaded = match field.what {
-            // In memory that the program writes no pointer is more than a number.
-            _ if allocated => Reg::UNKNOWN,
             FieldType::Number => Reg::UNKNOWN,
             FieldType::PlainPointer => self.plain_pointer(),
+            // In memory that the program writes a pointer to an object may be anything.
+            FieldType::Pointer(_) if allocated => Reg::UNKNOWN,
             FieldType::Pointer(to) => Reg::kernel_object(to, self.loaded_trust(ptr, &field, to, types)),
         };
         if loaded.nullable() {

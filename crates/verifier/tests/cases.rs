@@ -127,6 +127,18 @@ fn name_kernel(text: &str, btf: Option<&Btf>) -> Option<String> {
     Some(out + rest)
 }
 
+/// Puts numbers for the program's own types: `local[name]`.
+fn name_own(text: &str, ids: &typed::objects::Ids) -> String {
+    let mut parts = text.split("local[");
+    let mut out = parts.next().unwrap_or("").to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once(']').expect("local[name]");
+        out += &ids.get(name).to_string();
+        out += rest;
+    }
+    out
+}
+
 /// What the programs name by index.
 fn maps() -> Vec<MapDef> {
     let with = |mut m: MapDef, flags| {
@@ -186,8 +198,18 @@ fn maps() -> Vec<MapDef> {
 
 /// Checks the cases of a file; what is wrong with each.
 fn run(file: &'static str) {
-    let maps: Arc<[MapDef]> = maps().into();
-    let fds = if kernel::available() { kernel::maps(&maps) } else { None };
+    check(file, &maps().into(), None);
+}
+
+/// The same for programs with types and maps that have special fields.
+fn run_objects(file: &'static str) {
+    let (_, _, ids) = typed::blob_with(&[], true);
+    check(file, &typed::objects::maps(&ids).into(), Some(&ids));
+}
+
+fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objects::Ids>) {
+    let fds = if kernel::available() && objects.is_none() { kernel::maps(maps) } else { None };
+    let kernel_there = kernel::available();
     let only = std::env::var("SKEP_CASE").ok();
     let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok()).map(Arc::new);
     let mut faults = Vec::new();
@@ -195,7 +217,8 @@ fn run(file: &'static str) {
         if only.as_ref().is_some_and(|n| n != case.name) {
             continue;
         }
-        let Some(text) = name_kernel(&case.text, btf.as_deref()) else { continue };
+        let text = objects.map_or_else(|| case.text.clone(), |ids| name_own(&case.text, ids));
+        let Some(text) = name_kernel(&text, btf.as_deref()) else { continue };
         let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         let mut program = Program::new("case", case.prog_type.0, "GPL", insns);
         program.attach_type = case.prog_type.1;
@@ -203,7 +226,8 @@ fn run(file: &'static str) {
         if case.sleepable {
             program.flags |= prog_flags::SLEEPABLE;
         }
-        let raw = case.functions.as_ref().map(|f| typed::attach(&mut program, f));
+        let functions = case.functions.clone().or_else(|| objects.map(|_| Vec::new()));
+        let raw = functions.map(|f| typed::attach_with(&mut program, &f, objects.is_some()));
         let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
         let (verdict, message) =
             match verify(program.clone(), &Options { profile, btf: btf.clone(), ..Options::default() }) {
@@ -213,8 +237,12 @@ fn run(file: &'static str) {
         if verdict != case.verdict {
             faults.push(format!("{}: {verdict} ({message}), not {}", case.name, case.verdict));
         }
-        let Some(fds) = &fds else { continue };
+        if !kernel_there {
+            continue;
+        }
         let btf = raw.map(|r| kernel::btf(&r).expect("the kernel takes the BTF"));
+        let own = if objects.is_some() { btf.as_ref().and_then(|b| kernel::typed_maps(maps, b)) } else { None };
+        let fds = own.as_ref().or(fds.as_ref()).expect("the kernel makes the maps");
         let answer = kernel::load_typed(&program, fds, btf.as_ref(), 1).expect("maps");
         if only.is_some() {
             println!("{}\nhere: {verdict} {message}", answer.log);
@@ -230,6 +258,11 @@ fn run(file: &'static str) {
 #[test]
 fn calls() {
     run(include_str!("cases/calls.txt"));
+}
+
+#[test]
+fn objects() {
+    run_objects(include_str!("cases/objects.txt"));
 }
 
 #[test]

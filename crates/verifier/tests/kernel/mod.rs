@@ -62,11 +62,11 @@ fn create_map(def: &MapDef) -> Result<OwnedFd, i32> {
 
 /// Makes a map whose keys and values are of types of this BTF; `Err` has the errno.
 pub fn create_typed_map(def: &MapDef, btf: Option<&OwnedFd>) -> Result<OwnedFd, i32> {
-    let inner = def.inner.as_deref().map(create_map).transpose()?;
+    let inner = def.inner.as_deref().map(|inner| create_typed_map(inner, btf)).transpose()?;
     let mut attr = Attr::new();
     attr.set(0, def.map_type as u32).set(4, def.key_size).set(8, def.value_size).set(12, def.max_entries);
     attr.set(16, def.flags).set64(64, def.extra);
-    if let Some(btf) = btf {
+    if let Some(btf) = btf.filter(|_| def.value_type_id != 0) {
         attr.set(48, btf.as_raw_fd() as u32).set(52, def.key_type_id).set(56, def.value_type_id);
     }
     if let Some(inner) = &inner {
@@ -100,6 +100,11 @@ pub fn load(prog: &Program, log_level: u32) -> Option<Answer> {
 /// Makes the maps of a program, to be used for many loads.
 pub fn maps(defs: &[MapDef]) -> Option<Vec<OwnedFd>> {
     defs.iter().map(create_map).collect::<Result<_, _>>().ok()
+}
+
+/// Makes maps of types of this BTF.
+pub fn typed_maps(defs: &[MapDef], btf: &OwnedFd) -> Option<Vec<OwnedFd>> {
+    defs.iter().map(|def| create_typed_map(def, Some(btf))).collect::<Result<_, _>>().ok()
 }
 
 /// Loads BTF; `None` if the kernel refuses it.

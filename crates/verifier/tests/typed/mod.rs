@@ -1,6 +1,8 @@
 //! Function types for test programs: the BTF that the kernel wants with global functions and callbacks.
 #![allow(dead_code)] // not every test uses all of it
 
+pub mod objects;
+
 use std::sync::Arc;
 
 use skep_ebpf::btf::build::Builder;
@@ -46,11 +48,18 @@ fn tags(letter: char) -> &'static [&'static str] {
 
 /// BTF for a main function and these, and the ids of all of them.
 pub fn blob(functions: &[Function]) -> (Vec<u8>, Vec<u32>) {
+    let (raw, ids, _) = blob_with(functions, false);
+    (raw, ids)
+}
+
+/// The same, perhaps with types that have special fields.
+pub fn blob_with(functions: &[Function], with_objects: bool) -> (Vec<u8>, Vec<u32>, objects::Ids) {
     let mut b = Builder::new();
     let int = b.int("int", 4, 1);
     let long = b.int("unsigned long", 8, 0);
     let pointer = b.add("", &Kind::Ptr { ty: long });
     let any = b.add("", &Kind::Ptr { ty: 0 });
+    let own = if with_objects { objects::add(&mut b, int, long, any) } else { objects::Ids::default() };
     let name = b.string("pid");
     let member = Member { name_off: name, ty: int, bit_offset: 0, bitfield_size: 0 };
     let task = b.add("task_struct", &Kind::Struct(Composite { size: 4, members: [member].into() }));
@@ -84,11 +93,16 @@ pub fn blob(functions: &[Function]) -> (Vec<u8>, Vec<u32>) {
     for n in (1..=functions.len()).filter(|n| functions[n - 1].catches.is_some()) {
         b.add(&format!("exception_callback:f{n}"), &Kind::DeclTag { ty: ids[0], component: -1 });
     }
-    (b.finish(), ids)
+    (b.finish(), ids, own)
 }
 
 /// Types the functions of a program, in order of their instructions; gives the blob for the kernel.
 pub fn attach(program: &mut Program, functions: &[Function]) -> Vec<u8> {
+    attach_with(program, functions, false)
+}
+
+/// The same, perhaps with types that have special fields.
+pub fn attach_with(program: &mut Program, functions: &[Function], with_objects: bool) -> Vec<u8> {
     let mut starts = vec![0];
     starts.extend(functions.iter().filter_map(|f| f.catches));
     for (at, i) in program.insns.iter().enumerate() {
@@ -98,7 +112,7 @@ pub fn attach(program: &mut Program, functions: &[Function]) -> Vec<u8> {
     }
     starts.sort_unstable();
     starts.dedup();
-    let (raw, ids) = blob(functions);
+    let (raw, ids, _) = blob_with(functions, with_objects);
     program.btf = Some(Arc::new(Btf::parse(&raw).expect("BTF of the test")));
     program.func_info = starts.into_iter().zip(ids).map(|(insn, type_id)| FuncInfo { insn, type_id }).collect();
     raw
