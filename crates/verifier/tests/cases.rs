@@ -1,10 +1,10 @@
 //! Small programs with a known verdict, one rule each; see `cases/*.txt`. Where `bpf(2)` works, the kernel is asked too.
 //!
-//! A case is `=== name | program type[/attach type] | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
+//! A case is `=== name | program type[/attach type[:target]] [sleepable] [nongpl] | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
 //! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i>v`:
 //! linkage, parameters and result (see [`typed`]); one of linkage `catch`, at the label `catch`, is the one that
-//! exceptions end in. `subprog[label]` is the address of a function, `call kfunc[name]` calls a
-//! kernel function and `type[name]` is the number of a kernel struct; both need the kernel's BTF. `SKEP_CASE` picks a
+//! exceptions end in. A target is a tracepoint, an iterator or `struct.operation`. `subprog[label]` is the address of a function, `call kfunc[name]` calls a
+//! kernel function, `type[name]` is the number of a kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `SKEP_CASE` picks a
 //! case by name.
 
 mod kernel;
@@ -20,6 +20,8 @@ use skep_verifier::{KernelProfile, Options, verify};
 
 struct Case {
     name: &'static str,
+    target: &'static str,
+    license: &'static str,
     prog_type: (ProgType, Option<AttachType>),
     verdict: &'static str,
     kernel_accepts: bool,
@@ -54,9 +56,14 @@ fn cases(file: &'static str) -> Vec<Case> {
         let mut next = || fields.next().unwrap_or("");
         let (name, ty, verdict, types) = (next(), next(), next(), next());
         let (verdict, kernel) = verdict.split_once(',').unwrap_or((verdict, ""));
+        let (ty, license) = ty.strip_suffix(" nongpl").map_or((ty, "GPL"), |ty| (ty, "MIT"));
+        let bare = ty.trim_end_matches(" sleepable");
+        let (bare, target) = bare.split_once(':').unwrap_or((bare, ""));
         Case {
             name,
-            prog_type: prog_type(ty.trim_end_matches(" sleepable")),
+            target,
+            license,
+            prog_type: prog_type(bare),
             verdict,
             kernel_accepts: verdict == "accept" || kernel.trim() == "kernel accepts",
             sleepable: ty.ends_with(" sleepable"),
@@ -108,6 +115,53 @@ fn name_functions(text: &str) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Makes the program attach to a tracepoint, an iterator or an operation; `None` if this kernel has it not.
+fn attach(program: &mut Program, target: &str, btf: Option<&Btf>) -> Option<()> {
+    let btf = btf?;
+    program.attach_btf_id = match (program.attach_type, target.split_once('.')) {
+        (Some(AttachType::TraceRawTp), _) => {
+            btf.find(&format!("btf_trace_{target}"), |k| matches!(k, Kind::Typedef { .. }))?
+        }
+        (Some(AttachType::TraceIter), _) => {
+            btf.find(&format!("bpf_iter_{target}"), |k| matches!(k, Kind::Func { .. }))?
+        }
+        (_, Some((ops, member))) => {
+            let id = btf.find(ops, |k| matches!(k, Kind::Struct(_)))?;
+            let members = &btf.kind(id)?.composite()?.members;
+            let index = members.iter().position(|m| btf.str_at(m.name_off) == Some(member))? as u32;
+            program.attach_type = AttachType::from_u32(index).filter(|_| index != 0);
+            id
+        }
+        _ => return None,
+    };
+    Some(())
+}
+
+/// Where a member of a kernel struct stands, looked for in unnamed members as well.
+fn member(btf: &Btf, id: u32, name: &str) -> Option<u32> {
+    btf.kind(btf.resolve(id)?)?.composite()?.members.iter().find_map(|m| match btf.str_at(m.name_off) {
+        Some(n) if n == name => Some(m.bit_offset / 8),
+        Some("") => Some(m.bit_offset / 8 + member(btf, m.ty, name)?),
+        _ => None,
+    })
+}
+
+/// Puts offsets for `field[struct.member]`; `None` if this kernel has not all of them.
+fn name_fields(text: &str, btf: Option<&Btf>) -> Option<String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("field[") {
+        let (name, behind) = after.split_once(']')?;
+        let (object, field) = name.split_once('.')?;
+        let btf = btf?;
+        let id = btf.find(object, |k| matches!(k, Kind::Struct(_)))?;
+        out += before;
+        out += &member(btf, id, field)?.to_string();
+        rest = behind;
+    }
+    Some(out + rest)
 }
 
 /// Puts numbers for the names of kernel functions and types; `None` if this kernel has not all of them.
@@ -218,10 +272,14 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
             continue;
         }
         let text = objects.map_or_else(|| case.text.clone(), |ids| name_own(&case.text, ids));
+        let Some(text) = name_fields(&text, btf.as_deref()) else { continue };
         let Some(text) = name_kernel(&text, btf.as_deref()) else { continue };
         let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let mut program = Program::new("case", case.prog_type.0, "GPL", insns);
+        let mut program = Program::new("case", case.prog_type.0, case.license, insns);
         program.attach_type = case.prog_type.1;
+        if !case.target.is_empty() && attach(&mut program, case.target, btf.as_deref()).is_none() {
+            continue;
+        }
         program.maps = maps.clone();
         if case.sleepable {
             program.flags |= prog_flags::SLEEPABLE;
@@ -318,4 +376,9 @@ fn map_kinds() {
 #[test]
 fn globals() {
     run(include_str!("cases/globals.txt"));
+}
+
+#[test]
+fn kernel_objects() {
+    run(include_str!("cases/kernel_objects.txt"));
 }
