@@ -382,3 +382,8 @@ fn globals() {
 fn kernel_objects() {
     run(include_str!("cases/kernel_objects.txt"));
 }
+
+#[test]
+fn later() {
+    run_objects(include_str!("cases/later.txt"));
+}
