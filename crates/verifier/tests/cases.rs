@@ -1,11 +1,13 @@
 //! Small programs with a known verdict, one rule each; see `cases/*.txt`. Where `bpf(2)` works, the kernel is asked too.
 //!
-//! A case is `=== name | program type[/attach type[:target]] [sleepable] [nongpl] | verdict`, perhaps ` | functions`, then the program. The verdict is `accept`, a
-//! reason, or a reason and `, kernel accepts`. Functions behind the main one are given as `global:cp`, `static:i>v`:
-//! linkage, parameters and result (see [`typed`]); one of linkage `catch`, at the label `catch`, is the one that
-//! exceptions end in. A target is a tracepoint, an iterator or `struct.operation`. `subprog[label]` is the address of a function, `call kfunc[name]` calls a
-//! kernel function, `type[name]` is the number of a kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `SKEP_CASE` picks a
-//! case by name.
+//! A case is `=== name | program type[/attach type[:target]] [sleepable] [nongpl] | verdict`, perhaps ` | functions`, then
+//! the program. A target is a tracepoint, an iterator or `struct.operation`. The verdict is `accept`, a reason, a reason
+//! and `, kernel accepts`, or `accept, kernel without` where the kernel may be built without what the case is about.
+//! Functions behind the main one are given as `global:cp`, `static:i>v`: linkage, parameters and result (see [`typed`]);
+//! one of linkage `catch`, at the label `catch`, is the one that exceptions end in. `map[name]` is one of [`maps`],
+//! `subprog[label]` the address of a function, `call kfunc[name]` calls a kernel function, `type[name]` is the number of a
+//! kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `SKEP_CASE` picks a case by
+//! name.
 
 mod kernel;
 mod typed;
@@ -65,7 +67,8 @@ fn cases(file: &'static str) -> Vec<Case> {
             license,
             prog_type: prog_type(bare),
             verdict,
-            kernel_accepts: verdict == "accept" || kernel.trim() == "kernel accepts",
+            kernel_accepts: verdict == "accept" && kernel.trim() != "kernel without"
+                || kernel.trim() == "kernel accepts",
             sleepable: ty.ends_with(" sleepable"),
             functions: (!types.is_empty()).then(|| functions(types.trim_start_matches("typed"), label(text, "catch"))),
             text: name_functions(text),
@@ -247,6 +250,11 @@ fn maps() -> Vec<MapDef> {
         with(frozen(MapDef::new("frozen_two", MapType::Array, 4, 16, 2)), map_flags::RDONLY_PROG),
         with(frozen(MapDef::new("frozen_hash", MapType::Hash, 4, 16, 2)), map_flags::RDONLY_PROG),
         with(frozen(MapDef::new("frozen_zero", MapType::Array, 4, 16, 1)), map_flags::RDONLY_PROG),
+        MapDef::new("sockmap", MapType::Sockmap, 4, 4, 4),
+        MapDef::new("xsk", MapType::Xskmap, 4, 4, 4),
+        MapDef::new("storage", MapType::CgroupStorage, 8, 16, 0),
+        MapDef::new("percpu_storage", MapType::PercpuCgroupStorage, 8, 16, 0),
+        MapDef::new("second_storage", MapType::CgroupStorage, 8, 16, 0),
     ]
 }
 
@@ -273,6 +281,10 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         }
         let text = objects.map_or_else(|| case.text.clone(), |ids| name_own(&case.text, ids));
         let Some(text) = name_fields(&text, btf.as_deref()) else { continue };
+        let text = maps
+            .iter()
+            .enumerate()
+            .fold(text, |text, (n, m)| text.replace(&format!("map[{}]", m.name), &format!("map[idx:{n}]")));
         let Some(text) = name_kernel(&text, btf.as_deref()) else { continue };
         let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         let mut program = Program::new("case", case.prog_type.0, case.license, insns);
@@ -311,6 +323,11 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         }
     }
     assert!(faults.is_empty(), "{} faults\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn types() {
+    run(include_str!("cases/types.txt"));
 }
 
 #[test]
