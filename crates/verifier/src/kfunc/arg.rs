@@ -299,6 +299,9 @@ impl<'p> Env<'p> {
 
     /// Pointers are passed as they are obtained, or moved within what they point to.
     fn check_kfunc_offset(&self, call: &KfuncCall<'p>, r: u8, reg: &Reg) -> Check {
+        if reg.kind == Kind::NotInit {
+            return denied!(UninitializedRegister, "r{r}, passed to {}, was never written", call.name());
+        }
         let releases = call.has(kf::RELEASE) && reg.ref_id != 0;
         if releases && reg.off != 0 {
             return invalid!(

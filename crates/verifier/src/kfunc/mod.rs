@@ -32,6 +32,11 @@ use crate::reason::Reason;
 use crate::reg::Reg;
 use crate::stack_object::Dynptr;
 
+/// Decl tag of kernel functions.
+const TAG: &str = "bpf_kfunc";
+/// A kernel function that every kernel with such functions has.
+const ALWAYS_THERE: &str = "bpf_rcu_read_lock";
+
 /// One call while it is checked: the function, and what its arguments have taught so far.
 pub(crate) struct KfuncCall<'p> {
     pub row: &'static Kfunc,
@@ -92,8 +97,7 @@ impl<'p> Kfuncs<'p> {
         if !is_call(i) || i.off != 0 {
             return None;
         }
-        let (btf, id) = (self.btf?, u32::try_from(i.imm).ok()?);
-        matches!(btf.kind(id), Some(Type::Func { .. })).then(|| Kfunc::by_name(btf.name(id)))?
+        registered(self.btf?, u32::try_from(i.imm).ok()?)
     }
 
     /// Number of arguments of the function that is called, if that is known.
@@ -108,6 +112,17 @@ impl<'p> Kfuncs<'p> {
 /// True for calls of kernel functions.
 pub(crate) fn is_call(i: Insn) -> bool {
     i.code == skep_ebpf::insn::CALL && i.src() == call::KFUNC
+}
+
+/// The row of a function, if the kernel has registered it. Newer BTF tags such functions; functions of one name with
+/// one of the table may be there without being for programs, as their configuration has it.
+fn registered(btf: &Btf, func: u32) -> Option<&'static Kfunc> {
+    let tagged = |id| btf.decl_tags(id).any(|(tag, _)| tag == TAG);
+    if !matches!(btf.kind(func), Some(Type::Func { .. })) {
+        return None;
+    }
+    let everywhere = || btf.find(ALWAYS_THERE, |k| matches!(k, Type::Func { .. })).is_some_and(tagged);
+    Kfunc::by_name(btf.name(func)).filter(|_| tagged(func) || !everywhere())
 }
 
 /// What a function returns and takes.
@@ -207,7 +222,7 @@ impl<'p> Env<'p> {
         let Some((ret, params)) = prototype(btf, id) else {
             return invalid!(UnknownKfunc, "type {id} of the kernel is no function");
         };
-        let row = Kfunc::by_name(btf.name(id)).filter(|k| k.allowed_in(self.prog.prog_type, self.prog.attach_type));
+        let row = registered(btf, id).filter(|k| k.allowed_in(self.prog.prog_type, self.prog.attach_type));
         let Some(row) = row else {
             return denied!(
                 KfuncNotAllowed,
