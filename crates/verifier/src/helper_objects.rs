@@ -123,9 +123,6 @@ fn trust_fits(arg: Arg, flags: u32) -> bool {
 impl Env<'_> {
     /// An object of a BTF type is what the argument wants.
     pub fn check_object_arg(&self, h: &Helper, r: u8, arg: Arg, reg: &Reg) -> Check {
-        if matches!(arg, Arg::KptrDest) || h.ret == helper::Ret::BtfOrNull && arg == Arg::BtfOrNull {
-            return unsupported!(UnsupportedArgument, "r{r} of bpf_{} is {}, not judged yet", h.name, reg.describe());
-        }
         let takes_objects = matches!(
             arg,
             Arg::Btf

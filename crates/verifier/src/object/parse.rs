@@ -129,7 +129,8 @@ impl Search<'_> {
         let element = match (self.named(ty)?, kind) {
             (Some(special), _) => {
                 let struct_size = kind.composite().filter(|_| matches!(kind, Type::Struct(_))).map(|s| s.size);
-                if !fits(special.size()) || off % special.align() != 0 || struct_size != Some(special.size()) {
+                if !fits(special.size()) || !off.is_multiple_of(special.align()) || struct_size != Some(special.size())
+                {
                     return Ok(());
                 }
                 let content = if special.is_root() { self.contents(at, special)? } else { Content::Plain };
@@ -147,7 +148,7 @@ impl Search<'_> {
                 s.size
             }
             _ => {
-                if !fits(8) || off % 8 != 0 {
+                if !fits(8) || !off.is_multiple_of(8) {
                     return Ok(());
                 }
                 let Some((kind, target)) = self.kptr(ty)? else { return Ok(()) };
