@@ -50,13 +50,19 @@ pub fn apply(op: u8, dst: &mut Scalar, mut src: Scalar, is32: bool) {
             |bits, d, s| (bits.value, d.min(s)),
             |bits, d, s| (bits.value as u32, d.min(s)),
         ),
-        alu::OR => bitwise(
-            dst,
-            &src,
-            Tnum::or,
-            |bits, _, _| (bits.value, bits.max()),
-            |bits, _, _| (bits.value as u32, bits.max() as u32),
-        ),
+        alu::OR => {
+            let least = (dst.umin.max(src.umin), dst.umin32.max(src.umin32));
+            bitwise(
+                dst,
+                &src,
+                Tnum::or,
+                |bits, _, _| (bits.value, bits.max()),
+                |bits, _, _| (bits.value as u32, bits.max() as u32),
+            );
+            // No bit is lost, so neither operand is above the result.
+            dst.umin = dst.umin.max(least.0);
+            dst.umin32 = dst.umin32.max(least.1);
+        }
         alu::XOR => bitwise(
             dst,
             &src,

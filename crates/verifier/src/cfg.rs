@@ -246,9 +246,6 @@ impl Cfg {
         let mut todo = vec![0usize];
         todo.extend(self.exception_callback.and_then(|f| Some(self.functions.get(f)?.start)));
         while let Some(at) = todo.pop() {
-            if seen[at] {
-                continue;
-            }
             if self.points[at].second_half {
                 return invalid!(
                     InvalidLoadImmediate,
@@ -256,6 +253,9 @@ impl Cfg {
                     at - 1
                 )
                 .map_err(|f: Box<Failure>| f.at(at));
+            }
+            if seen[at] {
+                continue;
             }
             seen[at] = true;
             let i = insns[at];

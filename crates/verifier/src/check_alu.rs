@@ -170,6 +170,7 @@ impl Env<'_> {
                 if i.is_x() && dst.precise {
                     self.mark_precise(i.src())?;
                 }
+                let dst = if src.as_const().is_some() { self.split_sign(i, dst)? } else { dst };
                 self.scalar_op(i, is32, dst, src)
             }
             (false, false) => {
@@ -198,11 +199,33 @@ impl Env<'_> {
         }
     }
 
+    /// A number that is all ones or zero (a sign, spread by a shift) and meets a mask: each of the two goes its own way.
+    /// Zero comes back to this instruction later; ones are what goes on now.
+    fn split_sign(&mut self, i: Insn, mut dst: Reg) -> Check<Reg> {
+        let n = dst.num;
+        let whole = n.smin == -1 && n.smax == 0;
+        if !matches!(i.op(), alu::AND | alu::OR) || !whole && !(n.smin32 == -1 && n.smax32 == 0) {
+            return Ok(dst);
+        }
+        let at = self.insn;
+        let zero = self.push_path(at)?.reg_mut(i.dst());
+        if whole {
+            zero.num = Scalar::constant(0);
+            dst.num = Scalar::constant(u64::MAX);
+        } else {
+            zero.num.set_low(0);
+            dst.num.set_low(u32::MAX);
+        }
+        Ok(dst)
+    }
+
     fn scalar_op(&mut self, i: Insn, is32: bool, mut dst: Reg, src: Reg) -> Check {
+        // A 32-bit sum says something of the whole number only where that has no upper half.
+        let whole = !is32 || dst.num.umax <= u64::from(u32::MAX);
         arith::apply(i.op(), &mut dst.num, src.num, is32);
         // A number that is another plus a constant stays linked to it.
         match delta(i, is32, &src.num) {
-            Some(delta) if dst.id != 0 && !dst.linked_delta => {
+            Some(delta) if whole && dst.id != 0 && !dst.linked_delta => {
                 (dst.linked_delta, dst.narrow_delta, dst.off) = (true, is32, delta);
             }
             _ => dst.unlink(),

@@ -243,6 +243,12 @@ impl Scalar {
         self.bits = whole.without_subreg().or(low);
     }
 
+    /// The low half is known to be this; of the whole nothing else is learnt.
+    pub fn set_low(&mut self, x: u32) {
+        self.bits = self.bits.with_subreg(Tnum::constant(x.into()));
+        (self.umin32, self.umax32, self.smin32, self.smax32) = (x, x, x as i32, x as i32);
+    }
+
     /// Makes the whole number the zero-extended low half.
     pub fn zext32(&mut self) {
         self.bits = self.bits.subreg();

@@ -1,17 +1,29 @@
 //! Random programs, judged here and by the live kernel: nothing that it rejects may be accepted.
 //!
-//! `SKEP_FUZZ` is the number of programs (default 1000), `SKEP_SEED` the first seed; `SKEP_FUZZ_LOG` prints the
-//! kernel's log. Needs `bpf(2)`; skipped without.
+//! `SKEP_FUZZ` is the number of programs (default 1000), `SKEP_SEED` the first seed, `SKEP_FUZZ_THREADS` how many work
+//! at once; `SKEP_FUZZ_SHOW` how many seeds of each kind are shown. With one program `SKEP_FUZZ_TEXT` prints it and
+//! asks nobody, `SKEP_FUZZ_LOG` prints both logs, and `SKEP_FUZZ_MIN` makes a program that is judged differently as small as possible. A program of which more than
+//! `SKEP_FUZZ_LIMIT` instructions are processed here is not put to the kernel: it would take seconds. Where the kernel
+//! takes more than two seconds it is interrupted, and the program is listed as unanswered.
+//!
+//! A campaign: `SKEP_FUZZ=2000000 SKEP_FUZZ_THREADS=2 cargo test --release -p skep-verifier --test differential --
+//! --nocapture`. Needs `bpf(2)`; skipped without.
 
-#[path = "differential/generator.rs"]
+#[path = "differential/generator/mod.rs"]
 mod generator;
 mod kernel;
+#[path = "differential/minimise.rs"]
+mod minimise;
 mod typed;
+#[path = "differential/watch.rs"]
+mod watch;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use skep_ebpf::program::MapDef;
+use skep_ebpf::program::{MapDef, Program};
 use skep_verifier::{KernelProfile, Options, Outcome, verify};
 
 fn env(name: &str, default: u64) -> u64 {
@@ -30,63 +42,152 @@ fn complaint(log: &str) -> &str {
     last
 }
 
+/// How the two verdicts compare.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    BothAccept,
+    BothReject(&'static str),
+    Unsupported,
+    /// Too long here to be put to the kernel.
+    TooLong,
+    /// The kernel was interrupted at work.
+    Unanswered,
+    WrongAccept(String),
+    WrongReject(String),
+}
+
+/// The two judges.
+struct Judges {
+    maps: Arc<[MapDef]>,
+    fds: Vec<OwnedFd>,
+    options: Options,
+}
+
+impl Judges {
+    fn open() -> Option<Judges> {
+        if !kernel::available() {
+            return None;
+        }
+        let maps: Arc<[MapDef]> = generator::maps().into();
+        let Some(fds) = kernel::maps(&maps) else {
+            eprintln!("skipped: the maps cannot be made here");
+            return None;
+        };
+        let max_processed = env("SKEP_FUZZ_LIMIT", 8_000);
+        let profile = KernelProfile { cpus: kernel::cpus(), max_processed, ..KernelProfile::LINUX_6_18 };
+        Some(Judges { maps, fds, options: Options { profile, ..Options::default() } })
+    }
+
+    /// The program with this seed.
+    fn make(&self, seed: u64) -> generator::Made {
+        let mut rng = generator::Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        generator::program(&mut rng, &self.maps, seed % 2 == 1)
+    }
+
+    fn ask(&self, program: &Program, btf: Option<&OwnedFd>, level: u32) -> kernel::Answer {
+        kernel::load_typed(program, &self.fds, btf, level).expect("the kernel is asked")
+    }
+
+    fn judge(&self, program: &Program, btf: Option<&[u8]>, watched: &watch::Watched) -> Verdict {
+        let ours = verify(program.clone(), &self.options);
+        match &ours {
+            Err(r) if r.outcome == Outcome::Unsupported => return Verdict::Unsupported,
+            Err(r) if r.reason == "too-complex" => return Verdict::TooLong,
+            _ => {}
+        }
+        let btf = btf.map(|raw| kernel::btf(raw).expect("the kernel takes the BTF"));
+        let answer = watched.during(|| self.ask(program, btf.as_ref(), 0));
+        match (ours, answer.errno) {
+            (_, libc::EAGAIN) => Verdict::Unanswered,
+            (Ok(_), 0) => Verdict::BothAccept,
+            (Ok(_), _) => match complaint(&self.ask(program, btf.as_ref(), 1).log) {
+                // Refused after verification: not what is compared here.
+                "" => Verdict::BothAccept,
+                why => Verdict::WrongAccept(why.to_owned()),
+            },
+            (Err(r), 0) => Verdict::WrongReject(format!("{}: {}", r.reason, r.message)),
+            (Err(r), _) => Verdict::BothReject(r.reason),
+        }
+    }
+}
+
+/// Prints what both judges say of each instruction.
+fn print_logs(judges: &Judges, program: &Program, btf: Option<&[u8]>) {
+    let btf = btf.map(|raw| kernel::btf(raw).expect("the kernel takes the BTF"));
+    let answer = judges.ask(program, btf.as_ref(), 2);
+    let ours = match verify(program.clone(), &Options { log: true, ..judges.options.clone() }) {
+        Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
+        Err(r) => format!("{}\n{} {r}", r.log, r.reason),
+    };
+    println!("{:?} flags {} errno {}\n{}\nhere:\n{ours}", program.prog_type, program.flags, answer.errno, answer.log);
+}
+
 #[test]
 fn agrees_with_the_live_kernel() {
-    if !kernel::available() {
-        return;
-    }
-    let maps: Arc<[MapDef]> = generator::maps().into();
-    let Some(fds) = kernel::maps(&maps) else {
-        eprintln!("skipped: the maps cannot be made here");
-        return;
-    };
-    let options =
-        Options { profile: KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 }, ..Options::default() };
+    let Some(judges) = Judges::open() else { return };
     let (count, seed) = (env("SKEP_FUZZ", 1000), env("SKEP_SEED", 1));
-    let show = env("SKEP_FUZZ_SHOW", 3);
-    let (mut both_accept, mut both_reject, mut unsupported) = (0u64, 0u64, 0u64);
-    let mut rejected: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut wrong_accepts: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    let mut wrong_rejects: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for n in seed..seed + count {
-        let mut rng = generator::Rng(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let made = generator::program(&mut rng, &maps, n % 2 == 1);
-        let program = made.program;
-        let btf = made.btf.map(|raw| kernel::btf(&raw).expect("the kernel takes the BTF"));
-        let Some(answer) = kernel::load_typed(&program, &fds, btf.as_ref(), 0) else { continue };
-        let ask = |level| kernel::load_typed(&program, &fds, btf.as_ref(), level).map_or(String::new(), |a| a.log);
-        let again = || complaint(&ask(1)).to_owned();
-        if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
-            let log = ask(2);
-            let ours = match verify(program.clone(), &Options { log: true, ..options.clone() }) {
-                Ok(v) => format!("{}\n{:?}", v.log(), v.stats()),
-                Err(r) => format!("{}\n{} {r}", r.log, r.reason),
-            };
-            println!(
-                "{n} {:?} flags {} errno {}\n{log}\nhere:\n{ours}",
-                program.prog_type, program.flags, answer.errno
-            );
+    let show = env("SKEP_FUZZ_SHOW", 3) as usize;
+    let workers = env("SKEP_FUZZ_THREADS", 1).max(1);
+    let watch = watch::Watch::start(workers as usize + 1);
+    if count == 1 {
+        let watched = watch.worker(workers as usize);
+        let made = judges.make(seed);
+        if std::env::var_os("SKEP_FUZZ_TEXT").is_some() {
+            println!("{:?} flags {}\n{}", made.program.prog_type, made.program.flags, minimise::text(&made.program));
+            return;
         }
-        match (verify(program.clone(), &options), answer.errno) {
-            (Ok(_), 0) => both_accept += 1,
-            // Refused after verification: not what is compared here.
-            (Ok(_), _) if again().is_empty() => both_accept += 1,
-            (Ok(_), _) => wrong_accepts.entry(again()).or_default().push(n),
-            (Err(r), _) if r.outcome == Outcome::Unsupported => unsupported += 1,
-            (Err(r), 0) => wrong_rejects.entry(format!("{}: {}", r.reason, r.message)).or_default().push(n),
-            (Err(r), _) => {
-                both_reject += 1;
-                *rejected.entry(r.reason).or_default() += 1;
+        let verdict = judges.judge(&made.program, made.btf.as_deref(), &watched);
+        let minimise = std::env::var_os("SKEP_FUZZ_MIN").is_some();
+        if minimise && matches!(verdict, Verdict::WrongAccept(_) | Verdict::WrongReject(_)) {
+            let same = |p: &Program, btf: Option<&[u8]>| {
+                std::mem::discriminant(&judges.judge(p, btf, &watched)) == std::mem::discriminant(&verdict)
+            };
+            let small = minimise::minimise(&made, &same);
+            println!("{}", minimise::text(&small.program));
+            print_logs(&judges, &small.program, small.btf.as_deref());
+        } else if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
+            print_logs(&judges, &made.program, made.btf.as_deref());
+        }
+    }
+    let next = AtomicU64::new(seed);
+    let work = &|worker: usize| {
+        let watched = watch.worker(worker);
+        let mut found: BTreeMap<Verdict, Vec<u64>> = BTreeMap::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= seed + count {
+                return found;
+            }
+            let made = judges.make(n);
+            let seeds = found.entry(judges.judge(&made.program, made.btf.as_deref(), &watched)).or_default();
+            seeds.push(n);
+        }
+    };
+    let mut found: BTreeMap<Verdict, Vec<u64>> = BTreeMap::new();
+    std::thread::scope(|s| {
+        let threads: Vec<_> = (0..workers).map(|n| s.spawn(move || work(n as usize))).collect();
+        for t in threads {
+            for (verdict, seeds) in t.join().expect("a worker") {
+                found.entry(verdict).or_default().extend(seeds);
             }
         }
+    });
+    let total = |fits: fn(&Verdict) -> bool| -> usize {
+        found.iter().filter(|(v, _)| fits(v)).map(|(_, seeds)| seeds.len()).sum()
+    };
+    let wrong_accepts = total(|v| matches!(v, Verdict::WrongAccept(_)));
+    println!(
+        "{count} programs: {} accepted and {} rejected by both; {wrong_accepts} wrong accepts, {} wrong rejects, {} unsupported, {} too long to ask, {} unanswered",
+        total(|v| *v == Verdict::BothAccept),
+        total(|v| matches!(v, Verdict::BothReject(_))),
+        total(|v| matches!(v, Verdict::WrongReject(_))),
+        total(|v| *v == Verdict::Unsupported),
+        total(|v| *v == Verdict::TooLong),
+        total(|v| *v == Verdict::Unanswered),
+    );
+    for (verdict, seeds) in &mut found {
+        seeds.sort_unstable();
+        println!("{:>8} {verdict:?} seeds {:?}", seeds.len(), &seeds[..seeds.len().min(show)]);
     }
-    println!("{count} programs: {both_accept} accepted, {both_reject} rejected by both, {unsupported} unsupported");
-    println!("{rejected:?}");
-    for (what, of) in [("wrong accepts", &wrong_accepts), ("wrong rejects", &wrong_rejects)] {
-        println!("{what}: {}", of.values().map(Vec::len).sum::<usize>());
-        for (why, seeds) in of {
-            println!("  {:>5} {why}  seeds {:?}", seeds.len(), &seeds[..seeds.len().min(show as usize)]);
-        }
-    }
-    assert!(wrong_accepts.is_empty(), "accepted here, rejected by the kernel");
+    assert_eq!(wrong_accepts, 0, "accepted here, rejected by the kernel");
 }
