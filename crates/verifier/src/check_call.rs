@@ -90,7 +90,9 @@ impl Env<'_> {
         let Some(h) = Helper::by_id(id) else {
             return invalid!(UnknownHelper, "helper {id} does not exist");
         };
-        let barred = matches!(id, PROBE_WRITE_USER | OVERRIDE_RETURN) && !self.options.profile.host_changes;
+        let profile = &self.options.profile;
+        let barred = matches!(id, PROBE_WRITE_USER | OVERRIDE_RETURN) && !profile.host_changes
+            || id == OVERRIDE_RETURN && !profile.error_injection;
         let by_hook = self.hook_allows(id);
         if barred || !by_hook.unwrap_or(h.allowed_in(prog_type)) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);

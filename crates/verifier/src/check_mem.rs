@@ -146,7 +146,7 @@ impl Env<'_> {
     /// are guarded where some path needs it, so those may differ.
     fn same_pointer_kind(&mut self, ptr: Reg, plain_load: bool) -> Check {
         let special = |k: Kind| k.is_socket() || matches!(k, Kind::Ctx | Kind::Btf | Kind::Arena);
-        let object = |k| k == Kind::Btf || k == Kind::Mem && self.options.profile.untrusted_memory;
+        let object = |k| k == Kind::Btf || k == Kind::Mem && self.options.profile.untrusted_memory();
         let new = (ptr.kind, if ptr.kind == Kind::Btf { ptr.flags } else { 0 });
         let fact = &mut self.facts[self.insn];
         match fact.pointer {

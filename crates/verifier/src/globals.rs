@@ -143,7 +143,7 @@ impl Parameter<'_> {
             match tag {
                 "ctx" => tags.ctx = true,
                 "trusted" => tags.trusted = true,
-                "untrusted" if self.options.profile.untrusted_memory => tags.untrusted = true,
+                "untrusted" if self.options.profile.untrusted_memory() => tags.untrusted = true,
                 "nonnull" => tags.nonnull = true,
                 "nullable" => tags.nullable = true,
                 "arena" => tags.arena = true,

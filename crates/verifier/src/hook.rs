@@ -68,7 +68,7 @@ pub(crate) fn resolve<'p>(prog: &'p Program, options: &'p Options, moves_packet:
     match prog.prog_type {
         ProgType::StructOps => member(prog, options),
         ProgType::Tracing | ProgType::Lsm | ProgType::Ext => match &options.target {
-            Some(target) => crate::target::resolve(prog, target, moves_packet),
+            Some(target) => crate::target::resolve(prog, target, options, moves_packet),
             None if prog.prog_type == ProgType::Ext => {
                 refuse(Errno::EINVAL, "no program is given whose function this one is to replace".into())
             }
@@ -177,7 +177,7 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
     let Some(proto) = types.prototype(id) else {
         return refuse(Errno::EINVAL, format!("{full} has no prototype"));
     };
-    check_prototype(types, full, proto, how)?;
+    check_prototype(types, full, proto, how, options.profile.since(6, 18))?;
     let mut hook = Hook { proto: Some(proto), ..hook };
     match how {
         AttachType::TraceIter => {
@@ -195,7 +195,7 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
         }
         _ => {}
     }
-    check_function(types, full, how, sleeps)?;
+    check_function(types, options, full, how, sleeps)?;
     Ok(hook)
 }
 
@@ -223,9 +223,10 @@ fn check_lsm<'p>(prog: &Program, full: &'p str, sleeps: bool) -> Check<&'p str> 
 }
 
 /// Functions that tracing programs are called around.
-fn check_function(types: Types<'_>, name: &str, how: AttachType, sleeps: bool) -> Check {
+fn check_function(types: Types<'_>, options: &Options, name: &str, how: AttachType, sleeps: bool) -> Check {
     // The list exists where errors can be injected at all.
-    let injects = types.find_func("within_error_injection_list").is_some() && facts::injects_errors(name);
+    let injects = (options.profile.error_injection || types.find_func("within_error_injection_list").is_some())
+        && facts::injects_errors(name);
     let modifiable = facts::MODIFY_RETURN.iter().find(|(n, _)| *n == name);
     if sleeps {
         let ok = injects && !facts::INJECTS_WITHOUT_SLEEP.contains(&name) || modifiable.is_some_and(|(_, s)| *s);
@@ -248,7 +249,13 @@ fn check_function(types: Types<'_>, name: &str, how: AttachType, sleeps: bool) -
 const MAX_PARAMS: usize = 12;
 
 /// The prototype is one that programs can be called around.
-pub(crate) fn check_prototype(types: Types<'_>, name: &str, proto: (u32, &[Param]), how: AttachType) -> Check {
+pub(crate) fn check_prototype(
+    types: Types<'_>,
+    name: &str,
+    proto: (u32, &[Param]),
+    how: AttachType,
+    unions: bool,
+) -> Check {
     let (ret, params) = proto;
     if params.len() > MAX_PARAMS {
         return refuse(Errno::EINVAL, format!("{name} has {} parameters", params.len()));
@@ -259,9 +266,10 @@ pub(crate) fn check_prototype(types: Types<'_>, name: &str, proto: (u32, &[Param
         Some((id, Type::Int { .. } | Type::Struct(_) | Type::Enum { .. } | Type::Enum64 { .. })) => {
             types.btf.size_of(id)
         }
+        Some((id, Type::Union(_))) if unions => types.btf.size_of(id),
         _ => None,
     };
-    let is_struct = matches!(types.resolved(ret), Some((_, Type::Struct(_))));
+    let is_struct = matches!(types.resolved(ret), Some((_, Type::Struct(_) | Type::Union(_))));
     let Some(returned) = size(ret).filter(|_| !is_struct) else {
         return refuse(Errno::EINVAL, format!("{name} returns what cannot be passed on to a program"));
     };

@@ -71,6 +71,9 @@ impl Env<'_> {
             Some((_, Type::Enum { .. } | Type::Enum64 { .. } | Type::Struct(_))) => {
                 Ok(self.number_in_context(argument.is_none()))
             }
+            Some((_, Type::Union(_))) if self.options.profile.since(6, 18) => {
+                Ok(self.number_in_context(argument.is_none()))
+            }
             Some((_, &Type::Ptr { ty })) if size == 8 => self.pointer_in_context(types, ty, argument),
             Some((_, Type::Ptr { .. })) => {
                 denied!(ContextAccess, "the pointer at offset {off} of the context is read as {size} bytes, not 8")
@@ -215,7 +218,7 @@ impl Env<'_> {
 
     /// Arguments that are not what their type says.
     fn special_argument(&self, types: Types<'_>, n: usize) -> Special {
-        let newest = self.options.profile.untrusted_memory;
+        let newest = self.options.profile.since(6, 18);
         match (self.prog.prog_type, self.prog.attach_type) {
             (ProgType::Tracing, Some(AttachType::TraceRawTp)) => {
                 if facts::may_be_error(self.hook.name, n, newest) {
@@ -249,7 +252,7 @@ impl Env<'_> {
     /// Parameters of operations that the program gets a reference of, by number; taken at its start.
     pub fn acquired_arguments(&self) -> Vec<usize> {
         let (Some((_, params)), Some(types)) = (self.hook.proto, self.hook.types) else { return Vec::new() };
-        if self.hook.ops.is_none() || !self.options.profile.untrusted_memory {
+        if self.hook.ops.is_none() || !self.options.profile.since(6, 15) {
             return Vec::new();
         }
         (0..params.len()).filter(|n| self.stub_suffix(types, *n) == Some("ref")).collect()
@@ -338,7 +341,7 @@ impl Env<'_> {
 
     /// The struct that an operation returns a pointer to.
     fn returned_object(&self) -> Option<u32> {
-        if !self.options.profile.untrusted_memory {
+        if !self.options.profile.since(6, 15) {
             return None;
         }
         let (types, (ret, _)) = self.hook.types.zip(self.hook.proto)?;
@@ -354,7 +357,7 @@ impl Env<'_> {
         let main = self.state.depth() == 0 && self.state.frame().subprog == 0;
         let given = main
             && self.prog.prog_type == ProgType::StructOps
-            && self.options.profile.untrusted_memory
+            && self.options.profile.since(6, 15)
             && r0.is_pointer()
             && r0.ref_id != 0;
         given.then_some(r0.ref_id)

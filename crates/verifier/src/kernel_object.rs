@@ -71,7 +71,7 @@ impl Env<'_> {
 
     /// A pointer to something that is no struct, found in a kernel object.
     pub fn plain_pointer(&self) -> Reg {
-        if self.options.profile.untrusted_memory { Reg::untrusted_memory() } else { Reg::UNKNOWN }
+        if self.options.profile.untrusted_memory() { Reg::untrusted_memory() } else { Reg::UNKNOWN }
     }
 
     /// Flags of a pointer loaded from `field` of the object behind `ptr`.

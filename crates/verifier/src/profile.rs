@@ -17,8 +17,10 @@ pub struct KernelProfile {
     pub cpus: u32,
     /// `bpf_probe_write_user` and `bpf_override_return` can be called; a locked-down kernel refuses them.
     pub host_changes: bool,
-    /// Pointers to plain data that are found in kernel objects can be read through, since 6.17; before, they are numbers.
-    pub untrusted_memory: bool,
+    /// Errors can be injected into functions that allow it, as `bpf_override_return` does.
+    pub error_injection: bool,
+    /// Major and minor number: rules came with versions.
+    pub version: (u16, u16),
 }
 
 impl KernelProfile {
@@ -31,15 +33,26 @@ impl KernelProfile {
         max_frames: 8,
         cpus: 8192,
         host_changes: false,
-        untrusted_memory: true,
+        error_injection: false,
+        version: (6, 18),
     };
 
     /// Linux 6.12.
     pub const LINUX_6_12: KernelProfile =
-        KernelProfile { name: "6.12", host_changes: true, untrusted_memory: false, ..KernelProfile::LINUX_6_18 };
+        KernelProfile { name: "6.12", host_changes: true, version: (6, 12), ..KernelProfile::LINUX_6_18 };
 
     /// Every profile.
     pub const ALL: &'static [KernelProfile] = &[KernelProfile::LINUX_6_18, KernelProfile::LINUX_6_12];
+
+    /// True from this version on.
+    pub fn since(&self, major: u16, minor: u16) -> bool {
+        self.version >= (major, minor)
+    }
+
+    /// Pointers to plain data that are found in kernel objects can be read through; before 6.17 they are numbers.
+    pub fn untrusted_memory(&self) -> bool {
+        self.since(6, 17)
+    }
 
     /// The profile with this name.
     pub fn by_name(name: &str) -> Option<KernelProfile> {

@@ -7,7 +7,6 @@ use skep_ebpf::btf::{Btf, Kind as Type, Linkage};
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{AttachType, ProgType, prog_flags};
 
-use crate::Verified;
 use crate::env::Env;
 use crate::fail::{Check, Failure, unsupported};
 use crate::global_calls::Param;
@@ -15,6 +14,7 @@ use crate::globals;
 use crate::hook::{Hook, check_prototype};
 use crate::kernel_types::Types;
 use crate::reason::Reason;
+use crate::{Options, Verified};
 
 /// A function of a program, to be attached to.
 #[derive(Clone, Debug)]
@@ -80,7 +80,12 @@ pub(crate) fn effective(prog: &Program, target: Option<&Target>) -> Option<Progr
 }
 
 /// Finds the function, and checks that the program may be attached to it.
-pub(crate) fn resolve<'p>(prog: &'p Program, target: &'p Target, moves_packet: bool) -> Check<Hook<'p>> {
+pub(crate) fn resolve<'p>(
+    prog: &'p Program,
+    target: &'p Target,
+    options: &Options,
+    moves_packet: bool,
+) -> Check<Hook<'p>> {
     let other = target.program.program();
     let extends = prog.prog_type == ProgType::Ext;
     if prog.prog_type == ProgType::Lsm {
@@ -135,7 +140,7 @@ pub(crate) fn resolve<'p>(prog: &'p Program, target: &'p Target, moves_packet: b
         return refuse(format!("{name} has no prototype"));
     };
     if function.reliable {
-        check_prototype(types, name, proto, how)?;
+        check_prototype(types, name, proto, how, options.profile.since(6, 18))?;
     }
     if prog.flags & prog_flags::SLEEPABLE != 0 {
         return refuse(format!("{name}, a function of a program, is not known to be called where one can sleep"));
