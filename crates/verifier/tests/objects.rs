@@ -33,8 +33,8 @@ enum Thing {
 /// Types of objects, with the size of each, plain fields, and nodes.
 const TYPES: [(&str, i32, &[i32]); 4] =
     [("item", 64, &[8, 32]), ("foo", 72, &[0, 24]), ("tree", 72, &[8]), ("own", 48, &[])];
-/// Lists and trees: map, offset of the lock, offset, type of objects, offset of their node, whether it is a tree.
-const ROOTS: [(u32, i32, usize, i32, bool); 8] = [
+/// Lists and trees: map, offset, type of objects, offset of their node, whether it is a tree.
+const ROOTS: [(u32, i32, usize, i32, bool); 10] = [
     (0, 8, 0, 8, false),
     (0, 24, 0, 32, false),
     (0, 40, 2, 8, true),
@@ -43,7 +43,11 @@ const ROOTS: [(u32, i32, usize, i32, bool); 8] = [
     (2, 8, 0, 8, false),
     (3, 8, 0, 8, false),
     (3, 24, 2, 8, true),
+    (OWN, 16, 0, 8, false),
+    (OWN, 32, 2, 8, true),
 ];
+/// Stands for an object with a lock where a map is named.
+const OWN: u32 = 99;
 
 struct Random(u64);
 
@@ -147,6 +151,9 @@ impl Generator {
         match reg {
             Some(n) => {
                 let _ = writeln!(self.text, "r1 = r{}", Self::reg(n));
+                if map == OWN {
+                    self.line("r1 += 8");
+                }
             }
             None => {
                 let _ = writeln!(self.text, "r1 = map[idx:{map}][0]0");
@@ -265,8 +272,10 @@ impl Generator {
 
     fn lock(&mut self) {
         let value = self.find(|t| t == Thing::Value(3));
-        let (map, reg) = match self.random.next(5) {
+        let own = self.find(|t| matches!(t, Thing::Object { ty: 3, owned: true, .. }));
+        let (map, reg) = match self.random.next(6) {
             0 | 1 if value.is_some() => (3, value),
+            2 | 3 if own.is_some() => (OWN, own),
             n => ((n % 3) as u32, None),
         };
         self.lock_address(map, reg);
@@ -312,7 +321,7 @@ impl Generator {
     fn root_address(&mut self, map: u32, off: i32) {
         let held = self.locks.iter().rev().find(|l| l.0 == map).and_then(|l| l.1);
         match (map, held) {
-            (3, Some(n)) => {
+            (3 | OWN, Some(n)) => {
                 let _ = writeln!(self.text, "r1 = r{}\nr1 += {off}", Self::reg(n));
             }
             _ => {
@@ -369,6 +378,39 @@ impl Generator {
         self.take(Thing::Object { ty, owned, off: node }, false);
     }
 
+    /// Something that happens on one of two paths: what holds behind is what one of them left.
+    fn perhaps(&mut self) {
+        self.labels += 1;
+        let (label, bound) = (self.labels, self.random.next(4));
+        let _ = writeln!(self.text, "r0 = *(u64 *)(r10 -16)\nif r0 > {bound} goto L{label}");
+        let before = (self.regs, self.locks.clone(), self.rcu);
+        self.step();
+        let _ = writeln!(self.text, "L{label}:");
+        if self.random.one_in(2) {
+            (self.regs, self.locks, self.rcu) = before;
+        }
+    }
+
+    /// A loop of a few rounds, each of which leaves things as they were, mostly.
+    fn repeat(&mut self) {
+        self.labels += 1;
+        let (label, rounds) = (self.labels, 2 + self.random.next(4));
+        let _ = writeln!(self.text, "*(u64 *)(r10 -24) = 0\nL{label}:");
+        let before = self.locks.len();
+        match self.random.next(3) {
+            0 if before == 0 => {
+                self.lock();
+                self.access();
+                self.release_lock();
+            }
+            1 => self.look_into(),
+            2 if before == 0 => self.load_kptr(),
+            _ => self.access(),
+        }
+        let _ = writeln!(self.text, "r0 = *(u64 *)(r10 -24)\nr0 += 1\n*(u64 *)(r10 -24) = r0");
+        let _ = writeln!(self.text, "if r0 < {rounds} goto L{label}");
+    }
+
     fn step(&mut self) {
         let locked = !self.locks.is_empty() && !self.random.one_in(60);
         match self.random.next(12) {
@@ -394,7 +436,10 @@ impl Generator {
                     };
                 }
             }
-            11 if locked => {}
+            11 => match self.random.next(3) {
+                0 => self.repeat(),
+                _ => self.perhaps(),
+            },
             _ => match self.random.next(4) {
                 0 if self.sleepable && !self.rcu => {
                     self.line("call kfunc[bpf_rcu_read_lock]");
@@ -432,7 +477,7 @@ impl Generator {
             calls_less: false,
             labels: 0,
         };
-        g.line("r6 = 0\nr7 = 0\nr8 = 0\nr9 = 0");
+        g.line("r6 = 0\nr7 = 0\nr8 = 0\nr9 = 0\ncall get_prandom_u32#7\n*(u64 *)(r10 -16) = r0");
         for _ in 0..2 + g.random.next(14) {
             g.step();
         }
