@@ -78,6 +78,8 @@ struct Maker<'a> {
     /// The register that objects are based on, and whether the context is in r6.
     base: &'static str,
     has_ctx: bool,
+    /// A dynptr was handed to the function; it is in r8.
+    foreign: bool,
     nesting: u32,
 }
 
@@ -139,13 +141,16 @@ impl Maker<'_> {
     }
 
     fn make_packet(&mut self) {
-        if !self.has_ctx || self.prog_type != ProgType::SchedCls {
+        if !self.has_ctx || !matches!(self.prog_type, ProgType::SchedCls | ProgType::Xdp) {
             return self.make_local();
         }
         let off = self.free_place();
         self.line("r1 = r6\nr2 = 0");
         self.address(3, off);
-        let name = self.rng.pick(&["bpf_dynptr_from_skb", "bpf_dynptr_from_skb_meta"]);
+        let name = match self.prog_type {
+            ProgType::Xdp => "bpf_dynptr_from_xdp",
+            _ => self.rng.pick(&["bpf_dynptr_from_skb", "bpf_dynptr_from_skb_meta"]),
+        };
         self.kfunc(name);
         self.known.insert(off, Object::Dynptr);
     }
@@ -187,7 +192,10 @@ impl Maker<'_> {
             }
         }
         let end = self.label();
-        let keep = self.rng.pick(&["r7 = r0", "r8 = r0", "*(u64 *)(r10 - 96) = r0"]);
+        let keep = match self.foreign {
+            true => "r7 = r0",
+            false => self.rng.pick(&["r7 = r0", "r8 = r0", "*(u64 *)(r10 - 96) = r0"]),
+        };
         match self.rng.below(4) {
             0 => self.line(keep),
             1 => {
@@ -267,8 +275,10 @@ impl Maker<'_> {
     }
 
     fn move_packet(&mut self) {
-        if self.has_ctx && self.prog_type == ProgType::SchedCls {
-            self.line("r1 = r6\nr2 = 64\ncall x#39");
+        match self.prog_type {
+            ProgType::SchedCls if self.has_ctx => self.line("r1 = r6\nr2 = 64\ncall x#39"),
+            ProgType::Xdp if self.has_ctx => self.line("r1 = r6\nr2 = 4\ncall x#44"),
+            _ => {}
         }
     }
 
@@ -386,8 +396,13 @@ impl Maker<'_> {
             return;
         }
         let name = format!("f{}", self.label());
-        let (params, nesting) = (self.rng.pick(&["p", "ip", "dp"]), self.nesting + 1);
+        let (params, nesting) = (self.rng.pick(&["p", "ip", "dp", "d"]), self.nesting + 1);
         match params {
+            "d" => {
+                let Some(off) = self.place(&[Object::Dynptr, Object::Record]) else { return };
+                self.address(1, off);
+                self.line(&format!("call {name}"));
+            }
             "p" => {
                 self.address(1, 0);
                 self.line(&format!("call {name}"));
@@ -408,6 +423,25 @@ impl Maker<'_> {
         self.functions.push((name, params, nesting));
     }
 
+    /// Uses the dynptr that the function was given.
+    fn use_foreign(&mut self) {
+        match self.rng.below(4) {
+            0 => self.line(&format!("r1 = r10\nr1 += {BUFFER}\nr2 = 8\nr3 = r8\nr4 = 0\nr5 = 0\ncall x#201")),
+            1 => self.line("r1 = r8\nr2 = 0\nr3 = 8\ncall x#203\nr7 = r0"),
+            2 => {
+                let to = self.free_place();
+                self.line("r1 = r8");
+                self.address(2, to);
+                self.kfunc("bpf_dynptr_clone");
+                self.known.insert(to, Object::Dynptr);
+            }
+            _ => {
+                self.line("r1 = r8");
+                self.kfunc("bpf_dynptr_size");
+            }
+        }
+    }
+
     fn rcu(&mut self) {
         let name = self.rng.pick(&["bpf_rcu_read_lock", "bpf_rcu_read_unlock"]);
         self.kfunc(name);
@@ -415,7 +449,7 @@ impl Maker<'_> {
 
     fn statements(&mut self, most: u64) {
         for _ in 0..1 + self.rng.below(most) {
-            match self.rng.below(31) {
+            match self.rng.below(32) {
                 0 | 1 => self.make_local(),
                 2 | 3 => self.make_record(),
                 4 | 5 => self.make_packet(),
@@ -437,6 +471,7 @@ impl Maker<'_> {
                 26 if self.labels < 24 => self.counted_loop(),
                 27 | 28 if self.labels < 24 => self.call(),
                 29 if self.prog_type == ProgType::Kprobe => self.rcu(),
+                31 if self.foreign => self.use_foreign(),
                 30 => self.line(&format!("r1 = map[idx:{ARRAY}]\nr9 += 1")),
                 _ => {}
             }
@@ -469,21 +504,20 @@ impl Maker<'_> {
         let mut n = 0;
         while let Some((name, params, nesting)) = self.functions.get(n).cloned() {
             n += 1;
-            self.signatures.push(typed::Function::new(params, false));
+            self.signatures.push(typed::Function::new(params, params == "d"));
             self.known.clear();
             self.nesting = nesting;
             self.has_ctx = false;
             self.line(&format!("{name}:"));
-            let pointer = if params == "p" { "r1" } else { "r2" };
+            let pointer = if matches!(params, "p" | "d") { "r1" } else { "r2" };
             self.line(&format!("r6 = {pointer}"));
-            if params == "dp" {
-                self.line("*(u64 *)(r10 - 112) = r2");
-            }
             // Own objects, or the caller's.
-            self.base = if self.rng.chance(50) { "r10" } else { "r6" };
+            self.base = if params == "d" || self.rng.chance(50) { "r10" } else { "r6" };
             self.begin_function();
-            if params == "dp" && self.rng.chance(70) {
-                self.line("r2 = 0\nr3 = 8\ncall x#203\nr7 = r0");
+            self.foreign = params.starts_with('d');
+            if self.foreign {
+                self.line("r8 = r1");
+                self.use_foreign();
             }
             self.statements(4);
             self.finish();
@@ -521,7 +555,7 @@ fn name_functions(text: &str) -> String {
 
 fn make(n: u64, btf: &Btf, maps: &Arc<[MapDef]>) -> (Program, Vec<u8>, String) {
     let mut rng = Rng(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let prog_type = rng.pick(&[ProgType::Tracepoint, ProgType::SchedCls, ProgType::SchedCls, ProgType::Kprobe]);
+    let prog_type = rng.pick(&[ProgType::Tracepoint, ProgType::SchedCls, ProgType::Xdp, ProgType::Kprobe]);
     let sleepable = prog_type == ProgType::Kprobe && rng.chance(70);
     let often = rng.chance(20);
     let mut maker = Maker {
@@ -535,6 +569,7 @@ fn make(n: u64, btf: &Btf, maps: &Arc<[MapDef]>) -> (Program, Vec<u8>, String) {
         known: BTreeMap::new(),
         base: "r10",
         has_ctx: true,
+        foreign: false,
         nesting: 0,
     };
     maker.program();
