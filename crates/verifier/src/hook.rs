@@ -190,7 +190,7 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
             return Ok(hook);
         }
         AttachType::LsmMac | AttachType::LsmCgroup => {
-            hook.name = check_lsm(prog, full, sleeps)?;
+            hook.name = check_lsm(types, prog, full, sleeps)?;
             return Ok(hook);
         }
         _ => {}
@@ -205,7 +205,7 @@ fn named(prog: &Program) -> &str {
 }
 
 /// Hooks of security modules.
-fn check_lsm<'p>(prog: &Program, full: &'p str, sleeps: bool) -> Check<&'p str> {
+fn check_lsm<'p>(types: Types<'_>, prog: &Program, full: &'p str, sleeps: bool) -> Check<&'p str> {
     let hook = full.strip_prefix("bpf_lsm_");
     if sleeps && !hook.is_some_and(|h| facts::LSM_SLEEPABLE.contains(&h)) {
         return refuse(Errno::EINVAL, format!("{full} may be called where nothing can sleep"));
@@ -217,9 +217,15 @@ fn check_lsm<'p>(prog: &Program, full: &'p str, sleeps: bool) -> Check<&'p str> 
         Some(hook) if facts::LSM_DISABLED.contains(&hook) => {
             refuse(Errno::EINVAL, format!("programs cannot attach to the hook {hook}"))
         }
-        Some(hook) if !facts::NO_HOOKS.contains(&hook) => Ok(hook),
+        Some(hook) if is_hook(types, hook) => Ok(hook),
         _ => refuse(Errno::EINVAL, format!("{full} is no hook of security modules")),
     }
+}
+
+/// True for a hook: the kernel has a list of functions for each, a member of a union.
+fn is_hook(types: Types<'_>, name: &str) -> bool {
+    let lists = types.btf.find("security_list_options", |k| matches!(k, Type::Union(_)));
+    lists.is_some_and(|id| types.member(id, &[name]).is_some())
 }
 
 /// Functions that tracing programs are called around.

@@ -163,7 +163,11 @@ impl Env<'_> {
         }
         let mut trust = if self.trusts_arguments() { flag::TRUSTED } else { 0 };
         match types.resolved(pointee) {
-            Some((_, Type::Void | Type::Int { .. })) => return Ok(Reg::UNKNOWN),
+            // A pointer to a constant void was none to anything, once.
+            Some((_, Type::Void)) if pointee != 0 && !self.options.profile.since(6, 18) => {
+                denied!(ContextAccess, "the argument is a pointer to something that is no struct")
+            }
+            Some((_, Type::Void | Type::Int { .. })) => Ok(Reg::UNKNOWN),
             Some((id, Type::Struct(_) | Type::Union(_))) => {
                 let mut reg = match (iter, self.hook.target) {
                     (Some(IterArgument::OldOrNull), _) => Reg::kernel_object(id, flag::NULLABLE),

@@ -174,10 +174,6 @@ pub(crate) static LSM_DISABLED: &[&str] = &[
     "ismaclabel",
 ];
 
-/// Functions that are named like hooks.
-pub(crate) static NO_HOOKS: &[&str] =
-    &["find_cgroup_shim", "func_proto", "get_retval_range", "is_sleepable_hook", "is_trusted", "verify_prog"];
-
 /// Hooks that may sleep.
 #[rustfmt::skip]
 pub(crate) static LSM_SLEEPABLE: &[&str] = &[
