@@ -9,10 +9,12 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use skep_ebpf::asm::assemble;
+use skep_ebpf::btf::build::Builder;
 use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::program::{FuncInfo, MapDef, Program};
-use skep_ebpf::uapi::{ProgType, prog_flags};
-use skep_verifier::{KernelProfile, Options, Outcome, verify};
+use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
+use skep_verifier::{KernelProfile, Options, Outcome, check_map_types, verify};
+use typed::objects::Layout;
 
 /// What the generator believes a register holds.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -568,4 +570,117 @@ fn random_programs_with_objects() {
     }
     println!("{count} programs, the kernel accepts {accepted}, {} differ", wrong.len());
     assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What a map's values are: structs, the last of which is the value.
+const VALUES: &[(&str, MapType, &[Layout])] = &[
+    ("a lock", MapType::Array, &[("v", 8, &[("l", "bpf_spin_lock", 0), ("x", "int", 4)])]),
+    ("two locks", MapType::Array, &[("v", 8, &[("l", "bpf_spin_lock", 0), ("k", "bpf_spin_lock", 4)])]),
+    ("locks of both kinds", MapType::Array, &[("v", 8, &[("l", "bpf_spin_lock", 0), ("k", "bpf_res_spin_lock", 4)])]),
+    ("a lock per CPU", MapType::PercpuArray, &[("v", 8, &[("l", "bpf_res_spin_lock", 0), ("x", "int", 4)])]),
+    ("a lock that is recycled", MapType::LruHash, &[("v", 8, &[("l", "bpf_spin_lock", 0), ("x", "int", 4)])]),
+    ("a timer that is recycled", MapType::LruHash, &[("v", 16, &[("t", "bpf_timer", 0)])]),
+    ("a timer per CPU", MapType::PercpuHash, &[("v", 16, &[("t", "bpf_timer", 0)])]),
+    ("two timers", MapType::Array, &[("v", 32, &[("t", "bpf_timer", 0), ("u", "bpf_timer", 16)])]),
+    ("a lock in the middle of a word", MapType::Array, &[("v", 12, &[("x", "int", 0), ("l", "bpf_spin_lock", 6)])]),
+    ("a count per CPU", MapType::PercpuArray, &[("v", 4, &[("c", "bpf_refcount", 0)])]),
+    ("two counts", MapType::Array, &[("v", 8, &[("c", "bpf_refcount", 0), ("d", "bpf_refcount", 4)])]),
+    ("a kptr per CPU", MapType::PercpuArray, &[("v", 8, &[("k", "task_struct kptr*", 0)])]),
+    ("a kptr in a trie", MapType::LpmTrie, &[("v", 8, &[("k", "task_struct kptr*", 0)])]),
+    ("eleven kptrs", MapType::Array, &[("v", 88, &[("k", "task_struct kptr*[11]", 0)])]),
+    ("twelve kptrs", MapType::Array, &[("v", 96, &[("k", "task_struct kptr*[12]", 0)])]),
+    (
+        "a kptr without destructor",
+        MapType::Array,
+        &[("file", 4, &[("x", "int", 0)]), ("v", 8, &[("k", "file kptr*", 0)])],
+    ),
+    (
+        "an untrusted kptr without destructor",
+        MapType::Array,
+        &[("file", 4, &[("x", "int", 0)]), ("v", 8, &[("k", "file kptr_untrusted*", 0)])],
+    ),
+    ("a pointer with another tag", MapType::Array, &[("v", 8, &[("k", "task_struct kptr_of_old*", 0)])]),
+    ("user memory in an array", MapType::Array, &[("u", 8, &[("x", "long", 0)]), ("v", 8, &[("k", "u uptr*", 0)])]),
+    ("user memory of tasks", MapType::TaskStorage, &[("u", 8, &[("x", "long", 0)]), ("v", 8, &[("k", "u uptr*", 0)])]),
+    ("user memory of a kernel type", MapType::TaskStorage, &[("v", 8, &[("k", "task_struct uptr*", 0)])]),
+    (
+        "user memory of more than a page",
+        MapType::TaskStorage,
+        &[("u", 4104, &[("x", "long[513]", 0)]), ("v", 8, &[("k", "u uptr*", 0)])],
+    ),
+    ("a list", MapType::Hash, &[NODE, ("v", 24, &[("l", "bpf_spin_lock", 0), ("h", "bpf_list_head < node:n", 8)])]),
+    ("a list without a lock", MapType::Hash, &[NODE, ("v", 16, &[("h", "bpf_list_head < node:n", 0)])]),
+    (
+        "a list of something else",
+        MapType::Hash,
+        &[NODE, ("v", 24, &[("l", "bpf_spin_lock", 0), ("h", "bpf_list_head < nodes:n", 8)])],
+    ),
+    (
+        "a list by something else",
+        MapType::Hash,
+        &[NODE, ("v", 24, &[("l", "bpf_spin_lock", 0), ("h", "bpf_list_head < node:x", 8)])],
+    ),
+    (
+        "a tree of list nodes",
+        MapType::Hash,
+        &[NODE, ("v", 24, &[("l", "bpf_spin_lock", 0), ("h", "bpf_rb_root < node:n", 8)])],
+    ),
+    (
+        "a list that is stored",
+        MapType::SkStorage,
+        &[NODE, ("v", 24, &[("l", "bpf_spin_lock", 0), ("h", "bpf_list_head < node:n", 8)])],
+    ),
+    (
+        "both nodes without a count",
+        MapType::Array,
+        &[("n", 56, &[("l", "bpf_list_node", 0), ("r", "bpf_rb_node", 24)]), ("v", 4, &[("x", "int", 0)])],
+    ),
+    (
+        "lists of lists of lists",
+        MapType::Array,
+        &[
+            NODE,
+            ("b", 48, &[("n", "bpf_list_node", 0), ("l", "bpf_spin_lock", 24), ("h", "bpf_list_head < node:n", 32)]),
+            ("c", 48, &[("n", "bpf_list_node", 0), ("l", "bpf_spin_lock", 24), ("h", "bpf_list_head < b:n", 32)]),
+            ("v", 4, &[("x", "int", 0)]),
+        ],
+    ),
+    ("a node in a value", MapType::Array, &[("v", 24, &[("n", "bpf_list_node", 0)])]),
+    ("a lock in a struct", MapType::Array, &[LOCK, ("v", 12, &[("x", "int", 0), ("l", "lock", 4)])]),
+    ("locks in an array", MapType::Array, &[LOCK, ("v", 16, &[("l", "lock[2]", 0)])]),
+];
+const NODE: Layout = ("node", 32, &[("n", "bpf_list_node", 0), ("x", "long", 24)]);
+const LOCK: Layout = ("lock", 8, &[("l", "bpf_spin_lock", 0), ("x", "int", 4)]);
+
+#[test]
+fn types_of_maps() {
+    let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok());
+    let (Some(vmlinux), true) = (vmlinux, kernel::available()) else { return };
+    let mut wrong = Vec::new();
+    for &(what, map_type, layouts) in VALUES {
+        let mut b = Builder::new();
+        let (int, long) = (b.int("int", 4, 1), b.int("unsigned long", 8, 0));
+        let any = b.add("", &Kind::Ptr { ty: 0 });
+        let mut ids = typed::objects::Ids::plain(int, long, any);
+        typed::objects::add_layouts(&mut b, &mut ids, typed::objects::special());
+        typed::objects::add_layouts(&mut b, &mut ids, layouts);
+        let raw = b.finish();
+        let size = layouts.last().map_or(0, |l| l.1);
+        let mut def = MapDef::new("m", map_type, 4, size, 4);
+        (def.key_type_id, def.value_type_id) = (int, ids.get("v"));
+        let storage = matches!(map_type, MapType::TaskStorage | MapType::SkStorage);
+        if storage || map_type == MapType::LpmTrie {
+            (def.flags, def.max_entries) = (map_flags::NO_PREALLOC, if storage { 0 } else { 4 });
+        }
+        if map_type == MapType::LpmTrie {
+            (def.key_size, def.key_type_id) = (8, long);
+        }
+        let theirs = kernel::try_btf(&raw).and_then(|btf| kernel::create_typed_map(&def, Some(&btf)).map(drop));
+        let types = Btf::parse(&raw).expect("BTF of the test");
+        let ours = check_map_types(&def, &types, Some(&vmlinux)).map_err(|e| e.0);
+        if ours != theirs {
+            wrong.push(format!("{what}: here {ours:?}, kernel {theirs:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

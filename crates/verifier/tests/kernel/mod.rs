@@ -109,11 +109,16 @@ pub fn typed_maps(defs: &[MapDef], btf: &OwnedFd) -> Option<Vec<OwnedFd>> {
 
 /// Loads BTF; `None` if the kernel refuses it.
 pub fn btf(raw: &[u8]) -> Option<OwnedFd> {
+    try_btf(raw).ok()
+}
+
+/// Loads BTF; `Err` has the errno.
+pub fn try_btf(raw: &[u8]) -> Result<OwnedFd, i32> {
     let mut attr = Attr::new();
     attr.set64(0, raw.as_ptr() as u64).set(16, raw.len() as u32);
-    let fd = attr.call(BTF_LOAD).ok()?;
+    let fd = attr.call(BTF_LOAD)?;
     // SAFETY: the kernel just made this descriptor for us.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Loads the program with maps made before.

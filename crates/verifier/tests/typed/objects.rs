@@ -19,9 +19,9 @@ impl Ids {
 }
 
 /// A struct: its name, its size, and its members as name, type and offset.
-type Layout = (&'static str, u32, &'static [(&'static str, &'static str, u32)]);
+pub type Layout = (&'static str, u32, &'static [(&'static str, &'static str, u32)]);
 
-/// `T kptr*` and the like are tagged pointers; see [`add`]. Behind ` < ` stands what a list or tree contains.
+/// `T kptr*` and the like are tagged pointers, `T[3]` is an array; behind ` < ` stands what a list or tree contains.
 const LAYOUTS: &[Layout] = &[
     ("bpf_spin_lock", 4, &[("val", "int", 0)]),
     ("bpf_res_spin_lock", 4, &[("val", "int", 0)]),
@@ -81,20 +81,38 @@ const LAYOUTS: &[Layout] = &[
 
 /// Adds the types; `int`, `long` and an address are given. Sections `.data.A` and so on hold one variable each.
 pub fn add(b: &mut Builder, int: u32, long: u32, any: u32) -> Ids {
-    let mut ids = Ids(vec![("int", int), ("long", long), ("*", any)]);
-    for &(name, size, members) in LAYOUTS {
+    let mut ids = Ids::plain(int, long, any);
+    add_layouts(b, &mut ids, LAYOUTS);
+    ids
+}
+
+/// The types that are special by their name.
+pub fn special() -> &'static [Layout] {
+    &LAYOUTS[..10]
+}
+
+/// Adds structs.
+pub fn add_layouts(b: &mut Builder, ids: &mut Ids, layouts: &[Layout]) {
+    for &(name, size, members) in layouts {
         let mut tags = Vec::new();
         let mut typed = Vec::new();
         for (n, &(member, ty, off)) in members.iter().enumerate() {
             let (ty, contains) = ty.split_once(" < ").map_or((ty, None), |(t, c)| (t, Some(c)));
             tags.extend(contains.map(|c| (n, c)));
-            let id = match ty.strip_suffix('*').and_then(|t| t.split_once(' ')) {
+            let (ty, len) = match ty.strip_suffix(']').and_then(|t| t.split_once('[')) {
+                Some((ty, len)) => (ty, len.parse().ok()),
+                None => (ty, None),
+            };
+            let mut id = match ty.strip_suffix('*').and_then(|t| t.split_once(' ')) {
                 Some((target, tag)) => {
                     let tag = b.add(tag, &Kind::TypeTag { ty: ids.get(target) });
                     b.add("", &Kind::Ptr { ty: tag })
                 }
                 None => ids.get(ty),
             };
+            if let Some(len) = len {
+                id = b.add("", &Kind::Array { elem: id, index: ids.get("int"), len });
+            }
             typed.push((member, id, off));
         }
         let member = |(name, ty, off): (&str, u32, u32)| Member {
@@ -121,7 +139,13 @@ pub fn add(b: &mut Builder, int: u32, long: u32, any: u32) -> Ids {
             ids.0.push((data, section));
         }
     }
-    ids
+}
+
+impl Ids {
+    /// Numbers and an address.
+    pub fn plain(int: u32, long: u32, any: u32) -> Ids {
+        Ids(vec![("int", int), ("long", long), ("*", any)])
+    }
 }
 
 /// The maps of the cases, by index.
