@@ -5,6 +5,7 @@ use skep_ebpf::insn::{Insn, alu, class};
 use crate::arith;
 use crate::env::Env;
 use crate::fail::{Check, denied, invalid};
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
 
@@ -27,6 +28,7 @@ impl Env<'_> {
                     reg.unlink();
                     settle(&mut reg.num);
                 } else {
+                    self.check_not_shown(i.dst(), &value, Reason::PointerArithmetic, "negating")?;
                     self.set_unknown(i.dst());
                 }
                 Ok(())
@@ -48,6 +50,7 @@ impl Env<'_> {
                     reg.unlink();
                     settle(&mut reg.num);
                 } else {
+                    self.check_not_shown(i.dst(), &value, Reason::PointerArithmetic, "turning around")?;
                     self.set_unknown(i.dst());
                 }
                 Ok(())
@@ -99,6 +102,7 @@ impl Env<'_> {
             if !is32 && bits == 0 {
                 *self.state.reg_mut(i.dst()) = src;
             } else {
+                self.check_not_shown(i.src(), &src, Reason::PointerArithmetic, "copying a part of")?;
                 self.set_unknown(i.dst());
                 if is32 {
                     let r = self.state.reg_mut(i.dst());
@@ -176,6 +180,7 @@ impl Env<'_> {
             (false, false) => {
                 // The distance of two pointers is a number.
                 if op == alu::SUB {
+                    self.check_not_shown(i.dst(), &dst, Reason::PointerArithmetic, "subtracting from")?;
                     self.set_unknown(i.dst());
                     return Ok(());
                 }
@@ -247,6 +252,7 @@ impl Env<'_> {
         }
         if is32 {
             if op == alu::SUB {
+                self.check_not_shown(d, &ptr, Reason::PointerArithmetic, "32-bit arithmetic on")?;
                 self.set_unknown(d);
                 return Ok(());
             }
@@ -343,6 +349,7 @@ impl Env<'_> {
         check_sane(&dst, &ptr)?;
         dst.num.sync();
         settle(&mut dst.num);
+        self.check_pointer_stays(d, &dst)?;
         *self.state.reg_mut(d) = dst;
         Ok(())
     }

@@ -97,6 +97,7 @@ impl Env<'_> {
         if barred || !by_hook.unwrap_or(h.allowed_in(prog_type)) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
         }
+        self.check_helper_privilege(h)?;
         if by_hook.is_none() && !h.allowed_for(prog_type, self.attach) {
             return invalid!(HelperNotAllowed, "{prog_type} programs for {} cannot call bpf_{}", self.attach, h.name);
         }

@@ -6,6 +6,7 @@ use skep_ebpf::uapi::MapType;
 use crate::env::{Env, Next};
 use crate::fail::{Check, denied, invalid, unsupported};
 use crate::prog_type::Exit;
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
 
 impl Env<'_> {
@@ -166,6 +167,7 @@ impl Env<'_> {
             return Ok(Next::Done);
         }
         let r0 = *self.read_reg(0)?;
+        self.check_not_shown(0, &r0, Reason::ReturnPointer, "returning")?;
         let function = self.state.frame().subprog;
         if function != 0 && !self.is_exception_callback(function) {
             if !r0.is_scalar() {

@@ -9,6 +9,7 @@ use crate::env::{Env, Next};
 use crate::fail::{Check, invalid};
 use crate::map_facts::make_not_null;
 use crate::object::FieldKind;
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
 use crate::state::{FP, Place, State};
@@ -34,6 +35,9 @@ impl Env<'_> {
         }
         let a = *self.read_reg(i.dst())?;
         let b = if i.is_x() { *self.read_reg(i.src())? } else { Reg::constant(i.imm as i64 as u64) };
+        if i.is_x() && !(a.is_packet_any() && b.is_packet_any()) {
+            self.check_not_shown(i.src(), &b, Reason::PointerComparison, "comparing")?;
+        }
         let target = self.insn.wrapping_add_signed(isize::from(i.off)).wrapping_add(1);
         let next = self.insn + 1;
 
@@ -45,6 +49,11 @@ impl Env<'_> {
                 self.mark_precise(i.src())?;
             }
             return Ok(Next::At(if taken { target } else { next }));
+        }
+
+        let null_check = !is32 && !i.is_x() && i.imm == 0 && matches!(op, jmp::JEQ | jmp::JNE) && a.nullable();
+        if !null_check && !(i.is_x() && !is32 && is_packet_check(op, &a, &b)) {
+            self.check_not_shown(i.dst(), &a, Reason::PointerComparison, "comparing")?;
         }
 
         // What shares a number with an operand learns with it; precision must later find the way back.
@@ -246,6 +255,15 @@ fn sync_linked(state: &mut State, known: &Reg, linked: &[Place]) {
             reg.precise = known.precise;
         }
     }
+}
+
+/// True for the comparisons that say how much packet data there is.
+fn is_packet_check(op: u8, a: &Reg, b: &Reg) -> bool {
+    let start = |r: &Reg| r.kind == Kind::Packet && r.off == 0 && r.num.as_const() == Some(0);
+    let pair = |p: &Reg, e: &Reg| {
+        p.kind == Kind::Packet && e.kind == Kind::PacketEnd || p.kind == Kind::PacketMeta && start(e)
+    };
+    matches!(op, jmp::JGT | jmp::JLT | jmp::JGE | jmp::JLE) && (pair(a, b) || pair(b, a))
 }
 
 /// Comparisons of packet data with its end (or of metadata with the data): how much can be accessed on which side.

@@ -9,6 +9,7 @@ use crate::env::Env;
 use crate::fail::{Check, denied, invalid};
 use crate::object::{Field, FieldKind, arena};
 use crate::prog_type::Packet;
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
 
 /// One access through a register.
@@ -98,6 +99,10 @@ impl Env<'_> {
         if compare {
             self.read_reg(0)?;
         }
+        self.check_not_shown(i.src(), self.state.reg(i.src()), Reason::PointerStore, "storing")?;
+        if compare {
+            self.check_not_shown(0, self.state.reg(0), Reason::PointerStore, "comparing")?;
+        }
         self.atomic_pointer_ok(i.dst(), i.imm)?;
         let result = if compare { 0 } else { i.src() };
         if fetch {
@@ -174,6 +179,11 @@ impl Env<'_> {
         let off = i64::from(a.off) + i64::from(ptr.off);
         if ptr.nullable() && ptr.is_pointer() {
             return denied!(PossiblyNull, "r{} is {}; check it for null before the access", a.reg, ptr.describe());
+        }
+        if let (Operand::Reg(r), true) = (operand, a.write)
+            && matches!(ptr.kind, Kind::MapValue | Kind::Mem | Kind::Packet | Kind::PacketMeta | Kind::Ctx)
+        {
+            self.check_not_shown(r, self.state.reg(r), Reason::PointerStore, "storing")?;
         }
         let mut loaded = Reg::UNKNOWN;
         match ptr.kind {

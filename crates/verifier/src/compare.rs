@@ -26,9 +26,16 @@ pub(crate) enum Exact {
 pub(crate) struct IdMap {
     pairs: Vec<(u32, u32)>,
     unnamed: u32,
+    /// Stack that was never written must not be read.
+    strict_stack: bool,
 }
 
 impl IdMap {
+    /// No pairs. With `strict_stack` stack that was never written must not be read.
+    pub fn new(strict_stack: bool) -> IdMap {
+        IdMap { strict_stack, ..IdMap::default() }
+    }
+
     /// Forgets all pairs.
     pub fn clear(&mut self) {
         self.pairs.clear();
@@ -177,11 +184,11 @@ pub(crate) fn same(old: &Reg, cur: &Reg, ids: &mut IdMap) -> bool {
 }
 
 /// The number that a slot holds, if it is one: saved whole, or eight bytes of data.
-fn number_in(slot: &Slot) -> Option<Reg> {
+fn number_in(slot: &Slot, strict: bool) -> Option<Reg> {
     if slot.is_scalar_spill() && slot.is_full_spill() {
         return Some(slot.reg);
     }
-    let data = slot.bytes.iter().all(|b| matches!(b, Byte::Misc | Byte::Invalid));
+    let data = slot.bytes.iter().all(|b| *b == Byte::Misc || *b == Byte::Invalid && !strict);
     data.then_some(Reg::UNKNOWN)
 }
 
@@ -191,10 +198,14 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     }
     for (o, c) in old.bytes.iter().zip(&cur.bytes) {
         // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
-        if *o == Byte::Invalid || *o == Byte::Misc && !matches!(c, Byte::Dynptr | Byte::Iter | Byte::Irq) {
+        let serves = match c {
+            Byte::Dynptr | Byte::Iter | Byte::Irq => false,
+            _ => !ids.strict_stack || *c == Byte::Zero,
+        };
+        if *o == Byte::Invalid || *o == Byte::Misc && serves {
             continue;
         }
-        if let (Some(o), Some(c)) = (number_in(old), number_in(cur)) {
+        if let (Some(o), Some(c)) = (number_in(old, ids.strict_stack), number_in(cur, ids.strict_stack)) {
             return reg_safe(&o, &c, ids, exact);
         }
         if o != c {

@@ -147,7 +147,7 @@ impl<'p> Env<'p> {
             backtrack: Backtrack::default(),
             step_open: false,
             written: [0; 8],
-            ids: IdMap::default(),
+            ids: IdMap::new(options.privilege != crate::Privilege::Full),
             last_id: 0,
             jumps: 0,
             stats: Stats::default(),

@@ -10,6 +10,7 @@ use crate::fail::{Check, denied, invalid};
 use crate::object::timer::MapIdentity;
 use crate::object::{Field, FieldKind};
 use crate::prog_type::Packet;
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
 use crate::stack::locate;
 use crate::stack_object::Dynptr;
@@ -55,7 +56,7 @@ impl Env<'_> {
             _ => arg,
         };
         if arg == Arg::Anything {
-            return Ok(());
+            return self.check_not_shown(r, &reg, Reason::PointerStore, "passing");
         }
         if let (Some(field), Arg::BtfOrNull) = (facts.kptr, arg) {
             facts.reference = self.check_kptr_source(r, &reg, &field)?;

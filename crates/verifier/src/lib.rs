@@ -46,6 +46,7 @@ mod map_object;
 mod needs_kernel;
 mod object;
 mod precision;
+mod privilege;
 mod profile;
 mod prog_type;
 mod prune;
@@ -76,6 +77,7 @@ use skep_ebpf::uapi::prog_flags;
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use needs_kernel::NeedsKernel;
 pub use object::check_map_types;
+pub use privilege::Privilege;
 pub use profile::KernelProfile;
 pub use reason::Reason;
 pub use scalar::Scalar;
@@ -93,6 +95,8 @@ pub struct Options {
     /// That kernel's types: what pointers to kernel objects and calls of kernel functions are judged by. Without them
     /// programs that use either are not judged.
     pub btf: Option<Arc<Btf>>,
+    /// What the loading process may do.
+    pub privilege: Privilege,
     /// The program whose function this one is attached to or replaces.
     pub target: Option<Target>,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
@@ -311,6 +315,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     kfunc::check_calls(effective.as_ref().unwrap_or(program), &options)?;
     let maps = map_facts::collect(program, kernel, &structs);
     let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options), exception_callback)?;
+    privilege::check_loops(&cfg, options.privilege)?;
     map_facts::check_references(program, &maps)?;
     let moves_packet = cfg.functions.first().is_some_and(|f| f.moves_packet);
     let hook = hook::resolve(program, &options, moves_packet)?;
@@ -367,6 +372,7 @@ fn check_program(program: &Program, options: &Options) -> Check {
             format!("the program has {n} instructions; 1 to {} are possible", options.profile.max_insns),
         ));
     }
+    privilege::check_program(program, options.privilege)?;
     prog_type::check(program)
 }
 

@@ -38,6 +38,7 @@ fn structure(map: M) -> Option<&'static str> {
 impl Env<'_> {
     /// Checks an access to a map itself; gives what a load yields.
     pub fn check_map_object(&mut self, a: Access, map: &Reg, off: i64) -> Check<Reg> {
+        self.check_sees_kernel(map)?;
         self.note_need(Some(self.insn), || "it reads the fields of a map itself".into());
         let types = self.kernel_types()?;
         let map_type = self.maps.get(map.what as usize).map_or(M::Unspec, |m| m.def.map_type);

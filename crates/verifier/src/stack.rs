@@ -86,6 +86,10 @@ impl Env<'_> {
         let own = frame == self.state.depth();
         let (slot, byte) = locate(min);
         self.overwrite_dynptr(frame, slot)?;
+        let kept = &self.state.frames[frame].stack[slot];
+        if self.keeps_secrets() && a.size != 8 && kept.is_spill() && kept.reg.is_pointer() {
+            return denied!(SpilledPointerCorrupt, "a part of the pointer saved at offset {min} is overwritten");
+        }
         let whole = min % 8 == 0;
         if whole && a.size == 8 {
             self.mark_stack_written(frame, slot);
@@ -262,7 +266,11 @@ impl Env<'_> {
             let (slot, byte) = locate(at);
             let s = &self.state.frames[frame].stack[slot];
             let ok = match s.bytes[byte] {
-                Byte::Misc | Byte::Zero | Byte::Invalid => true,
+                Byte::Misc | Byte::Zero => true,
+                Byte::Invalid if self.keeps_secrets() => {
+                    return denied!(StackUninitialized, "the stack at offset {at} is read before it was written");
+                }
+                Byte::Invalid => true,
                 Byte::Spill => !plain && s.is_spill(),
                 Byte::Dynptr | Byte::Iter | Byte::Irq => false,
             };
@@ -291,9 +299,19 @@ impl Env<'_> {
         let frame = usize::from(ptr.frame);
         for at in min..end {
             let (slot, byte) = locate(at);
+            let secrets = self.keeps_secrets();
             let s = &mut self.state.frames[frame].stack[slot];
             match s.bytes[byte] {
                 Byte::Misc => {}
+                Byte::Invalid if secrets => {
+                    return denied!(
+                        StackUninitialized,
+                        "the stack at offset {at}, passed to the helper in r{r}, was never written"
+                    );
+                }
+                Byte::Spill if secrets && s.is_spill() && s.reg.is_pointer() => {
+                    return denied!(PointerStore, "the helper in r{r} would see the address saved at offset {at}");
+                }
                 Byte::Zero | Byte::Invalid => {
                     if clobber {
                         s.bytes[byte] = Byte::Misc;

@@ -18,7 +18,7 @@ use skep_ebpf::asm::assemble;
 use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{AttachType, MapType, ProgType, map_flags, prog_flags};
-use skep_verifier::{KernelProfile, Options, verify};
+use skep_verifier::{KernelProfile, Options, Privilege, verify};
 
 struct Case {
     name: &'static str,
@@ -260,16 +260,16 @@ fn maps() -> Vec<MapDef> {
 
 /// Checks the cases of a file; what is wrong with each.
 fn run(file: &'static str) {
-    check(file, &maps().into(), None);
+    check(file, &maps().into(), None, Privilege::Full);
 }
 
 /// The same for programs with types and maps that have special fields.
 fn run_objects(file: &'static str) {
     let (_, _, ids) = typed::blob_with(&[], true);
-    check(file, &typed::objects::maps(&ids).into(), Some(&ids));
+    check(file, &typed::objects::maps(&ids).into(), Some(&ids), Privilege::Full);
 }
 
-fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objects::Ids>) {
+fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objects::Ids>, privilege: Privilege) {
     let fds = if kernel::available() && objects.is_none() { kernel::maps(maps) } else { None };
     let kernel_there = kernel::available();
     let only = std::env::var("SKEP_CASE").ok();
@@ -300,7 +300,7 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         let raw = functions.map(|f| typed::attach_with(&mut program, &f, objects.is_some()));
         let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
         let (verdict, message) =
-            match verify(program.clone(), &Options { profile, btf: btf.clone(), ..Options::default() }) {
+            match verify(program.clone(), &Options { profile, btf: btf.clone(), privilege, ..Options::default() }) {
                 Ok(_) => ("accept", String::new()),
                 Err(r) => (r.reason, r.to_string()),
             };
@@ -313,7 +313,8 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         let btf = raw.map(|r| kernel::btf(&r).expect("the kernel takes the BTF"));
         let own = if objects.is_some() { btf.as_ref().and_then(|b| kernel::typed_maps(maps, b)) } else { None };
         let fds = own.as_ref().or(fds.as_ref()).expect("the kernel makes the maps");
-        let answer = kernel::load_typed(&program, fds, btf.as_ref(), 1).expect("maps");
+        let ask = || kernel::load_typed(&program, fds, btf.as_ref(), 1).expect("maps");
+        let answer = if privilege == Privilege::Full { ask() } else { kernel::without_perfmon(ask) };
         if only.is_some() {
             println!("{}\nhere: {verdict} {message}", answer.log);
         }
@@ -403,4 +404,10 @@ fn kernel_objects() {
 #[test]
 fn later() {
     run_objects(include_str!("cases/later.txt"));
+}
+
+/// Asked of a process that has no `CAP_PERFMON`.
+#[test]
+fn leaks() {
+    check(include_str!("cases/leaks.txt"), &maps().into(), None, Privilege::Bpf);
 }

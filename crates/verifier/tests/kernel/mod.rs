@@ -181,3 +181,25 @@ pub fn cpus() -> u32 {
     let last = text.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<u32>().ok());
     last.map_or(1, |n| n + 1)
 }
+
+/// Runs without `CAP_PERFMON` and `CAP_SYS_ADMIN`, which stand for it: this thread, until `f` is done.
+pub fn without_perfmon<T>(f: impl FnOnce() -> T) -> T {
+    const VERSION_3: u32 = 0x2008_0522;
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    let mut header = [VERSION_3, 0];
+    // Effective, permitted and inheritable, low words first.
+    let mut caps = [0u32; 6];
+    // SAFETY: both are as large as this version of the call wants them, and live until it returns.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), caps.as_mut_ptr()) };
+    assert_eq!(got, 0, "capget");
+    let mut fewer = caps;
+    fewer[0] &= !(1 << SYS_ADMIN);
+    fewer[3] &= !(1 << (PERFMON - 32));
+    // SAFETY: as above; only this thread's effective set changes.
+    let set = |caps: &[u32; 6]| unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), caps.as_ptr()) };
+    assert_eq!(set(&fewer), 0, "capset");
+    let result = f();
+    assert_eq!(set(&caps), 0, "capset");
+    result
+}
