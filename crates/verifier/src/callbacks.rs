@@ -26,11 +26,9 @@ impl Env<'_> {
     pub fn call_back(&mut self, h: &Helper, facts: &CallFacts) -> Check {
         if h.id == LOOP {
             if !self.state.reg(1).is_scalar() {
-                return invalid!(
-                    ArgumentType,
-                    "bpf_loop wants the number of rounds in r1, which holds {}",
-                    self.state.reg(1).describe()
-                );
+                let held = self.state.reg(1).describe();
+                let why = format!("bpf_loop wants the number of rounds in r1, which holds {held}");
+                return Err(Failure::new(Errno::EFAULT, Reason::ArgumentType, why));
             }
             if self.state.reg(4).is_null() {
                 // That the flags are zero is relied on where the loop is inlined.

@@ -133,12 +133,10 @@ impl Env<'_> {
             if !crate::map_helpers::fit(id, map_type)
                 || !(crate::map_helpers::may_change_sockmap(id, map_type, prog_type) || walks)
             {
-                return invalid!(
-                    MapNotForHelper,
-                    "bpf_{} does not work on map {}, a {map_type}",
-                    h.name,
-                    self.map_name(map)
-                );
+                let why = format!("bpf_{} does not work on map {}, a {map_type}", h.name, self.map_name(map));
+                // Walks ask the map for what its elements look like first.
+                let errno = if id == FOR_EACH { Errno::ENOTSUPP } else { Errno::EINVAL };
+                return Err(Failure::new(errno, Reason::MapNotForHelper, why));
             }
             let changes = matches!(id, MAP_UPDATE | MAP_DELETE | MAP_PUSH | MAP_POP);
             if changes && self.maps.get(map as usize).is_some_and(|m| m.program_read_only()) {
@@ -312,3 +310,4 @@ const PROBE_READ_KERNEL_STR: u32 = 115;
 const GET_TASK_STACK: u32 = 141;
 const SNPRINTF: u32 = 165;
 const DYNPTR_FROM_MEM: u32 = 197;
+const FOR_EACH: u32 = 164;

@@ -3,9 +3,12 @@
 //! Moving on goes two ways: there is no further element, or there is one, and a round follows that comes back to some
 //! call that moves the iterator on. Rounds converge as those of callbacks do (see [`crate::prune`]).
 
+use skep_ebpf::Errno;
+
 use crate::callbacks::widen;
 use crate::env::Env;
-use crate::fail::{Check, invalid};
+use crate::fail::{Check, Failure, invalid};
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
 use crate::stack_object::{BadPlace, Iter, SlotPlace};
 use crate::state::{Byte, State};
@@ -96,10 +99,9 @@ impl Env<'_> {
         for n in 0..slots {
             let Some(iter) = part(n) else { break };
             if iter.protection & flag::UNTRUSTED != 0 {
-                return invalid!(
-                    RcuSection,
-                    "the iterator in r{r} gives objects that RCU protects; it began outside of this RCU read section"
-                );
+                let why =
+                    format!("the iterator in r{r} gives objects that RCU protects; it began outside of this section");
+                return Err(Failure::new(Errno::EPROTO, Reason::RcuSection, why));
             }
             if iter.type_id != type_id || (iter.ref_id != 0) != (n == 0) {
                 break;

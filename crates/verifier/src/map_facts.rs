@@ -184,13 +184,13 @@ fn check_map(prog: &Program, maps: &[MapFacts<'_>], i: Insn, off: i32, used: &mu
                 ));
             }
         } else if def.map_type != MapType::Array || def.max_entries != 1 {
-            return invalid!(
-                BadMapReference,
+            let why = format!(
                 "only the value of an array with one element can be named directly; map {} is a {} with {} elements",
-                def.name,
-                def.map_type,
-                def.max_entries
+                def.name, def.map_type, def.max_entries
             );
+            let array = def.map_type == MapType::Array;
+            let errno = if array { skep_ebpf::Errno::ENOTSUPP } else { skep_ebpf::Errno::EINVAL };
+            return Err(Failure::new(errno, crate::reason::Reason::BadMapReference, why));
         }
         if off as u32 >= def.value_size && def.map_type != MapType::Arena {
             return invalid!(

@@ -1,9 +1,12 @@
 //! Dynptrs as arguments of kernel functions.
 
+use skep_ebpf::Errno;
+
 use crate::env::Env;
-use crate::fail::{Check, invalid, unsupported};
+use crate::fail::{Check, Failure, invalid, unsupported};
 use crate::kfunc::KfuncCall;
 use crate::prog_type::Packet;
+use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
 use crate::stack_object::Source;
 
@@ -17,6 +20,10 @@ impl<'p> Env<'p> {
         if !call.marked(n, "__uninit") {
             call.dynptr = Some(self.read_dynptr(r)?);
             return Ok(());
+        }
+        if reg.kind == Kind::Dynptr {
+            let why = format!("{} makes a dynptr in r{r}, which holds one that is not to be changed", call.name());
+            return Err(Failure::new(Errno::EFAULT, Reason::DynptrState, why));
         }
         let (source, shares) = match (call.name(), call.dynptr) {
             ("bpf_dynptr_from_skb", _) => (Source::Skb, None),
