@@ -115,6 +115,8 @@ pub(crate) struct Env<'p> {
     pub log: Log<'p>,
     /// Watches, when a rejection is to be explained.
     pub recorder: Option<Box<Recorder>>,
+    /// All states, when they are kept: then every path is followed to its end.
+    pub states: Option<Vec<Vec<State>>>,
 }
 
 impl<'p> Env<'p> {
@@ -161,6 +163,7 @@ impl<'p> Env<'p> {
                 ..Log::default()
             },
             recorder: None,
+            states: None,
             cfg,
         }
     }
@@ -253,6 +256,9 @@ impl<'p> Env<'p> {
         };
         self.stats.insns_processed += 1;
         self.facts[self.insn].visits += 1;
+        if let Some(kept) = self.states.as_mut().and_then(|s| s.get_mut(self.insn)) {
+            kept.push(self.state.clone());
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.before(self.insn, &self.state, self.pending.len());
         }

@@ -52,6 +52,7 @@ mod prog_type;
 mod prune;
 mod rcu;
 mod reason;
+pub mod record;
 mod recorder;
 mod reg;
 mod rewrite;
@@ -259,22 +260,24 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             log: progress.log,
             program,
         }),
-        Err(f) => {
-            let insn = if f.whole_program { None } else { Some(f.insn.unwrap_or(progress.insn) as u32) };
-            Err(Box::new(Rejection {
-                outcome: if f.unsupported { Outcome::Unsupported } else { Outcome::Rejected },
-                errno: f.errno,
-                insn,
-                reason: f.reason.id(),
-                message: f.message,
-                insns_processed: progress.stats.insns_processed,
-                stats: progress.stats,
-                visits: progress.visits,
-                line: insn.and_then(|n| program.line_of(n as usize)).cloned(),
-                log: progress.log,
-            }))
-        }
+        Err(f) => Err(rejection(&program, &f, progress)),
     }
+}
+
+fn rejection(program: &Program, f: &Failure, progress: Progress) -> Box<Rejection> {
+    let insn = if f.whole_program { None } else { Some(f.insn.unwrap_or(progress.insn) as u32) };
+    Box::new(Rejection {
+        outcome: if f.unsupported { Outcome::Unsupported } else { Outcome::Rejected },
+        errno: f.errno,
+        insn,
+        reason: f.reason.id(),
+        message: f.message.clone(),
+        insns_processed: progress.stats.insns_processed,
+        stats: progress.stats,
+        visits: progress.visits,
+        line: insn.and_then(|n| program.line_of(n as usize)).cloned(),
+        log: progress.log,
+    })
 }
 
 /// How far the work got, for those who fail as well.
@@ -285,6 +288,8 @@ struct Progress {
     log: String,
     visits: Vec<u32>,
     recorder: Option<Box<recorder::Recorder>>,
+    /// Every state, by instruction, where they are kept.
+    states: Option<Vec<Vec<state::State>>>,
 }
 
 struct Parts {
@@ -323,6 +328,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     env.hook = hook;
     env.note_hook();
     env.recorder = progress.recorder.take();
+    env.states = progress.states.take();
     let result = globals::find(env.prog, &options, &env.cfg, &mut env.functions).and_then(|()| env.run());
     *progress = Progress {
         stats: env.stats,
@@ -330,6 +336,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         log: std::mem::take(&mut env.log.text),
         visits: env.facts.iter().map(|f| f.visits).collect(),
         recorder: env.recorder.take(),
+        states: env.states.take(),
     };
     result?;
 

@@ -32,6 +32,9 @@ const MAX_STEPS: usize = 40;
 impl Env<'_> {
     /// At a point where paths meet: true if this path need not be followed further.
     pub fn visit(&mut self) -> Check<bool> {
+        if self.states.is_some() {
+            return Ok(false);
+        }
         let at = self.insn;
         let point = self.cfg.points[at];
         let jumps = self.jumps - self.explored.last_jumps;
