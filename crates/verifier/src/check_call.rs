@@ -92,7 +92,8 @@ impl Env<'_> {
         };
         let profile = &self.options.profile;
         let barred = matches!(id, PROBE_WRITE_USER | OVERRIDE_RETURN) && !profile.host_changes
-            || id == OVERRIDE_RETURN && !profile.error_injection;
+            || id == OVERRIDE_RETURN && !profile.error_injection
+            || !profile.has_helper(id, prog_type);
         let by_hook = self.hook_allows(id);
         if barred || !by_hook.unwrap_or(h.allowed_in(prog_type)) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);

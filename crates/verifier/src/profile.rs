@@ -1,5 +1,7 @@
 //! Limits of a kernel, as data.
 
+use skep_ebpf::uapi::ProgType;
+
 /// What a kernel version permits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KernelProfile {
@@ -52,6 +54,24 @@ impl KernelProfile {
     /// Pointers to plain data that are found in kernel objects can be read through; before 6.17 they are numbers.
     pub fn untrusted_memory(&self) -> bool {
         self.since(6, 17)
+    }
+
+    /// True unless programs of this type got the helper later.
+    pub(crate) fn has_helper(&self, helper: u32, prog: ProgType) -> bool {
+        const GET_CGROUP_CLASSID: u32 = 17;
+        let tracer = matches!(
+            prog,
+            ProgType::Kprobe
+                | ProgType::Tracepoint
+                | ProgType::PerfEvent
+                | ProgType::RawTracepoint
+                | ProgType::RawTracepointWritable
+                | ProgType::Tracing
+                | ProgType::Lsm
+                | ProgType::Syscall
+                | ProgType::StructOps
+        );
+        helper != GET_CGROUP_CLASSID || !tracer || self.since(6, 18)
     }
 
     /// The profile with this name.
