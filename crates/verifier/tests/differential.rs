@@ -4,7 +4,8 @@
 //! at once; `SKEP_FUZZ_SHOW` how many seeds of each kind are shown. With one program `SKEP_FUZZ_TEXT` prints it and
 //! asks nobody, `SKEP_FUZZ_LOG` prints both logs, and `SKEP_FUZZ_MIN` makes a program that is judged differently as small as possible. A program of which more than
 //! `SKEP_FUZZ_LIMIT` instructions are processed here is not put to the kernel: it would take seconds. Where the kernel
-//! takes more than two seconds it is interrupted, and the program is listed as unanswered.
+//! takes more than two seconds it is interrupted, and the program is listed as unanswered. `SKEP_FUZZ_LEAKS` judges
+//! for a process without `CAP_PERFMON`.
 //!
 //! A campaign: `SKEP_FUZZ=2000000 SKEP_FUZZ_THREADS=2 cargo test --release -p skep-verifier --test differential --
 //! --nocapture`. Needs `bpf(2)`; skipped without.
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep_ebpf::program::{MapDef, Program};
-use skep_verifier::{KernelProfile, Options, Outcome, verify};
+use skep_verifier::{KernelProfile, Options, Outcome, Privilege, verify};
 
 fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
@@ -75,7 +76,9 @@ impl Judges {
         };
         let max_processed = env("SKEP_FUZZ_LIMIT", 8_000);
         let profile = KernelProfile { cpus: kernel::cpus(), max_processed, ..KernelProfile::LINUX_6_18 };
-        Some(Judges { maps, fds, options: Options { profile, ..Options::default() } })
+        let leaks = std::env::var_os("SKEP_FUZZ_LEAKS").is_some();
+        let privilege = if leaks { Privilege::Bpf } else { Privilege::Full };
+        Some(Judges { maps, fds, options: Options { profile, privilege, ..Options::default() } })
     }
 
     /// The program with this seed.
@@ -85,7 +88,8 @@ impl Judges {
     }
 
     fn ask(&self, program: &Program, btf: Option<&OwnedFd>, level: u32) -> kernel::Answer {
-        kernel::load_typed(program, &self.fds, btf, level).expect("the kernel is asked")
+        let ask = || kernel::load_typed(program, &self.fds, btf, level).expect("the kernel is asked");
+        if self.options.privilege == Privilege::Full { ask() } else { kernel::without_perfmon(ask) }
     }
 
     fn judge(&self, program: &Program, btf: Option<&[u8]>, watched: &watch::Watched) -> Verdict {
