@@ -164,6 +164,7 @@ impl Subsystem {
         if size(value)? != u64::from(def.value_size) {
             return Err(Errno::EINVAL);
         }
+        skep_verifier::check_map_types(def, &btf.btf, self.config.kernel_btf.as_deref())?;
         Ok(MapTypes { btf, key, value })
     }
 
