@@ -226,7 +226,7 @@ impl Env<'_> {
             }
             Kind::Packet | Kind::PacketMeta => {
                 if a.write && !matches!(self.types.packet, Packet::Writes | Packet::Buffer) {
-                    return denied!(PacketAccess, "programs of this type cannot write packet data");
+                    return denied!(PacketAccess, "{} programs cannot write packet data", self.prog.prog_type);
                 }
                 self.check_packet(a.reg, &ptr, off, a.size.into(), false)?;
             }

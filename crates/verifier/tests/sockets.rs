@@ -27,7 +27,13 @@ const STORAGE: usize = 4;
 const CGROUP_STORAGE: usize = 5;
 
 /// Maps, and the BTF that one of them needs.
-fn maps() -> Option<(Arc<[MapDef]>, Vec<OwnedFd>, Arc<Btf>)> {
+struct Maps {
+    defs: Arc<[MapDef]>,
+    fds: Vec<OwnedFd>,
+    btf: Arc<Btf>,
+}
+
+fn maps() -> Option<Maps> {
     let mut b = Builder::new();
     let (int, long) = (b.int("int", 4, 1), b.int("long", 8, 1));
     let raw = b.finish();
@@ -45,7 +51,7 @@ fn maps() -> Option<(Arc<[MapDef]>, Vec<OwnedFd>, Arc<Btf>)> {
     ];
     let fds = defs.iter().map(|d| kernel::create_typed_map(d, (d.key_type_id != 0).then_some(&btf)));
     let fds = fds.collect::<Result<_, _>>().ok()?;
-    Some((defs.into(), fds, Arc::new(Btf::parse(&raw).ok()?)))
+    Some(Maps { defs: defs.into(), fds, btf: Arc::new(Btf::parse(&raw).ok()?) })
 }
 
 struct Rng(u64);
@@ -581,7 +587,7 @@ fn agrees_on_sockets() {
     if !kernel::available() {
         return;
     }
-    let Some((defs, fds, btf)) = maps() else {
+    let Some(Maps { defs, fds, btf }) = maps() else {
         eprintln!("skipped: the maps cannot be made here");
         return;
     };

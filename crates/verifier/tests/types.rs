@@ -84,7 +84,7 @@ fn parameter(name: &str, shape: Shape, tagged: bool) -> (Vec<u8>, [u32; 2]) {
         size: 8,
         members: Box::new([Member { name_off: member, ty, bit_offset: 0, bitfield_size: 0 }]),
     };
-    let mut composite = |b: &mut Builder, name: &str| b.add(name, &Kind::Struct(body(long)));
+    let composite = |b: &mut Builder, name: &str| b.add(name, &Kind::Struct(body(long)));
     let target = match shape {
         Shape::Struct => composite(&mut b, name),
         Shape::ConstStruct => {
@@ -220,7 +220,7 @@ fn special(kind: &str) -> (Vec<u8>, MapDef) {
     let long = b.int("long", 8, 1);
     let name = b.string("member");
     let at = |ty, bit_offset| Member { name_off: name, ty, bit_offset, bitfield_size: 0 };
-    let mut composite = |b: &mut Builder, name: &str, size: u32, members: Vec<Member>| {
+    let composite = |b: &mut Builder, name: &str, size: u32, members: Vec<Member>| {
         b.add(name, &Kind::Struct(Composite { size, members: members.into() }))
     };
     let size = match kind {

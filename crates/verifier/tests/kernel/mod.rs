@@ -22,6 +22,13 @@ pub struct Answer {
     pub log: String,
 }
 
+const LOG_SIZE: usize = 16 << 20;
+
+thread_local! {
+    /// The buffer for the kernel's log.
+    static LOG: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
 /// `union bpf_attr`, as 32-bit words.
 struct Attr([u32; 36]);
 
@@ -148,7 +155,13 @@ pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_l
     }
     let bytes: Vec<u8> = insns.iter().flat_map(|i| i.to_bytes()).collect();
     let license = std::ffi::CString::new(prog.license.as_str()).ok()?;
-    let mut log = vec![0u8; if log_level == 0 { 0 } else { 16 << 20 }];
+    // Taken for the call; a fresh one each time would cost more than the call.
+    let mut log = Vec::new();
+    if log_level > 0 {
+        log = LOG.take();
+        log.resize(LOG_SIZE, 0);
+        log[0] = 0;
+    }
     let mut attr = Attr::new();
     attr.set(0, prog.prog_type as u32).set(4, insns.len() as u32);
     attr.set64(8, bytes.as_ptr() as u64).set64(16, license.as_ptr() as u64);
@@ -172,7 +185,11 @@ pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_l
         Err(e) => e,
     };
     let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
-    Some(Answer { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
+    let answer = Answer { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() };
+    if !log.is_empty() {
+        LOG.set(log);
+    }
+    Some(answer)
 }
 
 /// Number of CPUs that this kernel counts with.
