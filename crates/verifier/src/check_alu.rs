@@ -245,6 +245,7 @@ impl Env<'_> {
         let d = i.dst();
         let op = i.op();
         let n = number.num;
+        self.speculates |= i.is_x();
         let known = n.as_const();
         if known.is_some() && (n.smin != n.smax || n.umin != n.umax) || n.smin > n.smax || n.umin > n.umax {
             self.set_unknown(d);

@@ -42,6 +42,7 @@ impl Env<'_> {
         let next = self.insn + 1;
 
         if let Some(taken) = decided(op, &a, &b, is32) {
+            self.speculates = true;
             if a.is_scalar() {
                 self.mark_precise(i.dst())?;
             }

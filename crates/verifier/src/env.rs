@@ -101,6 +101,8 @@ pub(crate) struct Env<'p> {
     pub ids: IdMap,
 
     last_id: u32,
+    /// The processor may try what no path does: a branch that is never taken, a pointer with another number added.
+    pub speculates: bool,
     pub jumps: u32,
     pub stats: Stats,
     /// Lowest and highest byte of the context that is read, when anything is.
@@ -151,6 +153,7 @@ impl<'p> Env<'p> {
             written: [0; 8],
             ids: IdMap::new(options.privilege != crate::Privilege::Full),
             last_id: 0,
+            speculates: false,
             jumps: 0,
             stats: Stats::default(),
             ctx_reads: Vec::new(),
@@ -198,7 +201,8 @@ impl<'p> Env<'p> {
                 }
             }
         }
-        self.check_stack_depth()
+        self.check_stack_depth()?;
+        self.check_speculation()
     }
 
     /// Follows every path through one function (and the static ones that it calls).

@@ -33,8 +33,12 @@ const OPEN: [u32; 25] =
     [1, 2, 3, 5, 7, 8, 12, 14, 25, 26, 42, 46, 47, 68, 87, 88, 89, 105, 106, 120, 125, 195, 182, 208, 130];
 /// Ring buffer helpers need none, either.
 const OPEN_RING: std::ops::RangeInclusive<u32> = 131..=134;
-/// Helpers that need `CAP_PERFMON`.
-const PERFMON: [u32; 13] = [4, 6, 35, 45, 112, 113, 114, 115, 149, 158, 165, 175, 177];
+/// Helpers that need `CAP_PERFMON`, asked of a running 6.18.
+#[rustfmt::skip]
+const PERFMON: [u32; 31] = [
+    4, 6, 16, 22, 35, 45, 55, 109, 112, 113, 114, 115, 117, 136, 137, 138, 139, 140, 141, 148, 149, 158, 165, 166, 175,
+    176, 177, 178, 180, 191, 196,
+];
 
 fn barred(text: String) -> Check {
     Err(Failure::new(Errno::EPERM, Reason::CallNeedsPrivilege, text).whole())
@@ -146,6 +150,18 @@ impl Env<'_> {
             Kind::MapValue => self.check_map_value(r, ptr, ptr.off.into(), 1, false, false),
             _ => Ok(()),
         }
+    }
+
+    /// What the kernel makes of paths that only a processor tries is not followed here.
+    pub fn check_speculation(&self) -> Check {
+        if self.keeps_secrets() && self.speculates {
+            return unsupported!(
+                UnsupportedFeature,
+                "the processor may try paths that the program does not take; without CAP_PERFMON that is not judged yet"
+            )
+            .map_err(|f: Box<Failure>| f.whole());
+        }
+        Ok(())
     }
 
     /// Objects of the kernel and maps themselves are for processes with `CAP_PERFMON`.
