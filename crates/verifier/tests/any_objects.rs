@@ -1,0 +1,146 @@
+//! Any objects: our verdict against the live kernel's, which gets each program alone, through libbpf.
+//!
+//! `SKEP_OBJECTS` names a folder of objects, such as those that a distribution's packages bring; without it the repository's
+//! own are compared. As root only. Programs that attach to kernel functions by BTF are left out where the kernel has no
+//! tracing, and so is what libbpf cannot prepare (a symbol or type that this kernel lacks).
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use libbpf_sys as sys;
+use skep_ebpf::Errno;
+use skep_ebpf::uapi::{AttachType, ProgType};
+use skep_elf::{LoadOptions, Object};
+use skep_verifier::{Options, Outcome, verify};
+
+/// What the kernel says to one program; `None` if it was not asked.
+fn kernel(path: &Path, wanted: &str, log: &mut [u8]) -> Option<Result<(), Errno>> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: the path is a C string; null is checked; all else belongs to the open object, which is closed at the end.
+    unsafe {
+        let object = sys::bpf_object__open_file(path.as_ptr(), std::ptr::null());
+        if object.is_null() {
+            return None;
+        }
+        let mut program = sys::bpf_object__next_program(object, std::ptr::null_mut());
+        let mut found = std::ptr::null_mut();
+        while !program.is_null() {
+            let name = CStr::from_ptr(sys::bpf_program__name(program));
+            let this = name.to_str() == Ok(wanted);
+            sys::bpf_program__set_autoload(program, this);
+            if this {
+                found = program;
+                sys::bpf_program__set_log_level(program, 1);
+                sys::bpf_program__set_log_buf(program, log.as_mut_ptr().cast(), log.len() as u64);
+            }
+            program = sys::bpf_object__next_program(object, program);
+        }
+        let mut map = sys::bpf_object__next_map(object, std::ptr::null());
+        while !map.is_null() {
+            sys::bpf_map__set_pin_path(map, std::ptr::null());
+            if sys::bpf_map__max_entries(map) == 0 && sys::bpf_map__type(map) != sys::BPF_MAP_TYPE_PERF_EVENT_ARRAY {
+                sys::bpf_map__set_max_entries(map, 1);
+            }
+            map = sys::bpf_object__next_map(object, map);
+        }
+        let answer = if found.is_null() || sys::bpf_object__prepare(object) != 0 {
+            None
+        } else {
+            match sys::bpf_object__load(object) {
+                0 => Some(Ok(())),
+                e => Some(Err(Errno(-e))),
+            }
+        };
+        sys::bpf_object__close(object);
+        answer
+    }
+}
+
+/// True if libbpf can read the object.
+fn opens(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_encoded_bytes()) else { return false };
+    // SAFETY: the path is a C string; null is checked.
+    unsafe {
+        let object = sys::bpf_object__open_file(path.as_ptr(), std::ptr::null());
+        if !object.is_null() {
+            sys::bpf_object__close(object);
+        }
+        !object.is_null()
+    }
+}
+
+fn objects() -> Vec<PathBuf> {
+    let dir = std::env::var_os("SKEP_OBJECTS")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../bpf"));
+    let mut all: Vec<_> = std::fs::read_dir(&dir)
+        .map(|d| d.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "o")).collect())
+        .unwrap_or_default();
+    all.sort();
+    all
+}
+
+#[test]
+fn verdicts_of_any_objects() {
+    // SAFETY: the call takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: bpf(2) is for root");
+        return;
+    }
+    // SAFETY: no callback: libbpf is silent.
+    unsafe { sys::libbpf_set_print(None) };
+    let load = LoadOptions::host();
+    let options = Options { btf: load.btf.clone().map(Arc::from), ..Options::default() };
+    let (mut same, mut left_out, mut wrong) = (0, Vec::new(), Vec::new());
+    let mut log = vec![0u8; 1 << 20];
+    for path in objects() {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = std::fs::read(&path).expect("an object");
+        let object = match Object::parse(&name, &bytes) {
+            Ok(object) => object,
+            Err(e) => {
+                if opens(&path) {
+                    wrong.push(format!("{name}: libbpf reads it: {e}"));
+                } else {
+                    left_out.push(name);
+                }
+                continue;
+            }
+        };
+        for info in object.programs() {
+            let what = format!("{name}/{}", info.name);
+            let by_btf = matches!(info.prog_type, Some(ProgType::Lsm | ProgType::Ext))
+                || info.prog_type == Some(ProgType::Tracing)
+                    && !matches!(info.attach_type, Some(AttachType::TraceRawTp | AttachType::TraceIter));
+            log[0] = 0;
+            let theirs = if by_btf { None } else { kernel(&path, &info.name, &mut log) };
+            let ours = match object.program(&info.name, &load) {
+                Ok(program) => Some(verify(program, &options)),
+                Err(e) => {
+                    if let Some(Ok(())) = theirs {
+                        wrong.push(format!("{what}: accepted by the kernel, not linked: {e}"));
+                    }
+                    None
+                }
+            };
+            match (theirs, ours) {
+                (None, _) | (_, None) => left_out.push(what),
+                (Some(Ok(())), Some(Ok(_))) => same += 1,
+                (Some(Err(_)), Some(Err(r))) if r.outcome == Outcome::Rejected => same += 1,
+                (Some(theirs), Some(ours)) => {
+                    let ours = ours.map_or_else(|r| format!("{:?} {} {r}", r.outcome, r.reason), |_| "accepted".into());
+                    let text = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+                    let tail: Vec<_> = text.lines().rev().take(4).collect();
+                    wrong.push(format!(
+                        "{what}: kernel {theirs:?}, skep {ours}\n    {}",
+                        tail.into_iter().rev().collect::<Vec<_>>().join("\n    ")
+                    ));
+                }
+            }
+        }
+    }
+    println!("{same} the same, {} left out, {} differ", left_out.len(), wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(same > 0, "nothing was compared; left out: {left_out:?}");
+}
