@@ -53,7 +53,7 @@ impl Env<'_> {
         }
 
         let null_check = !is32 && !i.is_x() && i.imm == 0 && matches!(op, jmp::JEQ | jmp::JNE) && a.nullable();
-        if !null_check && !(i.is_x() && !is32 && is_packet_check(op, &a, &b)) {
+        if !(null_check || i.is_x() && !is32 && is_packet_check(op, &a, &b)) {
             self.check_not_shown(i.dst(), &a, Reason::PointerComparison, "comparing")?;
         }
 

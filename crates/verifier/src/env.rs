@@ -194,9 +194,9 @@ impl<'p> Env<'p> {
         let mut done = vec![false; self.functions.len()];
         let mut again = true;
         while std::mem::take(&mut again) {
-            for n in 1..self.functions.len() {
-                if !done[n] && self.functions[n].called {
-                    (done[n], again) = (true, true);
+            for (n, done) in done.iter_mut().enumerate().skip(1) {
+                if !*done && self.functions[n].called {
+                    (*done, again) = (true, true);
                     self.explore(n)?;
                 }
             }
