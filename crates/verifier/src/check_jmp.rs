@@ -76,6 +76,11 @@ impl Env<'_> {
             for (outcome, state) in [(true, &mut taken), (false, &mut self.state)] {
                 let (mut x, mut y) = (a, b);
                 branch::refine(op, outcome, &mut x.num, &mut y.num, is32);
+                if i.is_x() && i.src() == i.dst() {
+                    // Compared with itself, a number learns as both sides.
+                    x.num.meet(&y.num);
+                    y = x;
+                }
                 settle(&mut x.num);
                 settle(&mut y.num);
                 *state.reg_mut(i.dst()) = x;

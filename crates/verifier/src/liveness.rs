@@ -6,7 +6,7 @@
 //! are known. Whoever checks a new kind of access to the stack calls `Env::mark_stack_read` for what it may read and
 //! `Env::mark_stack_written` for slots that it overwrites whole without reading.
 
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
@@ -25,6 +25,8 @@ pub(crate) struct Liveness {
     instances: Vec<Instance>,
     /// Instance of a call by the instance and the instruction that make it, and the function that is called.
     calls: HashMap<(InstanceId, u32, u32), InstanceId>,
+    /// Layers in which something has changed since it was pushed on.
+    changed: Vec<(InstanceId, usize)>,
 }
 
 /// A function as called through one chain of calls.
@@ -55,13 +57,15 @@ struct Layer {
     /// Slots written whole on every visit.
     written: Vec<u64>,
     live: Vec<u64>,
-    /// Some of what is called live was found to be written first.
-    stale: bool,
+    /// Instructions where something has changed since it was pushed on.
+    pending: Vec<u32>,
+    /// Instructions that were found to write something that was called live before them.
+    stale: Vec<u32>,
 }
 
 impl Layer {
     fn new(len: usize) -> Layer {
-        Layer { read: vec![0; len], written: vec![0; len], live: vec![0; len], stale: false }
+        Layer { read: vec![0; len], written: vec![0; len], live: vec![0; len], pending: Vec::new(), stale: Vec::new() }
     }
 
     fn live_at(&self, at: usize) -> u64 {
@@ -90,13 +94,14 @@ impl Liveness {
             })
             .collect();
         let regs = live_registers(insns, cfg, kfuncs, &predecessors);
-        Liveness { regs, predecessors, next, instances: Vec::new(), calls: HashMap::new() }
+        Liveness { regs, predecessors, next, instances: Vec::new(), calls: HashMap::new(), changed: Vec::new() }
     }
 
     /// Forgets all stack slots; gives the instance of a function that is checked on its own.
     pub fn begin(&mut self, start: usize, end: usize) -> InstanceId {
         self.instances.clear();
         self.calls.clear();
+        self.changed.clear();
         self.instances.push(Instance::new(None, start, end));
         InstanceId(0)
     }
@@ -126,7 +131,7 @@ impl Liveness {
         let (layer, n) = self.layer(id, distance, at);
         if slots & !layer.read[n] != 0 {
             layer.read[n] |= slots;
-            self.flow(id, distance, vec![at]);
+            self.note_change(id, distance, at);
         }
     }
 
@@ -145,30 +150,49 @@ impl Liveness {
             let (layer, n) = self.layer(id, distance, at);
             if first {
                 layer.written[n] = slots;
-                layer.stale |= layer.live[n] & slots != 0;
+                if layer.live[n] & slots != 0 {
+                    layer.stale.push(at as u32);
+                    self.note_change(id, distance, at);
+                }
             } else if layer.written[n] & !slots != 0 {
                 layer.written[n] &= slots;
-                self.flow(id, distance, vec![at]);
+                self.note_change(id, distance, at);
             }
         }
     }
 
-    /// Slots of the frame `distance` calls up that this function may read from this instruction on.
-    pub fn slots_from(&mut self, id: InstanceId, distance: usize, at: usize) -> u64 {
-        let Some(i) = self.instances.get_mut(id.0 as usize) else { return !0 };
-        let (start, end) = (i.start, i.end);
-        let Some(layer) = i.layers.get_mut(distance) else { return 0 };
-        if layer.stale {
-            layer.stale = false;
-            layer.live.fill(0);
-            let readers = (start..end).filter(|at| layer.read[at - start] != 0).collect();
-            self.flow(id, distance, readers);
+    fn note_change(&mut self, id: InstanceId, distance: usize, at: usize) {
+        let (layer, _) = self.layer(id, distance, at);
+        if layer.pending.is_empty() {
+            layer.pending.push(at as u32);
+            self.changed.push((id, distance));
+        } else if layer.pending.last() != Some(&(at as u32)) {
+            layer.pending.push(at as u32);
         }
-        self.instances[id.0 as usize].layers[distance].live_at(at.wrapping_sub(start))
+    }
+
+    /// Slots of the frame `distance` calls up that this function may read from this instruction on.
+    fn slots_from(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
+        let Some(i) = self.instances.get(id.0 as usize) else { return !0 };
+        i.layers.get(distance).map_or(0, |l| l.live_at(at.wrapping_sub(i.start)))
+    }
+
+    /// Pushes all changes on; what a function reads of its callers' frames changes these in turn.
+    fn settle(&mut self) {
+        while let Some((id, distance)) = self.changed.pop() {
+            let Some(layer) = self.instances.get_mut(id.0 as usize).and_then(|i| i.layers.get_mut(distance)) else {
+                continue;
+            };
+            let mut todo = std::mem::take(&mut layer.pending);
+            let stale = std::mem::take(&mut layer.stale);
+            self.retract(id, distance, stale, &mut todo);
+            self.flow(id, distance, todo);
+        }
     }
 
     /// Slots of frame `n` that may still be read after a saved state: from where it stands, and behind each call.
     pub fn alive(&mut self, state: &State, n: usize, calls_back: impl Fn(usize) -> bool) -> u64 {
+        self.settle();
         let last = state.frames.len() - 1;
         let mut slots = self.slots_from(state.frames[last].instance, last - n, state.insn);
         for f in n..last {
@@ -193,27 +217,65 @@ impl Liveness {
         (layer, at - i.start)
     }
 
-    /// Pushes what may be read backward from these instructions until nothing changes.
-    fn flow(&mut self, id: InstanceId, distance: usize, mut todo: Vec<usize>) {
+    /// Takes back what is not live any more before these instructions, and all that came of it; where something was
+    /// taken back is added to what must be looked at again.
+    fn retract(&mut self, id: InstanceId, distance: usize, stale: Vec<u32>, todo: &mut Vec<u32>) {
         let i = &mut self.instances[id.0 as usize];
-        let (start, caller) = (i.start, i.caller);
+        let start = i.start;
         let Some(layer) = i.layers.get_mut(distance) else { return };
-        let mut at_entry = 0;
+        let mut work: Vec<(u32, u64)> = stale.into_iter().map(|at| (at, layer.written[at as usize - start])).collect();
+        while let Some((at, slots)) = work.pop() {
+            let n = at as usize - start;
+            let gone = layer.live[n] & slots & !layer.read[n];
+            if gone != 0 {
+                layer.live[n] &= !gone;
+                todo.push(at);
+                work.extend(self.predecessors[at as usize].iter().map(|p| (*p, gone)));
+            }
+        }
+    }
+
+    /// Pushes what may be read backward from these instructions until nothing changes.
+    fn flow(&mut self, id: InstanceId, distance: usize, todo: Vec<u32>) {
+        let i = &mut self.instances[id.0 as usize];
+        let start = i.start;
+        let Some(layer) = i.layers.get_mut(distance) else { return };
+        let before = layer.live_at(0);
+        // From the end to the beginning, so that what comes from several places goes on together.
+        let mut todo = BinaryHeap::from(todo);
         while let Some(at) = todo.pop() {
-            let out =
-                self.next[at].iter().flatten().fold(0, |m, s| m | layer.live_at((*s as usize).wrapping_sub(start)));
-            let n = at - start;
-            let before = layer.read[n] | (out & !layer.written[n]);
-            if before & !layer.live[n] != 0 {
-                layer.live[n] |= before;
-                todo.extend(self.predecessors[at].iter().map(|p| *p as usize));
-                if n == 0 {
-                    at_entry = layer.live[0];
+            while todo.peek() == Some(&at) {
+                todo.pop();
+            }
+            let mut at = at as usize;
+            loop {
+                let [next, target] = self.next[at];
+                let live_after = |s: Option<u32>| s.map_or(0, |s| layer.live_at((s as usize).wrapping_sub(start)));
+                let n = at - start;
+                let live = layer.read[n] | (live_after(next) | live_after(target)) & !layer.written[n];
+                if live & !layer.live[n] == 0 {
+                    break;
+                }
+                layer.live[n] |= live;
+                match self.predecessors[at].as_slice() {
+                    [one] => at = *one as usize,
+                    several => {
+                        todo.extend(several);
+                        break;
+                    }
                 }
             }
         }
-        // What a function reads of its callers' frames, the call reads.
-        if let (Some((caller, callsite)), true) = (caller, at_entry != 0 && distance > 0) {
+        if layer.live_at(0) != before {
+            self.tell_caller(id, distance);
+        }
+    }
+
+    /// What a function reads of its callers' frames, the call reads.
+    fn tell_caller(&mut self, id: InstanceId, distance: usize) {
+        let i = &self.instances[id.0 as usize];
+        let at_entry = i.layers.get(distance).map_or(0, |l| l.live_at(0));
+        if let (Some((caller, callsite)), true) = (i.caller, at_entry != 0 && distance > 0) {
             self.mark_read(caller, distance - 1, callsite as usize, at_entry);
         }
     }

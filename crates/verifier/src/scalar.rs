@@ -243,6 +243,21 @@ impl Scalar {
         self.bits = whole.without_subreg().or(low);
     }
 
+    /// Keeps of each view what both have.
+    pub fn meet(&mut self, other: &Scalar) {
+        *self = Scalar {
+            bits: self.bits.intersect(other.bits),
+            umin: self.umin.max(other.umin),
+            umax: self.umax.min(other.umax),
+            smin: self.smin.max(other.smin),
+            smax: self.smax.min(other.smax),
+            umin32: self.umin32.max(other.umin32),
+            umax32: self.umax32.min(other.umax32),
+            smin32: self.smin32.max(other.smin32),
+            smax32: self.smax32.min(other.smax32),
+        };
+    }
+
     /// The low half is known to be this; of the whole nothing else is learnt.
     pub fn set_low(&mut self, x: u32) {
         self.bits = self.bits.with_subreg(Tnum::constant(x.into()));
