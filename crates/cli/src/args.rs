@@ -65,6 +65,12 @@ pub struct Check {
     /// Print the verifier's log
     #[arg(long)]
     pub log: bool,
+    /// Print what the work was, and the C lines that took most of it
+    #[arg(long)]
+    pub stats: bool,
+    /// Print one SARIF 2.1.0 document, for annotations in CI
+    #[arg(long, conflicts_with = "json")]
+    pub sarif: bool,
     /// Object files
     #[arg(required = true, value_name = "OBJECT")]
     pub objects: Vec<PathBuf>,

@@ -1,33 +1,17 @@
-//! `skep check`: every program of an object, judged alone.
+//! `skep check`: every program of some objects, judged alone.
 
-use std::time::Instant;
+use std::sync::Arc;
 
-use serde::Serialize;
-use skep::elf::ProgramInfo;
-use skep::verifier::{KernelProfile, Options, Outcome, Rejection, verify};
+use skep::verifier::{KernelProfile, Options};
 
 use crate::args::Check;
-use crate::load::{Input, Linker, object, tagged_flags};
+use crate::judge::{Answer, Judge};
+use crate::load::{Input, Linker, object};
 use crate::out::{Out, OutError};
-use crate::{Failure, explain, say, status};
-
-/// A verdict as `--json` prints it.
-#[derive(Serialize, Default)]
-struct Line<'a> {
-    object: &'a str,
-    program: &'a str,
-    section: &'a str,
-    #[serde(rename = "type")]
-    prog_type: Option<&'static str>,
-    verdict: &'static str,
-    errno: Option<&'static str>,
-    insn: Option<u32>,
-    source: Option<String>,
-    reason: Option<&'a str>,
-    message: Option<String>,
-    insns_processed: Option<u64>,
-    verification_ns: Option<u64>,
-}
+use crate::parallel::{News, in_order};
+use crate::progress::Progress;
+use crate::sarif::Report;
+use crate::{Failure, say, status};
 
 /// What was found so far.
 #[derive(Default)]
@@ -40,35 +24,63 @@ struct Tally {
     mute: bool,
 }
 
+/// A piece of work.
+enum Job {
+    Unreadable(Failure),
+    /// A program of an object, by its place there.
+    Program(Arc<Input>, usize),
+}
+
 pub fn main(args: &Check) -> Result<u8, Failure> {
     let options = options(args)?;
     let linker = Linker::new(&args.load);
     if args.load.btf.is_some() {
         linker.options()?;
     }
-    let mut out = Out::stdout();
+    let judge = Judge { args, options, linker };
+    let mut printer = Printer { args, out: Out::stdout(), report: args.sarif.then(Report::default) };
     let mut tally = Tally::default();
     let mut found = false;
-    for path in &args.objects {
-        let input = match object(path) {
-            Ok(input) => input,
-            Err(failure) => {
+    let mut done = 0;
+    let mut progress = Progress::new();
+    let jobs = args.objects.iter().enumerate().flat_map(|(n, path)| Programs::new(path, args).map(move |job| (n, job)));
+    let work = |(n, job)| match job {
+        Job::Unreadable(failure) => (n, Err(failure), false),
+        Job::Program(input, index) => match input.object.programs().get(index) {
+            Some(info) => (n, judge.program(&input, info), true),
+            None => (n, Err(Failure::Input(format!("{}: no program {index}", input.path))), true),
+        },
+    };
+    in_order(jobs, work, |news| {
+        match news {
+            News::Tick => {
+                let Tally { accepted, rejected, .. } = tally;
+                progress.draw(done, args.objects.len(), &format!("{accepted} accepted, {rejected} rejected"));
+                return Ok(());
+            }
+            News::Answer((n, Ok(answer), _)) => {
+                done = n;
+                found = true;
+                progress.clear();
+                tally.add(&answer);
+                quiet(&mut tally, printer.print(answer))?;
+            }
+            News::Answer((_, Err(failure), true)) => return Err(failure),
+            News::Answer((n, Err(failure), false)) => {
+                done = n;
+                progress.clear();
                 say(format_args!("error: {failure}"));
                 tally.unreadable += 1;
-                continue;
+                printer.unreadable(&failure);
             }
-        };
-        for info in input.object.programs() {
-            if args.prog.as_ref().is_some_and(|name| *name != info.name) {
-                continue;
-            }
-            found = true;
-            judge(args, &options, &linker, &input, info, &mut out, &mut tally)?;
         }
-    }
+        Ok(())
+    })?;
+    progress.clear();
     if let (Some(name), false) = (&args.prog, found || tally.unreadable > 0) {
         return Err(Failure::Input(format!("no object has a program {name:?}")));
     }
+    quiet(&mut tally, printer.end())?;
     if !args.json && !tally.mute {
         say(format_args!(
             "{} accepted, {} rejected, {} unsupported{}",
@@ -97,114 +109,87 @@ fn options(args: &Check) -> Result<Options, Failure> {
     Ok(options)
 }
 
-fn judge(
-    args: &Check,
-    options: &Options,
-    linker: &Linker,
-    input: &Input,
-    info: &ProgramInfo,
-    out: &mut Out,
-    tally: &mut Tally,
-) -> Result<(), Failure> {
-    let mut line = Line {
-        object: &input.path,
-        program: &info.name,
-        section: &info.section,
-        prog_type: info.prog_type.map(|t| t.name()),
-        ..Line::default()
-    };
-    let program = match &info.unsupported {
-        Some(why) => Err((true, why.clone())),
-        None => linker.link(&input.object, &info.name)?.map_err(|e| (e.is_unsupported(), e.to_string())),
-    };
-    let mut program = match program {
-        Ok(program) => program,
-        Err((unsupported, message)) => {
-            line.verdict = if unsupported { "unsupported" } else { "rejected" };
-            line.reason = Some("link");
-            if !unsupported {
-                line.errno = Some("EINVAL");
+/// The programs of an object file that are asked for.
+enum Programs {
+    Unreadable(Option<Failure>),
+    Of(Arc<Input>, std::vec::IntoIter<usize>),
+}
+
+impl Programs {
+    fn new(path: &std::path::Path, args: &Check) -> Programs {
+        match object(path) {
+            Err(failure) => Programs::Unreadable(Some(failure)),
+            Ok(input) => {
+                let all = input.object.programs().iter().enumerate();
+                let wanted = all.filter(|(_, p)| args.prog.as_ref().is_none_or(|name| *name == p.name));
+                let indices: Vec<_> = wanted.map(|(n, _)| n).collect();
+                Programs::Of(Arc::new(input), indices.into_iter())
             }
-            line.message = Some(message.clone());
-            *(if unsupported { &mut tally.unsupported } else { &mut tally.rejected }) += 1;
-            let text = || explain::plain(&line.verdict_title(), &message);
-            return quiet(tally, emit(args, out, &line, text));
         }
-    };
-    program.flags |= match args.prog_flags {
-        Some(flags) => flags,
-        None => input.object.btf().map_or(0, |btf| tagged_flags(btf, &info.name)),
-    };
-    // A rejection is shown with the program's lines and instructions, which `verify` takes.
-    let shown = program.clone();
-    let start = Instant::now();
-    let options = Options { btf: linker.options()?.btf.clone(), ..options.clone() };
-    let verdict = verify(program, &options);
-    line.verification_ns = Some(start.elapsed().as_nanos() as u64);
-    let done = match &verdict {
-        Ok(verified) => {
-            tally.accepted += 1;
-            line.verdict = "accepted";
-            line.insns_processed = Some(verified.stats().insns_processed);
-            let text = || {
-                let (insns, ns) = (verified.stats().insns_processed, line.verification_ns.unwrap_or(0));
-                let ty = shown.prog_type;
-                format!("accepted: {} {} ({ty}), {insns} instructions in {}", line.object, line.program, time(ns))
-            };
-            emit(args, out, &line, text)
-        }
-        Err(rejection) => {
-            describe(&mut line, rejection, tally);
-            emit(args, out, &line, || explain::rejection(&line.verdict_title(), &shown, rejection))
-        }
-    };
-    quiet(tally, done)?;
-    if args.log && !tally.mute {
-        let log = explain::log(&shown, verdict.as_ref().map_err(|r| &**r));
-        // With --json the answers are on standard output alone.
-        if args.json {
-            say(format_args!("log of {}:\n{log}", info.name));
-        } else {
-            quiet(tally, out.line(log))?;
-        }
-    }
-    quiet(tally, out.flush())
-}
-
-/// Fills in what a rejection says.
-fn describe<'a>(line: &mut Line<'a>, rejection: &'a Rejection, tally: &mut Tally) {
-    match rejection.outcome {
-        Outcome::Rejected => {
-            tally.rejected += 1;
-            line.verdict = "rejected";
-            line.errno = Some(rejection.errno.name());
-        }
-        Outcome::Unsupported => {
-            tally.unsupported += 1;
-            line.verdict = "unsupported";
-        }
-    }
-    line.insn = rejection.insn;
-    line.source = rejection.line.as_ref().map(|l| format!("{}:{}", l.file, l.line));
-    line.reason = Some(rejection.reason);
-    line.message = Some(rejection.message.clone());
-    line.insns_processed = Some(rejection.insns_processed);
-}
-
-impl Line<'_> {
-    fn verdict_title(&self) -> String {
-        let ty = self.prog_type.unwrap_or("unknown type");
-        format!("{} {} ({ty}) is {}", self.object, self.program, self.verdict)
     }
 }
 
-fn emit(args: &Check, out: &mut Out, line: &Line<'_>, text: impl FnOnce() -> String) -> Result<(), OutError> {
-    if args.json {
-        out.json(line)?
-    } else {
-        out.line(text())?
+impl Iterator for Programs {
+    type Item = Job;
+
+    fn next(&mut self) -> Option<Job> {
+        match self {
+            Programs::Unreadable(failure) => failure.take().map(Job::Unreadable),
+            Programs::Of(input, indices) => indices.next().map(|n| Job::Program(Arc::clone(input), n)),
+        }
     }
-    out.flush()
+}
+
+impl Tally {
+    fn add(&mut self, answer: &Answer) {
+        *(match answer.line.verdict {
+            "accepted" => &mut self.accepted,
+            "rejected" => &mut self.rejected,
+            _ => &mut self.unsupported,
+        }) += 1;
+    }
+}
+
+/// Prints answers as the command line asks for.
+struct Printer<'a> {
+    args: &'a Check,
+    out: Out,
+    report: Option<Report>,
+}
+
+impl Printer<'_> {
+    fn print(&mut self, answer: Answer) -> Result<(), OutError> {
+        if let Some(log) = &answer.log {
+            // With --json and --sarif the answers are on standard output alone.
+            if self.args.json || self.args.sarif {
+                say(format_args!("log of {}:\n{log}", answer.line.program));
+            }
+        }
+        match &mut self.report {
+            Some(report) => report.add(&answer),
+            None if self.args.json => self.out.json(&answer.line)?,
+            None => {
+                self.out.line(&answer.text)?;
+                if let Some(log) = &answer.log {
+                    self.out.line(log)?;
+                }
+            }
+        }
+        self.out.flush()
+    }
+
+    fn unreadable(&mut self, failure: &Failure) {
+        if let Some(report) = &mut self.report {
+            report.unreadable(failure);
+        }
+    }
+
+    fn end(&mut self) -> Result<(), OutError> {
+        if let Some(report) = self.report.take() {
+            self.out.json(&report.document())?;
+        }
+        self.out.flush()
+    }
 }
 
 /// A closed output ends printing, not judging.
@@ -215,15 +200,5 @@ fn quiet(tally: &mut Tally, done: Result<(), OutError>) -> Result<(), Failure> {
             Ok(())
         }
         other => other.map_err(Failure::from),
-    }
-}
-
-/// A duration for people.
-pub fn time(ns: u64) -> String {
-    match ns {
-        0..10_000 => format!("{ns} ns"),
-        10_000..10_000_000 => format!("{} µs", ns / 1_000),
-        10_000_000..10_000_000_000 => format!("{} ms", ns / 1_000_000),
-        _ => format!("{} s", ns / 1_000_000_000),
     }
 }

@@ -1,11 +1,13 @@
-//! Rejections for people: the C line, the instruction, the rule.
+//! Rejections for people: the C line, the instruction, the value and where it came from, the rule, what would help.
 
 use std::io::IsTerminal;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use skep::ebpf::disasm::{Listing, Names, disasm};
-use skep::ebpf::program::Program;
-use skep::verifier::{Outcome, Rejection, Verified};
+use skep::ebpf::program::{LineInfo, Program};
+use skep::verifier::{Deed, Explanation, Outcome, Rejection, Step, Verified};
+
+use crate::marked::expression;
 
 fn renderer() -> Renderer {
     let terminals = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
@@ -19,20 +21,17 @@ pub fn plain(title: &str, message: &str) -> String {
     renderer().render(&[group])
 }
 
-/// A rejection with what is known of its place.
-pub fn rejection(title: &str, program: &Program, rejection: &Rejection) -> String {
+/// A rejection with what is known of its place and of its cause.
+pub fn rejection(title: &str, program: &Program, rejection: &Rejection, why: Option<&Explanation>) -> String {
     let level = match rejection.outcome {
         Outcome::Rejected => Level::ERROR,
         Outcome::Unsupported => Level::WARNING,
     };
     let title = level.clone().primary_title(title).id(rejection.reason);
     let mut group: Group<'_> = match &rejection.line {
-        Some(line) if !line.text.is_empty() => {
-            let text = line.text.trim_end();
-            let start = text.len() - text.trim_start().len();
-            let annotation = AnnotationKind::Primary.span(start..text.len()).label(rejection.message.as_str());
-            let path: &str = &line.file;
-            title.element(Snippet::source(text).line_start(line.line as usize).path(path).annotation(annotation))
+        Some(line) if !line.text.trim().is_empty() => {
+            let annotation = AnnotationKind::Primary.span(expression(&line.text, line.column));
+            title.element(snippet(line).annotation(annotation.label(rejection.message.as_str())))
         }
         Some(line) => {
             let place = format!("{}:{}", line.file, line.line);
@@ -43,15 +42,75 @@ pub fn rejection(title: &str, program: &Program, rejection: &Rejection) -> Strin
     if let Some(insn) = rejection.insn {
         group = group.element(Level::NOTE.message(format!("instruction {insn}: {}", instruction(program, insn))));
     }
+    for value in why.map(|w| w.values.as_slice()).unwrap_or_default() {
+        group = group.element(Level::NOTE.message(format!("{} holds {}", value.place, value.holds)));
+    }
+    if let Some(why) = why {
+        group = group.element(Level::NOTE.message(format!("the rule: {}", why.rule)));
+    }
     if rejection.outcome == Outcome::Rejected {
         let errno = rejection.errno;
         group = group.element(Level::NOTE.message(format!("the kernel answers {} ({})", errno.name(), errno.text())));
     }
-    renderer().render(&[group])
+    let mut groups = vec![group];
+    if let Some(why) = why {
+        groups.extend(history(program, &why.history));
+        if !why.suggestion.is_empty() {
+            groups.push(Group::with_title(Level::HELP.secondary_title(why.suggestion.as_str())));
+        }
+    }
+    renderer().render(&groups)
+}
+
+/// A C line by itself.
+fn snippet(line: &LineInfo) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
+    let path: &str = &line.file;
+    Snippet::source(line.text.trim_end()).line_start(line.line as usize).path(path)
+}
+
+/// Where the values came from, oldest first: each C line once in a row, with what its instructions did.
+fn history<'a>(program: &'a Program, steps: &'a [Step]) -> Option<Group<'a>> {
+    let place = |step: &Step| program.line_of(step.insn as usize).filter(|l| !l.text.trim().is_empty());
+    let same = |a: &Step, b: &Step| match (place(a), place(b)) {
+        (Some(a), Some(b)) => (&a.file, a.line) == (&b.file, b.line),
+        _ => false,
+    };
+    if steps.is_empty() {
+        return None;
+    }
+    let mut group = Group::with_title(Level::NOTE.secondary_title("where it came from, oldest first"));
+    for run in steps.chunk_by(same) {
+        let label = |step: &Step| {
+            let Step { insn, .. } = step;
+            format!("{insn}: {}: {}", instruction(program, *insn), what(step))
+        };
+        match run.first().and_then(place) {
+            Some(line) => {
+                let mut shown = snippet(line);
+                for step in run {
+                    let column = place(step).map_or(0, |l| l.column);
+                    let span = expression(&line.text, column);
+                    shown = shown.annotation(AnnotationKind::Context.span(span).label(label(step)));
+                }
+                group = group.element(shown);
+            }
+            None => group = run.iter().fold(group, |g, step| g.element(Level::NOTE.message(label(step)))),
+        }
+    }
+    Some(group)
+}
+
+/// What a step did, in words.
+pub fn what(step: &Step) -> String {
+    let Step { deed, value, .. } = step;
+    match deed {
+        Deed::Went => value.holds.clone(),
+        _ => format!("{} {}, {}", deed.name(), value.place, value.holds),
+    }
 }
 
 /// An instruction in the kernel's notation.
-fn instruction(program: &Program, insn: u32) -> String {
+pub fn instruction(program: &Program, insn: u32) -> String {
     let rest = program.insns.get(insn as usize..).unwrap_or_default();
     match disasm(rest, &Named(program)) {
         Ok(text) => text.to_string(),

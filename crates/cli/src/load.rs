@@ -1,8 +1,7 @@
 //! Objects and BTF from files.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use skep::ebpf::btf::{Btf, Kind};
 use skep::ebpf::program::Program;
@@ -31,27 +30,28 @@ pub fn object(path: &Path) -> Result<Input, Failure> {
 /// Links programs against what this machine's kernel offers, which is read when the first program is linked.
 pub struct Linker {
     btf_file: Option<PathBuf>,
-    options: OnceCell<LoadOptions>,
+    options: OnceLock<Result<LoadOptions, String>>,
 }
 
 impl Linker {
     /// A linker as the command line asks for.
     pub fn new(load: &Load) -> Linker {
-        Linker { btf_file: load.btf.clone(), options: OnceCell::new() }
+        Linker { btf_file: load.btf.clone(), options: OnceLock::new() }
     }
 
     /// What to link against. A BTF file that was asked for must be readable; what the kernel does not show is left out.
     pub fn options(&self) -> Result<&LoadOptions, Failure> {
-        if let Some(options) = self.options.get() {
-            return Ok(options);
-        }
+        self.options.get_or_init(|| self.read()).as_ref().map_err(|e| Failure::Input(e.clone()))
+    }
+
+    fn read(&self) -> Result<LoadOptions, String> {
         let mut options = LoadOptions::host();
         if let Some(path) = &self.btf_file {
-            let wrong = |e: &dyn std::fmt::Display| Failure::Input(format!("{}: {e}", path.display()));
+            let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let bytes = std::fs::read(path).map_err(|e| wrong(&e))?;
             options.btf = Some(Arc::new(Btf::parse(&bytes).map_err(|e| wrong(&e))?));
         }
-        Ok(self.options.get_or_init(|| options))
+        Ok(options)
     }
 
     /// Links one program of an object.

@@ -5,13 +5,18 @@ mod check;
 mod explain;
 mod histogram;
 mod json;
+mod judge;
 mod load;
 mod maps;
+mod marked;
 mod out;
+mod parallel;
 mod places;
+mod progress;
 mod records;
 mod road;
 mod run;
+mod sarif;
 mod trace;
 mod value;
 

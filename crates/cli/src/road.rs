@@ -3,7 +3,7 @@
 use skep::elf::Object;
 use skep::jit::{self, Engine};
 use skep::subsystem::loaded::Loaded;
-use skep::verifier::{Options, Outcome, verify};
+use skep::verifier::{self, Options, Outcome, verify};
 
 use crate::load::{Linker, tagged_flags};
 use crate::{Failure, explain, status};
@@ -21,8 +21,9 @@ pub fn compile(object: &Object, linker: &Linker, name: &str, engine: Engine) -> 
             Outcome::Rejected => ("rejected", status::NO),
             Outcome::Unsupported => ("unsupported", status::UNSUPPORTED),
         };
+        let why = verifier::explain(&shown, &Options::default()).filter(|_| rejection.outcome == Outcome::Rejected);
         let title = format!("program {name} is {verdict}");
-        Failure::Refused { status, explanation: explain::rejection(&title, &shown, &rejection) }
+        Failure::Refused { status, explanation: explain::rejection(&title, &shown, &rejection, why.as_ref()) }
     })?;
     let compiled = Loaded::new(&verified, &jit::Options { engine, ..jit::Options::default() });
     compiled.map_err(|e| Failure::Unsupported(e.to_string()))

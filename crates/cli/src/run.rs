@@ -9,7 +9,7 @@ use skep::subsystem::session::{Options, Session};
 use skep::subsystem::testrun::{TestInput, TestOutput};
 
 use crate::args::{self, Run};
-use crate::check::time;
+use crate::judge::time;
 use crate::load::{Linker, object};
 use crate::out::Out;
 use crate::road::compile;

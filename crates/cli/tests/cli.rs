@@ -59,15 +59,19 @@ fn check_accepts() {
             keys(line),
             [
                 "errno",
+                "history",
                 "insn",
                 "insns_processed",
                 "message",
                 "object",
                 "program",
                 "reason",
+                "rule",
                 "section",
                 "source",
+                "suggestion",
                 "type",
+                "value",
                 "verdict",
                 "verification_ns"
             ]
@@ -91,6 +95,118 @@ fn check_rejects_with_the_line() {
     let done = run(&["check", "--prog", "rejected", "test/packet.bpf.o"]);
     for part in ["error", "rejected", "return data[0]", "packet.bpf.c:", "instruction", "EACCES"] {
         assert!(done.out.contains(part), "no {part:?} in\n{}", done.out);
+    }
+}
+
+#[test]
+fn check_explains() {
+    let args = ["check", "--prog", "rejected", "test/packet.bpf.o"];
+    let done = run(&args);
+    for part in ["the rule: ", "r1 holds ", "where it came from", "help: ", "return data[0]", "ctx->data"] {
+        assert!(done.out.contains(part), "no {part:?} in\n{}", done.out);
+    }
+    assert!(!done.out.contains('\x1b'), "no colour but on a terminal");
+    assert_eq!(done.out, run(&args).out);
+
+    let line = &run(&["check", "--json", "--prog", "rejected", "test/packet.bpf.o"]).lines()[0];
+    for key in ["rule", "value", "suggestion"] {
+        assert!(line[key].as_str().is_some_and(|t| !t.is_empty()), "{key}: {line}");
+    }
+    let history = line["history"].as_array().unwrap();
+    assert!(!history.is_empty(), "{line}");
+    for step in history {
+        assert_eq!(keys(step), ["insn", "source", "text", "what"]);
+        assert!(step["insn"].is_u64() && step["source"].as_str().unwrap().contains("packet.bpf.c:"), "{step}");
+    }
+}
+
+#[test]
+fn check_tells_what_the_work_was() {
+    let line = &run(&["check", "--json", "--stats", "--prog", "swap", "test/packet.bpf.o"]).lines()[0];
+    assert!(line["states"].is_u64() && line["peak_states"].is_u64() && line["peak_pending"].is_u64(), "{line}");
+    let hot = line["hot_lines"].as_array().unwrap();
+    assert!((1..=5).contains(&hot.len()), "{line}");
+    let insns: Vec<u64> = hot.iter().map(|h| h["insns"].as_u64().unwrap()).collect();
+    assert!(insns.is_sorted_by(|a, b| a >= b) && insns[0] > 0, "{line}");
+    assert!(insns.iter().sum::<u64>() <= line["insns_processed"].as_u64().unwrap(), "{line}");
+    let done = run(&["check", "--stats", "--prog", "rejected", "test/packet.bpf.o"]);
+    assert!(done.out.contains("states saved") && done.out.contains("packet.bpf.c:"), "{}", done.out);
+}
+
+/// A check of required properties and of their types, as the standard's schema has them.
+#[test]
+fn check_writes_sarif() {
+    let args = ["check", "--sarif", "test/packet.bpf.o", "test/count.bpf.o"];
+    let done = run(&args);
+    assert_eq!(done.status, 1, "{}", done.err);
+    assert_eq!(done.out, run(&args).out, "stable");
+    let document: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(document["version"], "2.1.0");
+    let run_object = &document["runs"].as_array().unwrap()[0];
+    let driver = &run_object["tool"]["driver"];
+    assert_eq!(driver["name"], "skep");
+    let rules = driver["rules"].as_array().unwrap();
+    let results = run_object["results"].as_array().unwrap();
+    assert!(!results.is_empty());
+    for rule in rules {
+        assert!(rule["id"].is_string() && rule["shortDescription"]["text"].is_string(), "{rule}");
+        assert!(rule["help"]["text"].is_string(), "{rule}");
+    }
+    for result in results {
+        let index = result["ruleIndex"].as_u64().unwrap() as usize;
+        assert_eq!(rules[index]["id"], result["ruleId"]);
+        assert_eq!(result["level"], "error");
+        assert!(result["message"]["text"].as_str().is_some_and(|t| !t.is_empty()));
+        let related = result["relatedLocations"].as_array().unwrap();
+        for location in result["locations"].as_array().unwrap().iter().chain(related) {
+            let place = &location["physicalLocation"];
+            let uri = place["artifactLocation"]["uri"].as_str().unwrap();
+            assert!(uri.ends_with("packet.bpf.c") && !uri.contains(' '), "{uri}");
+            let region = &place["region"];
+            assert!(region["startLine"].as_u64().unwrap() >= 1);
+            assert!(region["startColumn"].as_u64().unwrap() >= 1);
+            assert!(region["endColumn"].as_u64() > region["startColumn"].as_u64());
+        }
+    }
+    let done = run(&["check", "--sarif", "/no/such.o", "test/count.bpf.o"]);
+    assert_eq!(done.status, 2);
+    let document: Value = serde_json::from_str(&done.out).unwrap();
+    let run_object = &document["runs"][0];
+    assert_eq!(run_object["results"].as_array().map(Vec::len), Some(0));
+    let invocation = &run_object["invocations"][0];
+    assert_eq!(invocation["executionSuccessful"], false);
+    assert!(invocation["toolExecutionNotifications"][0]["message"]["text"].as_str().unwrap().contains("/no/such.o"));
+}
+
+/// Two thousand programs, in order, one like the other, and in little memory.
+#[test]
+fn check_of_many_objects() {
+    let dir = std::env::temp_dir().join(format!("skep-cli-many-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let sources = ["test/packet.bpf.o", "test/count.bpf.o", "test/sample.bpf.o"];
+    let alone: Vec<Vec<Value>> = sources.iter().map(|s| run(&["check", "--json", s]).lines()).collect();
+    let mut args = vec!["check".to_owned(), "--json".to_owned()];
+    let mut expected = Vec::new();
+    for (n, (source, lines)) in sources.iter().zip(&alone).cycle().enumerate() {
+        if expected.len() >= 2000 {
+            break;
+        }
+        let path = dir.join(format!("{n}.o")).to_str().unwrap().to_owned();
+        std::fs::copy(bpf(source), &path).unwrap();
+        expected.extend(lines.iter().map(|l| (path.clone(), l)));
+        args.push(path);
+    }
+    let done = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    std::fs::remove_dir_all(dir).unwrap();
+    assert_eq!(done.status, 1, "{}", done.err);
+    assert!(done.err.is_empty(), "no progress but on a terminal: {}", done.err);
+    let lines = done.lines();
+    assert_eq!(lines.len(), expected.len());
+    for (line, (path, alone)) in lines.iter().zip(expected) {
+        assert_eq!(line["object"], path.as_str());
+        for key in ["program", "verdict", "insn", "reason", "message", "insns_processed", "value", "history"] {
+            assert_eq!(line[key], alone[key], "{key} of {path}");
+        }
     }
 }
 
@@ -130,6 +246,7 @@ fn wrong_usage() {
         (&["check"][..], "OBJECT"),
         (&["check", "--prog", "nope", "test/count.bpf.o"], "nope"),
         (&["check", "--kernel", "9.99", "test/count.bpf.o"], "9.99"),
+        (&["check", "--sarif", "--json", "test/count.bpf.o"], "--json"),
         (&["check", "--btf", "/no/btf", "test/count.bpf.o"], "/no/btf"),
         (&["run", "test/packet.bpf.o"], "--prog"),
         (&["run", "test/packet.bpf.o", "--prog", "nope"], "nope"),
