@@ -109,13 +109,24 @@ fn equal(a: &View, b: &View, halves: Option<(&Scalar, &Scalar)>) -> Option<bool>
 
 /// Narrows `a` and `b` to the numbers for which `a op b` is `outcome`, and brings their views in line.
 pub fn refine(op: u8, outcome: bool, a: &mut Scalar, b: &mut Scalar, is32: bool) {
-    if outcome {
-        holds(op, a, b, is32)
-    } else {
-        fails(op, a, b, is32)
-    }
+    narrow(op, outcome, a, b, is32);
     a.sync();
     b.sync();
+}
+
+/// The same for a number that is compared with itself. It learns as both sides before its views are brought in line:
+/// that is what decides what is left of it on a branch that is never taken.
+pub fn refine_self(op: u8, outcome: bool, a: &mut Scalar, is32: bool) {
+    let mut b = *a;
+    narrow(op, outcome, a, &mut b, is32);
+    a.meet(&b);
+    // Once for each side.
+    a.sync();
+    a.sync();
+}
+
+fn narrow(op: u8, outcome: bool, a: &mut Scalar, b: &mut Scalar, is32: bool) {
+    if outcome { holds(op, a, b, is32) } else { fails(op, a, b, is32) }
 }
 
 fn fails(op: u8, a: &mut Scalar, b: &mut Scalar, is32: bool) {

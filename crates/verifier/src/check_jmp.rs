@@ -75,11 +75,11 @@ impl Env<'_> {
         if a.is_scalar() && b.is_scalar() {
             for (outcome, state) in [(true, &mut taken), (false, &mut self.state)] {
                 let (mut x, mut y) = (a, b);
-                branch::refine(op, outcome, &mut x.num, &mut y.num, is32);
                 if i.is_x() && i.src() == i.dst() {
-                    // Compared with itself, a number learns as both sides.
-                    x.num.meet(&y.num);
+                    branch::refine_self(op, outcome, &mut x.num, is32);
                     y = x;
+                } else {
+                    branch::refine(op, outcome, &mut x.num, &mut y.num, is32);
                 }
                 settle(&mut x.num);
                 settle(&mut y.num);

@@ -339,6 +339,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         states: env.states.take(),
     };
     result?;
+    kfunc::check_unreached(program, &options)?;
 
     let reachable = |start: usize| env.facts.get(start).is_some_and(|f| f.seen);
     let subprogs = env

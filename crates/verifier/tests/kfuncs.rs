@@ -408,3 +408,23 @@ fn arguments_agree_with_the_kernel() {
     let text = wrong_accepts.join("\n");
     assert!(wrong_accepts.is_empty(), "{} accepted here, rejected by the kernel:\n{text}", wrong_accepts.len());
 }
+
+/// Without the kernel's types nobody can say whether a call on no path names a function: such a program is not accepted.
+#[test]
+fn unreached_calls_are_not_taken_on_trust() {
+    let program = |func: i32, off: i16| {
+        let insns = vec![
+            mov(0, 0),
+            Insn::new(class::JMP | jmp::JEQ, 0, 0, 1, 0),
+            Insn::new(CALL, 0, call::KFUNC, off, func),
+            Insn::new(EXIT, 0, 0, 0, 0),
+        ];
+        Program::new("unreached", ProgType::SchedCls, "GPL", insns)
+    };
+    let options = Options { profile: KernelProfile::LINUX_6_18, ..Options::default() };
+    assert!(verify(program(0, 0), &options).is_ok(), "a function that the loader did not find");
+    for (func, off) in [(1, 0), (0, 1), (70_000, 2)] {
+        let refused = verify(program(func, off), &options).expect_err("nothing is known of the function");
+        assert_eq!((refused.outcome, refused.insn), (Outcome::Unsupported, Some(2)), "{func} {off}");
+    }
+}

@@ -14,6 +14,8 @@ mod object;
 mod result;
 mod special;
 
+use std::collections::BTreeSet;
+
 use skep_ebpf::Errno;
 use skep_ebpf::btf::{Btf, Kind as Type, Param};
 use skep_ebpf::insn::{Insn, call};
@@ -32,6 +34,8 @@ use crate::reason::Reason;
 use crate::reg::Reg;
 use crate::stack_object::Dynptr;
 
+/// Most kernel functions that a program may call.
+const MAX_DIFFERENT: usize = 256;
 /// Decl tag of kernel functions.
 const TAG: &str = "bpf_kfunc";
 /// A kernel function that every kernel with such functions has.
@@ -137,6 +141,7 @@ fn prototype(btf: &Btf, func: u32) -> Option<(u32, &[Param])> {
 /// What is checked of all calls, reached or not, before the program is looked at.
 pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
     let whole = |f: Box<Failure>| f.whole();
+    let mut different = BTreeSet::new();
     for (at, i) in program.insns.iter().enumerate().filter(|(_, i)| is_call(**i)) {
         if !program.gpl_compatible() {
             return invalid!(
@@ -146,10 +151,15 @@ pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
             )
             .map_err(whole);
         }
-        let Some(btf) = options.btf.as_deref() else { continue };
-        if i.imm == 0 || i.off != 0 {
+        if names_nothing(*i) {
             continue;
         }
+        different.insert((i.imm, i.off));
+        if different.len() > MAX_DIFFERENT {
+            let message = format!("the program calls more than {MAX_DIFFERENT} different kernel functions");
+            return Err(Failure::new(Errno::E2BIG, Reason::ProgramSize, message).whole());
+        }
+        let Some(btf) = options.btf.as_deref().filter(|_| i.off == 0) else { continue };
         let func = u32::try_from(i.imm).ok().filter(|id| matches!(btf.kind(*id), Some(Type::Func { .. })));
         let Some((func, (_, params))) = func.and_then(|f| Some((f, prototype(btf, f)?))) else {
             return invalid!(UnknownKfunc, "the call at {at} names type {} of the kernel, which is no function", i.imm)
@@ -168,6 +178,24 @@ pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
         }
     }
     Ok(())
+}
+
+/// Of a program that is right otherwise: calls that no path reaches must name functions all the same.
+pub(crate) fn check_unreached(program: &Program, options: &Options) -> Check {
+    let unknown = |i: Insn| is_call(i) && !names_nothing(i) && (options.btf.is_none() || i.off != 0);
+    match program.insns.iter().position(|i| unknown(*i)) {
+        None => Ok(()),
+        Some(at) => unsupported!(
+            UnsupportedKfunc,
+            "whether the kernel has the function that is called here (on no path) cannot be told without its types"
+        )
+        .map_err(|f: Box<Failure>| f.at(at)),
+    }
+}
+
+/// True for the call that loaders leave where the kernel lacks a function: it must not be reached, that is all.
+fn names_nothing(i: Insn) -> bool {
+    i.imm == 0 && i.off == 0
 }
 
 impl<'p> Env<'p> {
