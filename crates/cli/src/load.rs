@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use skep::ebpf::btf::{Btf, Kind};
 use skep::ebpf::program::Program;
 use skep::ebpf::uapi::prog_flags;
-use skep::elf::{ElfError, LoadOptions, Object};
+use skep::elf::{ElfError, Ksyms, LoadOptions, Object};
 
 use crate::Failure;
 use crate::args::Load;
@@ -49,6 +49,8 @@ impl Linker {
         if let Some(path) = &self.btf_file {
             let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
             let bytes = std::fs::read(path).map_err(|e| wrong(&e))?;
+            // Another kernel's, perhaps: neither its modules nor its symbols can be asked.
+            (options.all_types, options.ksyms) = (false, Ksyms::assumed());
             options.btf = Some(Arc::new(Btf::parse(&bytes).map_err(|e| wrong(&e))?));
         }
         Ok(options)

@@ -202,6 +202,7 @@ pub static KFUNCS: &[Kfunc] = &[
     k("bpf_dynptr_slice_rdwr", RET_NULL, ANY),
     k("bpf_get_dentry_xattr", SLEEPABLE | TRUSTED_ARGS, LSM),
     k("bpf_get_file_xattr", SLEEPABLE | TRUSTED_ARGS, LSM),
+    k("bpf_get_fsverity_digest", TRUSTED_ARGS, LSM),
     k("bpf_get_kmem_cache", 0, ANY),
     k("bpf_get_task_exe_file", ACQUIRE_OR_NULL | TRUSTED_ARGS, LSM),
     k("bpf_iter_bits_destroy", ITER_DESTROY, ANY),

@@ -129,6 +129,17 @@ pub struct Program {
     pub line_info: Vec<LineInfo>,
     /// BTF type in the kernel that tracing programs attach to, 0 if none.
     pub attach_btf_id: u32,
+    /// What the program wants of the kernel and none of the types it was linked against have, though the kernel may.
+    pub absent: Vec<Absent>,
+}
+
+/// Something that a module of the kernel may have: none of the types at hand do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// The instruction that wants it; `None` for what the program attaches to.
+    pub insn: Option<u32>,
+    /// What it is: ``function `x` ``.
+    pub what: String,
 }
 
 impl Program {
@@ -149,6 +160,7 @@ impl Program {
             func_info: Vec::new(),
             line_info: Vec::new(),
             attach_btf_id: 0,
+            absent: Vec::new(),
         }
     }
 

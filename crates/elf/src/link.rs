@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use skep_ebpf::Insn;
-use skep_ebpf::btf::{Btf, Kind};
+use skep_ebpf::btf::{Btf, Kind, essential_name};
 use skep_ebpf::insn::{self, pseudo};
-use skep_ebpf::program::{FuncInfo, LineInfo};
+use skep_ebpf::program::{Absent, FuncInfo, LineInfo};
 
 use crate::ElfError;
-use crate::core::{CoreKind, Relocator, compat};
+use crate::core::{CoreKind, POISON, Relocator, compat};
 use crate::externs::{Extern, ExternKind, fault};
 use crate::functions::{Target, containing};
 use crate::kconfig;
@@ -25,6 +25,7 @@ pub(crate) struct Linked {
     pub insns: Vec<Insn>,
     pub func_info: Vec<FuncInfo>,
     pub line_info: Vec<LineInfo>,
+    pub absent: Vec<Absent>,
 }
 
 pub(crate) struct Linker<'a> {
@@ -36,11 +37,12 @@ pub(crate) struct Linker<'a> {
     order: Vec<(usize, usize)>,
     /// The same, by function.
     placed: HashMap<usize, usize>,
+    absent: Vec<Absent>,
 }
 
 impl<'a> Linker<'a> {
     pub fn new(object: &'a Object, info: &'a ProgramInfo, options: &'a LoadOptions) -> Linker<'a> {
-        Linker { object, info, options, out: Vec::new(), order: Vec::new(), placed: HashMap::new() }
+        Linker { object, info, options, out: Vec::new(), order: Vec::new(), placed: HashMap::new(), absent: Vec::new() }
     }
 
     /// Links the program whose main function is `main`.
@@ -58,7 +60,7 @@ impl<'a> Linker<'a> {
         self.relocate_types()?;
         self.relocate_symbols()?;
         let (func_info, line_info) = self.debug_info();
-        Ok(Linked { insns: self.out, func_info, line_info })
+        Ok(Linked { insns: self.out, func_info, line_info, absent: self.absent })
     }
 
     fn fault(&self, problem: String) -> ElfError {
@@ -178,6 +180,13 @@ impl<'a> Linker<'a> {
                     symbol: local.name(record.type_id).to_owned(),
                     problem: e.to_string(),
                 })?;
+                if !self.options.all_types
+                    && self.out.get(start + at).is_some_and(|i| i.code == insn::CALL && i.imm == POISON)
+                    && relocator.is_absent(record)
+                {
+                    let what = format!("type `{}`", essential_name(local.name(record.type_id)));
+                    self.absent.push(Absent { insn: Some((start + at) as u32), what });
+                }
             }
         }
         Ok(())
@@ -199,7 +208,13 @@ impl<'a> Linker<'a> {
                         Reference::Load { src: pseudo::MAP_IDX_VALUE, imm: map as i32, next }
                     }
                     Target::Extern(index) => match object.externs.get(index) {
-                        Some(e) => self.resolve(e, index, old.code == insn::CALL)?,
+                        Some(e) => {
+                            if !self.options.all_types && self.is_absent(e) {
+                                let what = format!("extern `{}`", e.name);
+                                self.absent.push(Absent { insn: Some((start + at) as u32), what });
+                            }
+                            self.resolve(e, index, old.code == insn::CALL)?
+                        }
                         None => continue,
                     },
                 };
@@ -254,18 +269,17 @@ impl<'a> Linker<'a> {
     fn kernel_id(&self, e: &Extern, ty: u32, function: bool) -> Result<Option<u32>, ElfError> {
         let what = || ElfError::NoBtf { program: self.info.name.clone(), what: format!("extern `{}`", e.name) };
         let (Some(kernel), Some(local)) = (&self.options.btf, self.object.btf()) else { return Err(what()) };
-        let id = if function {
-            let name = skep_ebpf::btf::essential_name(&e.name);
-            kernel.find(name, |k| matches!(k, Kind::Func { .. }))
-        } else {
-            kernel.find(&e.name, |k| matches!(k, Kind::Var { .. }))
-        };
+        let id = find(kernel, e, function);
         let kernel_ty = match id.and_then(|id| kernel.kind(id)) {
             Some(&Kind::Func { proto, .. }) => Some(proto),
             Some(&Kind::Var { ty, .. }) => kernel.resolve(ty),
             _ => None,
         };
         let (Some(id), Some(kernel_ty)) = (id, kernel_ty) else {
+            if !e.weak && !self.options.all_types {
+                let what = format!("extern `{}` is in none of the types that were given; it may be a module's", e.name);
+                return Err(ElfError::Unsupported { program: self.info.name.clone(), what });
+            }
             let message = if function { "the kernel has no such function" } else { "the kernel has no such variable" };
             return if e.weak { Ok(None) } else { Err(fault(&e.name, message)) };
         };
@@ -275,6 +289,14 @@ impl<'a> Linker<'a> {
             _ if e.weak && function => Ok(None),
             Ok(false) => Err(fault(&e.name, "the kernel declares it with another type")),
             Err(problem) => Err(fault(&e.name, problem.to_string())),
+        }
+    }
+
+    /// True for what the kernel's types do not have: a module may.
+    fn is_absent(&self, e: &Extern) -> bool {
+        match (&e.kind, &self.options.btf) {
+            (ExternKind::Ksym { ty: 1.., function }, Some(kernel)) => find(kernel, e, *function).is_none(),
+            _ => false,
         }
     }
 
@@ -295,6 +317,15 @@ impl<'a> Linker<'a> {
             }
         }
         (funcs, lines)
+    }
+}
+
+/// The function or variable of the kernel that an extern means.
+fn find(kernel: &Btf, e: &Extern, function: bool) -> Option<u32> {
+    if function {
+        kernel.find(essential_name(&e.name), |k| matches!(k, Kind::Func { .. }))
+    } else {
+        kernel.find(&e.name, |k| matches!(k, Kind::Var { .. }))
     }
 }
 

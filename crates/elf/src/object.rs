@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use skep_ebpf::btf::{Btf, Kind, Linkage};
-use skep_ebpf::program::{MapDef, Program};
+use skep_ebpf::program::{Absent, MapDef, Program};
 use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::container::{Container, SectionKind};
@@ -161,7 +161,14 @@ impl Object {
             ProgType::StructOps => self.member_of(info, options),
             _ => (attach_type, attach_btf_id(info, options)),
         };
-        let linked = Linker::new(self, info, options).link(info.function)?;
+        let mut linked = Linker::new(self, info, options).link(info.function)?;
+        if attach_btf_id == 0
+            && options.btf.is_some()
+            && !options.all_types
+            && let Some(what) = self.attaches_to(info, prog_type)
+        {
+            linked.absent.push(Absent { insn: None, what });
+        }
         Ok(Program {
             name: info.name.clone(),
             section: info.section.clone(),
@@ -177,7 +184,22 @@ impl Object {
             func_info: linked.func_info,
             line_info: linked.line_info,
             attach_btf_id,
+            absent: linked.absent,
         })
+    }
+
+    /// What the program says it attaches to by the kernel's types.
+    fn attaches_to(&self, info: &ProgramInfo, prog_type: ProgType) -> Option<String> {
+        if prog_type == ProgType::StructOps {
+            let operation = self.operations.iter().find(|o| o.function == info.function)?;
+            return Some(format!("struct `{}`", operation.structure));
+        }
+        match info.btf_prefix {
+            _ if info.attach_to.is_empty() => None,
+            Some(BtfPrefix::Func(prefix)) => Some(format!("function `{prefix}{}`", info.attach_to)),
+            Some(BtfPrefix::Typedef(_)) => Some(format!("tracepoint `{}`", info.attach_to)),
+            Some(BtfPrefix::Program) | None => None,
+        }
     }
 
     /// The struct and member that a struct_ops program is for. The interface has the member's number where other types

@@ -13,6 +13,8 @@ use crate::kconfig::{Kconfig, kernel_version};
 pub struct LoadOptions {
     /// Types that CO-RE relocations and kernel externs are resolved with.
     pub btf: Option<Arc<Btf>>,
+    /// `btf` has all of the kernel's types: no module is loaded that has more.
+    pub all_types: bool,
     /// Values for `.kconfig` externs.
     pub kconfig: Option<Kconfig>,
     /// The kernel's version as [`kernel_version`] makes it, 0 if unknown.
@@ -31,12 +33,19 @@ impl LoadOptions {
         let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|b| Btf::parse(&b).ok());
         LoadOptions {
             btf: btf.map(Arc::new),
+            all_types: !has_modules(),
             kconfig: Some(Kconfig::host()),
             kernel_version: parse_release(release),
             ksyms: Ksyms::host(),
             prog_type: None,
         }
     }
+}
+
+/// True if the running kernel has modules with types of their own, or that cannot be told.
+fn has_modules() -> bool {
+    let Ok(files) = std::fs::read_dir("/sys/kernel/btf") else { return true };
+    files.flatten().any(|f| f.file_name() != "vmlinux")
 }
 
 /// `6.18.44-generic` as a version number; 0 if it does not look like one.
@@ -49,6 +58,9 @@ fn parse_release(release: &str) -> u32 {
     }
 }
 
+/// An address that could be one of the kernel's text.
+const ASSUMED: u64 = 0xffff_ffff_8100_0000;
+
 /// Addresses of the kernel's symbols.
 #[derive(Clone, Debug, Default)]
 pub struct Ksyms(Option<Source>);
@@ -56,6 +68,7 @@ pub struct Ksyms(Option<Source>);
 #[derive(Clone, Debug)]
 enum Source {
     Given(Arc<HashMap<String, u64>>),
+    Assumed,
     /// Read when first asked.
     Kernel(Arc<LazyLock<HashMap<String, u64>>>),
 }
@@ -64,6 +77,11 @@ impl Ksyms {
     /// Addresses from a table.
     pub fn new(addresses: HashMap<String, u64>) -> Ksyms {
         Ksyms(Some(Source::Given(Arc::new(addresses))))
+    }
+
+    /// Any name has an address, the same for all: for a kernel that cannot be asked.
+    pub fn assumed() -> Ksyms {
+        Ksyms(Some(Source::Assumed))
     }
 
     /// Addresses from `/proc/kallsyms`, which shows zeroes to ordinary users.
@@ -88,6 +106,7 @@ impl Ksyms {
     pub fn get(&self, name: &str) -> Option<u64> {
         match self.0.as_ref()? {
             Source::Given(table) => table.get(name).copied(),
+            Source::Assumed => Some(ASSUMED),
             Source::Kernel(table) => table.get(name).copied(),
         }
     }

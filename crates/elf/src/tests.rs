@@ -285,6 +285,7 @@ fn externs() {
     let id = kernel.add("kernel_fn", &Kind::Func { proto, linkage: Linkage::Static });
     let options = LoadOptions {
         btf: Some(std::sync::Arc::new(skep_ebpf::btf::Btf::parse(&kernel.finish()).unwrap())),
+        all_types: true,
         kconfig: Some(Kconfig::parse("CONFIG_ON=y\n")),
         kernel_version: kernel_version(6, 18, 0),
         ksyms: Ksyms::new([("symbol".to_owned(), 0xffff_ffff_8100_0000)].into()),

@@ -16,6 +16,7 @@ fn options(corpus: &corpus::Corpus) -> LoadOptions {
     let config = "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_JIT=y\nCONFIG_HZ=1000\nCONFIG_CGROUP_BPF=y\n";
     LoadOptions {
         btf: Some(Arc::new(Btf::parse(&btf.stdout).expect("the kernel's BTF"))),
+        all_types: true,
         kconfig: Some(Kconfig::parse(config)),
         kernel_version: kernel_version(6, 18, 44),
         ksyms: Ksyms::host(),

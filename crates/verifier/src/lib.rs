@@ -4,6 +4,7 @@
 //! a [`Verified`] program (which nothing else can make) or a [`Rejection`] that says what is wrong. What the checker does
 //! not understand is [`Outcome::Unsupported`], never accepted.
 
+mod absent;
 mod arith;
 mod branch;
 mod callbacks;
@@ -100,6 +101,8 @@ pub struct Options {
     pub privilege: Privilege,
     /// The program whose function this one is attached to or replaces.
     pub target: Option<Target>,
+    /// The program is loaded for one network device, as `prog_ifindex` with `BPF_F_XDP_DEV_BOUND_ONLY` asks.
+    pub device_bound: bool,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
     /// Keep a trace of the states before each instruction.
@@ -260,7 +263,10 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             log: progress.log,
             program,
         }),
-        Err(f) => Err(rejection(&program, &f, progress)),
+        Err(f) => {
+            let f = absent::doubted(f, &program, options, &progress);
+            Err(rejection(&program, &f, progress))
+        }
     }
 }
 

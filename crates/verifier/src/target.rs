@@ -34,6 +34,8 @@ pub(crate) struct TargetFacts {
     kind: Option<(ProgType, Option<AttachType>)>,
     /// It traces a tracing program.
     nested: bool,
+    /// It is bound to a network device.
+    device_bound: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +67,15 @@ pub(crate) fn facts(prog: &Program, env: &Env<'_>) -> TargetFacts {
         }
     });
     let nested = prog.prog_type == ProgType::Tracing && env.hook.target_type == Some(ProgType::Tracing);
-    TargetFacts { functions: functions.collect(), kind: Some((env.prog.prog_type, env.prog.attach_type)), nested }
+    let kind = Some((env.prog.prog_type, env.prog.attach_type));
+    let device_bound = is_device_bound(env.prog, env.options);
+    TargetFacts { functions: functions.collect(), kind, nested, device_bound }
+}
+
+/// True if the program is bound to a network device: an extension is if what it extends is.
+pub(crate) fn is_device_bound(prog: &Program, options: &Options) -> bool {
+    prog.prog_type == ProgType::Xdp
+        && (options.device_bound || options.target.as_ref().is_some_and(|t| t.program.target.device_bound))
 }
 
 fn refuse<T>(text: String) -> Check<T> {

@@ -142,6 +142,11 @@ impl<'a> Relocator<'a> {
         patch::patch(insns, at, &answer)
     }
 
+    /// True if the target has no type of that name at all.
+    pub fn is_absent(&self, record: &CoreRecord) -> bool {
+        candidates(self.local, record.type_id, self.target).is_empty()
+    }
+
     fn answer(&mut self, kind: CoreKind, record: &CoreRecord) -> Result<Answer, CoreError> {
         let (local, target) = (self.local, self.target);
         let id = record.type_id;

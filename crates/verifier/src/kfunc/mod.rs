@@ -165,7 +165,8 @@ pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
             return invalid!(UnknownKfunc, "the call at {at} names type {} of the kernel, which is no function", i.imm)
                 .map_err(whole);
         };
-        if Kfunc::by_name(btf.name(func)).is_some_and(|k| k.has(kf::DEVICE_BOUND)) {
+        let device_bound = crate::target::is_device_bound(program, options);
+        if !device_bound && Kfunc::by_name(btf.name(func)).is_some_and(|k| k.has(kf::DEVICE_BOUND)) {
             return invalid!(
                 KfuncNotAllowed,
                 "{} is for programs that are bound to a network device, which this one is not",
