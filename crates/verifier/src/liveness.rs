@@ -74,6 +74,8 @@ impl Layer {
 }
 
 const CALLER_SAVED: u16 = 0x3f;
+/// All registers but the frame pointer.
+const ALL: u16 = (1 << 10) - 1;
 
 impl Liveness {
     /// Computes register liveness; stack slots start out dead.
@@ -310,8 +312,8 @@ fn effect(i: Insn, kfuncs: Kfuncs<'_>) -> (u16, u16) {
     let src = 1u16 << i.src();
     match i.class() {
         class::LD => match i.mode() {
-            mode::ABS => (1 << 6, CALLER_SAVED),
-            mode::IND => (1 << 6 | src, CALLER_SAVED),
+            // The kernel takes packet loads for reads of everything, which keeps more states apart.
+            mode::ABS | mode::IND => (ALL, 0),
             _ => (0, dst),
         },
         class::LDX => (src, dst),
