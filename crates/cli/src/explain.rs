@@ -3,9 +3,9 @@
 use std::io::IsTerminal;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
-use skep::ebpf::disasm::{Listing, Names, disasm};
+use skep::ebpf::disasm::{Names, disasm};
 use skep::ebpf::program::{LineInfo, Program};
-use skep::verifier::{Deed, Explanation, Outcome, Rejection, Step, Verified};
+use skep::verifier::{Deed, Explanation, Options, Outcome, Rejection, Step, Verified};
 
 use crate::marked::expression;
 
@@ -118,31 +118,20 @@ pub fn instruction(program: &Program, insn: u32) -> String {
     }
 }
 
-/// A listing like the kernel's log: source lines and instructions, what was found, and what it took.
-pub fn log(program: &Program, verdict: Result<&Verified, &Rejection>) -> String {
-    let mut log = String::new();
-    let mut lines = program.line_info.iter().peekable();
-    let listing = Listing { insns: &program.insns, names: &Named(program) }.to_string();
-    for text in listing.lines() {
-        let at = text.split(':').next().and_then(|n| n.trim().parse::<u32>().ok());
-        while let Some(line) = lines.next_if(|l| at.is_some_and(|at| l.insn <= at)) {
-            log += &format!("; {} @ {}:{}\n", line.text, line.file, line.line);
-        }
-        log += text;
-        log.push('\n');
-    }
-    let processed = match verdict {
-        Ok(verified) => {
-            let stats = verified.stats();
-            format!("{} insns, {} states, {} at most at a time", stats.insns_processed, stats.states, stats.peak_states)
-        }
-        Err(rejection) => {
-            let at = rejection.insn.map(|n| format!("{n}: ")).unwrap_or_default();
-            log += &format!("{at}{} [{}]\n", rejection.message, rejection.reason);
-            format!("{} insns", rejection.insns_processed)
-        }
+/// The trace of states as the kernel prints it, what was found, and what it took.
+pub fn log(verdict: Result<&Verified, &Rejection>, options: &Options) -> String {
+    let (mut log, stats) = match verdict {
+        Ok(verified) => (verified.log().to_owned(), verified.stats()),
+        Err(rejection) => (rejection.log.clone(), &rejection.stats),
     };
-    log + "processed " + &processed
+    if let Err(rejection) = verdict {
+        log += &format!("{} [{}]\n", rejection.message, rejection.reason);
+    }
+    // The last number is 0 in the kernel as well, since liveness is not marked in states.
+    log + &format!(
+        "processed {} insns (limit {}) max_states_per_insn {} total_states {} peak_states {} mark_read 0",
+        stats.insns_processed, options.profile.max_processed, stats.states_per_insn, stats.states, stats.peak_states
+    )
 }
 
 /// The names of a program's maps.

@@ -128,7 +128,7 @@ impl Judge<'_> {
         };
         // A rejection is shown with the program's lines and instructions, which `verify` takes.
         let shown = program.clone();
-        let options = Options { btf: self.linker.options()?.btf.clone(), ..self.options.clone() };
+        let options = Options { btf: self.linker.options()?.btf.clone(), log: self.args.log, ..self.options.clone() };
         let start = Instant::now();
         let verdict = verify(program, &options);
         let ns = start.elapsed().as_nanos() as u64;
@@ -168,7 +168,7 @@ impl Judge<'_> {
             answer.text += &self.text(|| work.text(stats.insns_processed, ns));
         }
         if self.args.log {
-            answer.log = Some(explain::log(&shown, verdict.as_ref().map_err(|r| &**r)));
+            answer.log = Some(explain::log(verdict.as_ref().map_err(|r| &**r), &options));
         }
         Ok(())
     }

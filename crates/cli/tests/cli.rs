@@ -133,6 +133,24 @@ fn check_tells_what_the_work_was() {
     assert!(done.out.contains("states saved") && done.out.contains("packet.bpf.c:"), "{}", done.out);
 }
 
+#[test]
+fn check_logs_as_the_kernel_does() {
+    let done = run(&["check", "--log", "--prog", "swap", "test/packet.bpf.o"]);
+    let lines: Vec<&str> = done.out.lines().skip(1).collect();
+    assert_eq!(lines[0], "0: R1=ctx() R10=fp0");
+    assert!(lines[1].starts_with("; int swap(struct xdp_md *ctx) @ "), "{}", done.out);
+    assert_eq!(lines[2], "0: (b4) w0 = 1                        ; R0=1");
+    let branch = lines.iter().position(|l| l.starts_with("from 5 to 11: R0=1 R1=pkt(r=0)")).expect("the branch");
+    assert_eq!((lines[branch - 1], lines[branch + 1]), ("", "11: (95) exit"));
+    let last = lines.last().unwrap();
+    assert!(last.starts_with("processed 13 insns (limit 1000000) max_states_per_insn "), "{last}");
+    assert!(last.contains(" total_states 1 peak_states 1 mark_read "), "{last}");
+
+    let done = run(&["check", "--json", "--log", "--prog", "rejected", "test/packet.bpf.o"]);
+    assert_eq!(done.lines().len(), 1, "answers alone");
+    assert!(done.err.contains("1: (71) r0 = *(u8 *)(r1 +0)\n"), "{}", done.err);
+}
+
 /// A check of required properties and of their types, as the standard's schema has them.
 #[test]
 fn check_writes_sarif() {

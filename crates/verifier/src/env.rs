@@ -15,7 +15,7 @@ use crate::global_calls::Global;
 use crate::hook::Hook;
 use crate::kernel_types::Types;
 use crate::liveness::Liveness;
-use crate::log::{Log, TypeNames};
+use crate::log::{Arrival, Log};
 use crate::map_facts::MapFacts;
 use crate::object::Structs;
 use crate::precision::Backtrack;
@@ -161,10 +161,7 @@ impl<'p> Env<'p> {
             hook: Hook::default(),
             acquired: Vec::new(),
             needs_kernel: None,
-            log: Log {
-                names: TypeNames { kernel: options.btf.as_deref(), program: prog.btf.as_deref() },
-                ..Log::default()
-            },
+            log: Log::new(prog, options.btf.as_deref()),
             recorder: None,
             states: None,
             cfg,
@@ -217,6 +214,7 @@ impl<'p> Env<'p> {
             recorder.begin();
         }
         self.explored.begin(start);
+        self.log.arrive(Arrival::Begin);
         self.insn = start;
         self.prev = start;
         loop {
@@ -231,6 +229,7 @@ impl<'p> Env<'p> {
                     self.state = p.state;
                     self.insn = p.insn;
                     self.prev = p.prev;
+                    self.log.arrive(Arrival::Branch);
                 }
             }
         }
@@ -281,14 +280,14 @@ impl<'p> Env<'p> {
         self.written = [0; 8];
         self.state.last_insn = self.prev;
         let point = self.cfg.points[self.insn];
-        if self.options.log {
-            self.log.state(self.insn, &self.state);
-        }
         if point.prune && self.visit()? {
             if self.options.log {
-                self.log.note(&format!("{}: safe", self.insn));
+                self.log.safe(self.prev, self.insn);
             }
             return Ok(Next::Done);
+        }
+        if self.options.log {
+            self.log.before(self.prev, self.insn, &self.state);
         }
         if point.jump {
             self.record_step(None, Vec::new());
@@ -296,6 +295,9 @@ impl<'p> Env<'p> {
         self.facts[self.insn].seen = true;
         let (at, instance, depth) = (self.insn, self.state.frame().instance, self.state.depth());
         let next = self.check_insn(insn)?;
+        if self.options.log {
+            self.log.after(&self.state);
+        }
         self.note_kernel_object(at, insn);
         self.live.commit_writes(instance, at, &self.written, depth);
         Ok(next)

@@ -116,6 +116,8 @@ pub struct Stats {
     pub insns_processed: u64,
     /// States saved.
     pub states: u32,
+    /// Most states looked through at one instruction.
+    pub states_per_insn: u32,
     /// Most states kept at once.
     pub peak_states: u32,
     /// Most branches open at once.
@@ -336,6 +338,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     env.recorder = progress.recorder.take();
     env.states = progress.states.take();
     let result = globals::find(env.prog, &options, &env.cfg, &mut env.functions).and_then(|()| env.run());
+    env.log.end_line();
     *progress = Progress {
         stats: env.stats,
         insn: env.insn,

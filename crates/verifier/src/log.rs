@@ -3,18 +3,46 @@
 use std::fmt::Write;
 
 use skep_ebpf::btf::Btf;
+use skep_ebpf::disasm::disasm;
+use skep_ebpf::program::{LineInfo, MapDef, Program};
 
+use crate::explain::MapNames;
 use crate::reg::{Kind, Reg, flag};
+use crate::scalar::Scalar;
 use crate::state::{Byte, FP, Slot, State};
 
 /// Longest log that is kept.
 const LIMIT: usize = 64 << 20;
 
-/// Lines, as they come.
+/// Column of what an instruction changed.
+const CHANGES: usize = 38;
+
+/// Lines, as they come: C lines, instructions with what they changed, and whole states where a path begins.
 #[derive(Debug, Default)]
 pub(crate) struct Log<'a> {
     pub text: String,
     pub names: TypeNames<'a>,
+    program: Option<&'a Program>,
+    /// How the path came to the next instruction.
+    arrival: Arrival,
+    /// The state before the instruction whose line is open, and its depth.
+    before: Option<(usize, Vec<(String, String)>)>,
+    /// Depth of the last state that was shown.
+    depth: usize,
+    /// The last C line that was shown.
+    line: Option<&'a LineInfo>,
+}
+
+/// How a path comes to an instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// From the one before.
+    #[default]
+    Flow,
+    /// A function begins there.
+    Begin,
+    /// Another branch is taken up.
+    Branch,
 }
 
 /// Where the names of types come from.
@@ -38,42 +66,121 @@ impl<'a> TypeNames<'a> {
     }
 }
 
-impl Log<'_> {
-    /// The state before an instruction.
-    pub fn state(&mut self, insn: usize, state: &State) {
+impl<'a> Log<'a> {
+    pub fn new(program: &'a Program, kernel: Option<&'a Btf>) -> Log<'a> {
+        let names = TypeNames { kernel, program: program.btf.as_deref() };
+        Log { names, program: Some(program), ..Log::default() }
+    }
+
+    /// Says how the path comes to the instruction that is next.
+    pub fn arrive(&mut self, arrival: Arrival) {
+        self.arrival = arrival;
+    }
+
+    /// The instruction that is looked at, in this state.
+    pub fn before(&mut self, prev: usize, at: usize, state: &State) {
+        let arrival = std::mem::take(&mut self.arrival);
         if self.text.len() > LIMIT {
             return;
         }
-        let _ = write!(self.text, "{insn}:");
-        if state.depth() > 0 {
-            let _ = write!(self.text, " frame{}:", state.depth());
+        self.end_line();
+        let held = self.held(state);
+        let branch = arrival == Arrival::Branch;
+        if branch {
+            let _ = write!(self.text, "\nfrom {prev} to {at}:");
+        } else if arrival == Arrival::Begin || state.depth() != self.depth {
+            let _ = write!(self.text, "{at}:");
         }
-        for (n, reg) in state.regs().iter().enumerate() {
-            if reg.kind != Kind::NotInit && n != FP {
-                let _ = write!(self.text, " R{n}={}", show(reg, self.names));
+        if branch || arrival == Arrival::Begin || state.depth() != self.depth {
+            self.list(state.depth(), &held);
+            self.text.push('\n');
+        }
+        self.depth = state.depth();
+        if let Some(program) = self.program {
+            let line = program.line_of(at);
+            if let Some(l) = line.filter(|l| self.line.is_none_or(|last| (&last.file, last.line) != (&l.file, l.line)))
+            {
+                let _ = writeln!(self.text, "; {} @ {}:{}", l.text.trim(), l.file, l.line);
+                self.line = line;
             }
+            let rest = program.insns.get(at..).unwrap_or_default();
+            let code = rest.first().map_or(0, |i| i.code);
+            let _ = match disasm(rest, &MapNames(program)) {
+                Ok(text) => write!(self.text, "{at}: ({code:02x}) {text}"),
+                Err(error) => write!(self.text, "{at}: ({code:02x}) invalid: {error}"),
+            };
+            self.before = Some((state.depth(), held));
         }
-        let _ = write!(self.text, " R10=fp0");
-        for (n, slot) in state.frame().stack.iter().enumerate() {
-            if slot.bytes != [Byte::Invalid; 8] {
-                let _ = write!(self.text, " fp-{}={}", (n + 1) * 8, show_slot(slot, self.names));
+    }
+
+    /// What the instruction changed.
+    pub fn after(&mut self, state: &State) {
+        let Some((depth, before)) = self.before.take() else { return };
+        if depth == state.depth() {
+            let mut held = self.held(state);
+            held.retain(|new| !before.contains(new));
+            if !held.is_empty() {
+                let start = self.text.rfind('\n').map_or(0, |n| n + 1);
+                let width = self.text.get(start..).map_or(0, |t| t.chars().count());
+                let _ = write!(self.text, "{:1$};", "", CHANGES.saturating_sub(width).max(1));
+                self.list(depth, &held);
             }
         }
         self.text.push('\n');
     }
 
-    /// A remark.
-    pub fn note(&mut self, text: &str) {
+    /// The path is as good as one that was followed before.
+    pub fn safe(&mut self, prev: usize, at: usize) {
+        let arrival = std::mem::take(&mut self.arrival);
         if self.text.len() <= LIMIT {
-            self.text.push_str(text);
+            let _ = match arrival {
+                Arrival::Branch => writeln!(self.text, "\nfrom {prev} to {at}: safe"),
+                _ => writeln!(self.text, "{at}: safe"),
+            };
+        }
+    }
+
+    /// Ends the line of an instruction that was not finished.
+    pub fn end_line(&mut self) {
+        if self.before.take().is_some() {
             self.text.push('\n');
+        }
+    }
+
+    fn list(&mut self, depth: usize, held: &[(String, String)]) {
+        if depth > 0 {
+            let _ = write!(self.text, " frame{depth}:");
+        }
+        for (place, value) in held {
+            let _ = write!(self.text, " {place}={value}");
+        }
+    }
+
+    /// What the registers and the stack of the innermost function hold.
+    fn held(&self, state: &State) -> Vec<(String, String)> {
+        let regs = state.regs().iter().enumerate().filter(|(n, reg)| reg.kind != Kind::NotInit && *n != FP);
+        let mut held: Vec<_> = regs.map(|(n, reg)| (format!("R{n}"), show(reg, self))).collect();
+        held.push(("R10".into(), "fp0".into()));
+        for (n, slot) in state.frame().stack.iter().enumerate() {
+            if slot.bytes != [Byte::Invalid; 8] {
+                held.push((format!("fp-{}", (n + 1) * 8), show_slot(slot, self)));
+            }
+        }
+        held
+    }
+
+    /// The map of a pointer to it or into it.
+    fn map(&self, reg: &Reg) -> Option<&'a MapDef> {
+        match reg.kind {
+            Kind::Map | Kind::MapValue | Kind::MapKey => self.program?.maps.get(reg.what as usize),
+            _ => None,
         }
     }
 }
 
-fn show_slot(slot: &Slot, names: TypeNames<'_>) -> String {
+fn show_slot(slot: &Slot, log: &Log<'_>) -> String {
     if slot.is_spill() && slot.is_full_spill() {
-        return show(&slot.reg, names);
+        return show(&slot.reg, log);
     }
     // Highest address first in the slot, lowest first in print.
     let mut text: String = (slot.bytes.iter().rev())
@@ -88,22 +195,25 @@ fn show_slot(slot: &Slot, names: TypeNames<'_>) -> String {
         })
         .collect();
     if slot.is_spill() {
-        text += &show(&slot.reg, names);
+        text += &show(&slot.reg, log);
     }
     text
 }
 
-fn show(reg: &Reg, names: TypeNames<'_>) -> String {
+fn show(reg: &Reg, log: &Log<'_>) -> String {
     let precise = if reg.precise { "P" } else { "" };
-    let id = if reg.id != 0 { format!("id={},", reg.id) } else { String::new() };
+    let mut facts: Vec<String> = Vec::new();
+    if reg.id != 0 {
+        facts.push(format!("id={}", reg.id));
+    }
     let n = &reg.num;
     if reg.is_scalar() {
         return match n.as_const() {
-            Some(x) => format!("{precise}{}", x as i64),
-            None => format!(
-                "{precise}scalar({id}u=[{:#x},{:#x}],s=[{},{}],u32=[{:#x},{:#x}],s32=[{},{}],bits={})",
-                n.umin, n.umax, n.smin, n.smax, n.umin32, n.umax32, n.smin32, n.smax32, n.bits
-            ),
+            Some(x) => format!("{precise}{}", signed(x as i64)),
+            None => {
+                range(n, &mut facts);
+                format!("{precise}scalar({})", facts.join(","))
+            }
         };
     }
     let name = match reg.kind {
@@ -132,12 +242,20 @@ fn show(reg: &Reg, names: TypeNames<'_>) -> String {
         Kind::NotInit | Kind::Scalar => "?",
     };
     let null = if reg.nullable() { "_or_null" } else { "" };
-    let range = if reg.is_packet() { format!(",r={}", reg.size as i32) } else { String::new() };
-    let var = match n.as_const() {
-        Some(0) => String::new(),
-        Some(x) => format!(",imm={}", x as i64),
-        None => format!(",u=[{},{}],s=[{},{}]", n.umin, n.umax, n.smin, n.smax),
-    };
+    if let Some(map) = log.map(reg) {
+        facts.push(format!("map={},ks={},vs={}", map.name, map.key_size, map.value_size));
+    }
+    if reg.off != 0 && reg.kind != Kind::Stack {
+        facts.push(format!("off={}", reg.off));
+    }
+    if reg.is_packet() {
+        facts.push(format!("r={}", reg.size as i32));
+    }
+    match n.as_const() {
+        Some(0) => {}
+        Some(x) => facts.push(format!("imm={}", signed(x as i64))),
+        None => range(n, &mut facts),
+    }
     let mut prefix = String::new();
     for (bit, word) in PREFIXES {
         if reg.flags & bit != 0 {
@@ -146,11 +264,52 @@ fn show(reg: &Reg, names: TypeNames<'_>) -> String {
     }
     // The name of the type comes last.
     let (null, ty) = match (reg.kind, null) {
-        (Kind::Btf, "") => ("", names.name(reg)),
-        (Kind::Btf, _) => ("or_null_", names.name(reg)),
+        (Kind::Btf, "") => ("", log.names.name(reg)),
+        (Kind::Btf, _) => ("or_null_", log.names.name(reg)),
         _ => (null, ""),
     };
-    format!("{prefix}{name}{null}{ty}({id}off={}{range}{var})", reg.off)
+    let facts = facts.join(",");
+    match reg.kind {
+        Kind::Stack if facts.is_empty() => format!("{prefix}fp{}", reg.off),
+        Kind::Stack => format!("{prefix}fp{}({facts})", reg.off),
+        _ => format!("{prefix}{name}{null}{ty}({facts})"),
+    }
+}
+
+/// What is known of a number: limits that are not those of its type, equal ones together, and its bits.
+fn range(n: &Scalar, facts: &mut Vec<String>) {
+    let any = Scalar::UNKNOWN;
+    let limits = [
+        ("smin", signed(n.smin), n.smin != any.smin),
+        ("umin", unsigned(n.umin), n.umin != any.umin),
+        ("smin32", signed(n.smin32.into()), n.smin32 != any.smin32),
+        ("umin32", unsigned(n.umin32.into()), n.umin32 != any.umin32),
+        ("smax", signed(n.smax), n.smax != any.smax),
+        ("umax", unsigned(n.umax), n.umax != any.umax),
+        ("smax32", signed(n.smax32.into()), n.smax32 != any.smax32),
+        ("umax32", unsigned(n.umax32.into()), n.umax32 != any.umax32),
+    ];
+    let mut groups: Vec<(String, &str)> = Vec::new();
+    for (name, value, known) in &limits {
+        match groups.iter_mut().find(|(_, v)| known & (v == value)) {
+            Some((names, _)) => *names += &format!("={name}"),
+            None if *known => groups.push(((*name).to_owned(), value)),
+            None => {}
+        }
+    }
+    facts.extend(groups.iter().map(|(names, value)| format!("{names}={value}")));
+    if n.bits != any.bits {
+        facts.push(format!("var_off={}", n.bits));
+    }
+}
+
+/// Small numbers are easier to read in decimal.
+fn signed(x: i64) -> String {
+    if x.unsigned_abs() <= u16::MAX.into() { x.to_string() } else { format!("{x:#x}") }
+}
+
+fn unsigned(x: u64) -> String {
+    if x <= u16::MAX.into() { x.to_string() } else { format!("{x:#x}") }
 }
 
 /// What stands in front of the kind of a pointer, by flag.

@@ -43,6 +43,7 @@ impl Env<'_> {
         let mut save = force || jumps >= 2 && insns >= 8;
 
         let mut n = self.explored.count(at);
+        self.stats.states_per_insn = self.stats.states_per_insn.max(n as u32);
         while n > 0 {
             n -= 1;
             let Some(id) = self.explored.nth(at, n) else { continue };

@@ -9,6 +9,8 @@ mod fix;
 mod slice;
 mod words;
 
+pub(crate) use words::MapNames;
+
 use skep_ebpf::program::Program;
 
 use crate::fail::Failure;
