@@ -61,8 +61,6 @@ reasons! {
         "Call a function that is in the object; a callback is a static function.";
     BackEdge = "back-edge", "Only programs with the needed privilege may loop.",
         "Unroll the loop (`#pragma unroll`), or load the program with CAP_BPF.";
-    RecursiveCall = "recursive-call", "Functions do not call themselves, directly or through others.",
-        "Turn the recursion into a loop with an explicit stack in a map.";
     CallDepth = "call-depth", "At most eight functions are active at once.",
         "Inline some of the functions (`static __always_inline`).";
     StackDepth = "stack-depth", "The frames of a chain of calls share 512 bytes of stack.",
@@ -185,8 +183,6 @@ reasons! {
         "Use another program type, or a helper.";
     UntrustedPointer = "untrusted-pointer", "Kernel functions take pointers to objects that are known to exist.",
         "Acquire a reference, or load the pointer inside of bpf_rcu_read_lock() and bpf_rcu_read_unlock().";
-    NoMapValue = "no-map-value", "The map holds values of the needed kind.",
-        "Put the object that the helper wants into the map's value.";
     GlobalFunction = "global-function", "Global functions have BTF types that can be checked.",
         "Pass what the function's prototype says, or make the function static.";
     SubprogramReturn = "subprogram-return", "Functions return numbers.",

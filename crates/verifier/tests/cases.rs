@@ -6,16 +6,18 @@
 //! Functions behind the main one are given as `global:cp`, `static:i>v`: linkage, parameters and result (see [`typed`]);
 //! one of linkage `catch`, at the label `catch`, is the one that exceptions end in. `map[name]` is one of [`maps`],
 //! `subprog[label]` the address of a function, `call kfunc[name]` calls a kernel function, `type[name]` is the number of a
-//! kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `SKEP_CASE` picks a case by
-//! name.
+//! kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `insn OPCODE REGISTERS OFFSET
+//! IMMEDIATE` (hex) is an instruction as it stands. `SKEP_CASE` picks a case by name.
 
+mod catalogue;
 mod kernel;
 mod typed;
 
 use std::sync::Arc;
 
-use skep_ebpf::asm::assemble;
+use skep_ebpf::asm::{AsmError, assemble};
 use skep_ebpf::btf::{Btf, Kind};
+use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{AttachType, MapType, ProgType, map_flags, prog_flags};
 use skep_verifier::{KernelProfile, Options, Privilege, verify};
@@ -269,6 +271,59 @@ fn run_objects(file: &'static str) {
     check(file, &typed::objects::maps(&ids).into(), Some(&ids), Privilege::Full);
 }
 
+/// The program of a case, and its types; `None` if this kernel has not all that it names.
+fn program(
+    case: &Case,
+    maps: &Arc<[MapDef]>,
+    objects: Option<&typed::objects::Ids>,
+    btf: Option<&Btf>,
+) -> Option<(Program, Option<Vec<u8>>)> {
+    let text = objects.map_or_else(|| case.text.clone(), |ids| name_own(&case.text, ids));
+    let text = name_fields(&text, btf)?;
+    let text = maps
+        .iter()
+        .enumerate()
+        .fold(text, |text, (n, m)| text.replace(&format!("map[{}]", m.name), &format!("map[idx:{n}]")));
+    let text = name_kernel(&text, btf)?;
+    let insns = assemble_raw(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let mut program = Program::new("case", case.prog_type.0, case.license, insns);
+    program.attach_type = case.prog_type.1;
+    if !case.target.is_empty() {
+        attach(&mut program, case.target, btf)?;
+    }
+    program.maps = maps.clone();
+    if case.sleepable {
+        program.flags |= prog_flags::SLEEPABLE;
+    }
+    let functions = case.functions.clone().or_else(|| objects.map(|_| Vec::new()));
+    let raw = functions.map(|f| typed::attach_with(&mut program, &f, objects.is_some()));
+    Some((program, raw))
+}
+
+/// Assembles a text in which a line may be `insn OPCODE REGISTERS OFFSET IMMEDIATE`, in hex, as it stands.
+fn assemble_raw(text: &str) -> Result<Vec<Insn>, AsmError> {
+    let mut raw = Vec::new();
+    let mut plain = String::new();
+    for (line, slot) in text.lines().zip(slots(text).0) {
+        match line.strip_prefix("insn ") {
+            Some(fields) => {
+                let mut fields = fields.split_whitespace().map(|f| u32::from_str_radix(f, 16).expect("hex"));
+                let mut next = || fields.next().expect("four fields");
+                let (code, regs, off, imm) = (next() as u8, next() as u8, next() as i16, next() as i32);
+                raw.push((slot as usize, Insn { code, regs, off, imm }));
+                plain += "r0 = 0";
+            }
+            None => plain += line,
+        }
+        plain.push('\n');
+    }
+    let mut insns = assemble(&plain)?;
+    for (slot, insn) in raw {
+        insns[slot] = insn;
+    }
+    Ok(insns)
+}
+
 fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objects::Ids>, privilege: Privilege) {
     let fds = if kernel::available() && objects.is_none() { kernel::maps(maps) } else { None };
     let kernel_there = kernel::available();
@@ -279,25 +334,7 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         if only.as_ref().is_some_and(|n| n != case.name) {
             continue;
         }
-        let text = objects.map_or_else(|| case.text.clone(), |ids| name_own(&case.text, ids));
-        let Some(text) = name_fields(&text, btf.as_deref()) else { continue };
-        let text = maps
-            .iter()
-            .enumerate()
-            .fold(text, |text, (n, m)| text.replace(&format!("map[{}]", m.name), &format!("map[idx:{n}]")));
-        let Some(text) = name_kernel(&text, btf.as_deref()) else { continue };
-        let insns = assemble(&text).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let mut program = Program::new("case", case.prog_type.0, case.license, insns);
-        program.attach_type = case.prog_type.1;
-        if !case.target.is_empty() && attach(&mut program, case.target, btf.as_deref()).is_none() {
-            continue;
-        }
-        program.maps = maps.clone();
-        if case.sleepable {
-            program.flags |= prog_flags::SLEEPABLE;
-        }
-        let functions = case.functions.clone().or_else(|| objects.map(|_| Vec::new()));
-        let raw = functions.map(|f| typed::attach_with(&mut program, &f, objects.is_some()));
+        let Some((program, raw)) = program(&case, maps, objects, btf.as_deref()) else { continue };
         let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
         let (verdict, message) =
             match verify(program.clone(), &Options { profile, btf: btf.clone(), privilege, ..Options::default() }) {
