@@ -209,7 +209,7 @@ impl Env<'_> {
     fn split_sign(&mut self, i: Insn, mut dst: Reg) -> Check<Reg> {
         let n = dst.num;
         let whole = n.smin == -1 && n.smax == 0;
-        if !matches!(i.op(), alu::AND | alu::OR) || !whole && !(n.smin32 == -1 && n.smax32 == 0) {
+        if !matches!(i.op(), alu::AND | alu::OR) || !(whole || n.smin32 == -1 && n.smax32 == 0) {
             return Ok(dst);
         }
         let at = self.insn;
