@@ -23,6 +23,7 @@ use crate::prog_type::{self, TypeFacts};
 use crate::reason::Reason;
 use crate::recorder::Recorder;
 use crate::reg::{Kind, Reg, flag};
+use crate::spill_pairs::SpillArea;
 use crate::state::{Frame, Place, State, Step};
 use crate::{NeedsKernel, Options, Stats};
 
@@ -46,6 +47,8 @@ pub(crate) struct Fact {
     pub pointer: Option<(Kind, u32)>,
     /// A 32-bit load of the context that must become a 64-bit one from this offset.
     pub pointer_load: Option<i16>,
+    /// It saves or restores a register around a call that keeps it.
+    pub spill_pair: bool,
 }
 
 /// What a function of the program turned out to be.
@@ -53,6 +56,8 @@ pub(crate) struct Fact {
 pub(crate) struct FunctionFacts {
     /// Deepest stack byte used.
     pub stack_depth: u32,
+    /// The part of it that may not count.
+    pub spill_area: SpillArea,
     /// Set for global functions, by BTF.
     pub global: Option<Global>,
     /// A global function that some path calls.

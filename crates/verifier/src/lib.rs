@@ -60,6 +60,7 @@ mod rewrite;
 mod scalar;
 mod scc;
 mod sections;
+mod spill_pairs;
 mod stack;
 mod stack_depth;
 mod stack_object;
@@ -335,6 +336,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let mut env = Env::new(effective.as_ref().unwrap_or(program), &options, cfg, maps, structs);
     env.hook = hook;
     env.note_hook();
+    env.find_spill_pairs();
     env.recorder = progress.recorder.take();
     env.states = progress.states.take();
     let result = globals::find(env.prog, &options, &env.cfg, &mut env.functions).and_then(|()| env.run());

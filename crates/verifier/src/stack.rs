@@ -70,6 +70,7 @@ impl Env<'_> {
         f.grow_stack(depth);
         let facts = &mut self.functions[f.subprog];
         facts.stack_depth = facts.stack_depth.max(depth as u32);
+        self.touch_spill_area(frame, min);
         Ok((min, end))
     }
 
@@ -201,6 +202,8 @@ impl Env<'_> {
             self.finish_load(a, operand, loaded);
             return Ok(());
         }
+        // The kernel takes a load from a caller's frame for one from this frame.
+        self.touch_spill_area(self.state.depth(), min);
         let (slot, byte) = locate(min);
         let s = self.state.frames[frame].stack[slot];
         if !s.is_spill() {

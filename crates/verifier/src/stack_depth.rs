@@ -130,7 +130,8 @@ impl Env<'_> {
 
     /// The stack in use while the function runs.
     fn depth_with(&self, function: usize, above: Above, stacks: &Stacks) -> Check<u32> {
-        let own = self.functions[function].stack_depth.next_multiple_of(16);
+        let facts = &self.functions[function];
+        let own = facts.spill_area.counted(facts.stack_depth).next_multiple_of(16);
         let (depth, frames) = if !stacks.shared[function] && own >= PRIVATE_STACK_MIN {
             (own, 1)
         } else {

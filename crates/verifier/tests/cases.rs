@@ -439,6 +439,11 @@ fn kernel_objects() {
 }
 
 #[test]
+fn spill_pairs() {
+    run(include_str!("cases/spill_pairs.txt"));
+}
+
+#[test]
 fn later() {
     run_objects(include_str!("cases/later.txt"));
 }

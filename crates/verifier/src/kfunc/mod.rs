@@ -111,6 +111,11 @@ impl<'p> Kfuncs<'p> {
         }
         prototype(self.btf?, u32::try_from(i.imm).ok()?).map(|(_, params)| params.len())
     }
+
+    /// The function that is called returns nothing, if that is known.
+    pub fn is_void(&self, i: Insn) -> Option<bool> {
+        prototype(self.btf?, u32::try_from(i.imm).ok()?).map(|(ret, _)| ret == 0)
+    }
 }
 
 /// True for calls of kernel functions.
