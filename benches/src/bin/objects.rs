@@ -66,7 +66,7 @@ impl World {
         for _ in 0..progs {
             let mut attr = [0u32; 12];
             (attr[0], attr[1]) = (1, 2);
-            let (code, license) = (code.as_ptr() as u64, b"GPL\0".as_ptr() as u64);
+            let (code, license) = (code.as_ptr() as u64, c"GPL".as_ptr() as u64);
             (attr[2], attr[3]) = (code as u32, (code >> 32) as u32);
             (attr[4], attr[5]) = (license as u32, (license >> 32) as u32);
             call(&subsystem, &client, PROG_LOAD, &attr);

@@ -62,6 +62,9 @@ pub struct Check {
     /// Flags of the load, as a number; else what the program's decl tag asks for
     #[arg(long = "prog-flags", value_name = "N", value_parser = number)]
     pub prog_flags: Option<u32>,
+    /// Judge as for a process without capabilities, where kernel.unprivileged_bpf_disabled is 0
+    #[arg(long)]
+    pub unprivileged: bool,
     /// Print the verifier's log
     #[arg(long)]
     pub log: bool,

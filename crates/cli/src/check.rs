@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use skep::verifier::{KernelProfile, Options};
+use skep::verifier::{KernelProfile, Options, Privilege};
 
 use crate::args::Check;
 use crate::judge::{Answer, Judge};
@@ -105,6 +105,9 @@ fn options(args: &Check) -> Result<Options, Failure> {
             let known: Vec<_> = KernelProfile::ALL.iter().map(|p| p.name).collect();
             Failure::Input(format!("--kernel {name}: no such profile (known: {})", known.join(", ")))
         })?;
+    }
+    if args.unprivileged {
+        options.privilege = Privilege::None;
     }
     Ok(options)
 }

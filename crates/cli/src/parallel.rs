@@ -153,7 +153,7 @@ mod tests {
         let mut next = 0;
         let work = |n: usize| {
             held.fetch_max(begun.fetch_add(1, Relaxed) + 1, Relaxed);
-            if n % 100 == 0 {
+            if n.is_multiple_of(100) {
                 thread::sleep(Duration::from_millis(2));
             }
             n

@@ -229,6 +229,16 @@ fn check_of_many_objects() {
 }
 
 #[test]
+fn check_without_privilege() {
+    let done = run(&["check", "--json", "--unprivileged", "test/count.bpf.o"]);
+    assert_eq!(done.status, 1);
+    for line in done.lines() {
+        assert_eq!((line["verdict"].as_str(), line["errno"].as_str()), (Some("rejected"), Some("EPERM")), "{line}");
+        assert!(line["message"].as_str().unwrap().contains("CAP_BPF"), "{line}");
+    }
+}
+
+#[test]
 fn examples_are_accepted() {
     for entry in std::fs::read_dir(bpf("")).unwrap() {
         let path = entry.unwrap().path();

@@ -6,7 +6,6 @@
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use libbpf_sys as sys;
 use skep_ebpf::Errno;
@@ -91,7 +90,7 @@ fn verdicts_of_any_objects() {
     // SAFETY: no callback: libbpf is silent.
     unsafe { sys::libbpf_set_print(None) };
     let load = LoadOptions::host();
-    let options = Options { btf: load.btf.clone().map(Arc::from), ..Options::default() };
+    let options = Options { btf: load.btf.clone(), ..Options::default() };
     let (mut same, mut left_out, mut wrong) = (0, Vec::new(), Vec::new());
     let mut log = vec![0u8; 1 << 20];
     for path in objects() {

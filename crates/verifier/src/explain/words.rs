@@ -1,5 +1,6 @@
 //! Values in words.
 
+use skep_ebpf::disasm::Names;
 use skep_ebpf::program::Program;
 
 use crate::explain::Value;
@@ -48,5 +49,14 @@ pub(super) fn holds(program: &Program, reg: &Reg) -> String {
         Kind::MapValue => text.replacen("a map value", &format!("a value of map {}", map.name), 1),
         Kind::MapKey => text.replacen("a map key", &format!("a key of map {}", map.name), 1),
         _ => text,
+    }
+}
+
+/// Names of a program's maps.
+pub(crate) struct MapNames<'p>(pub &'p Program);
+
+impl Names for MapNames<'_> {
+    fn map(&self, index: i32) -> Option<&str> {
+        self.0.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
     }
 }

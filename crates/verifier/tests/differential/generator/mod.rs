@@ -140,6 +140,7 @@ impl Role {
 /// A program, and its BTF if it has functions that need it.
 pub struct Made {
     pub program: Program,
+    #[allow(dead_code, reason = "only the fuzzer asks the kernel")]
     pub btf: Option<Vec<u8>>,
 }
 
