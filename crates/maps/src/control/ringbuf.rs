@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Arena, RingError};
+use skep_ebpf::uapi::MapType;
+
+use super::{Arena, Map, RingError};
 use crate::header::{CONTROL_SLOT, MapHeader, View};
 use crate::mem;
 use crate::ringbuf::{BUSY, DISCARD, Ring, span};
@@ -62,6 +64,18 @@ impl RingConsumer {
             ring.consumer.store(self.position, Ordering::SeqCst);
         }
         Ok(records)
+    }
+}
+
+impl Map {
+    /// Bytes of a ring buffer that its consumer has not read, records in progress included; 0 for other maps.
+    pub fn unread(&self) -> u64 {
+        if self.def().map_type != MapType::Ringbuf {
+            return 0;
+        }
+        let ring = Ring::new(self.view());
+        let consumer = ring.consumer.load(Ordering::Acquire);
+        ring.producer.load(Ordering::Acquire).wrapping_sub(consumer)
     }
 }
 

@@ -68,9 +68,20 @@ pub struct Client {
     pub memlock: u64,
 }
 
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("caps", &self.caps).field("uid", &self.uid).finish_non_exhaustive()
+    }
+}
+
 impl Client {
     /// The calling process itself, with all capabilities over its own subsystem.
     pub fn own(files: std::sync::Arc<OwnFiles>) -> Client {
+        Client::with_files(files)
+    }
+
+    /// As [`Client::own`], with descriptors of any kind.
+    pub fn with_files(files: impl Files + 'static) -> Client {
         Client {
             memory: Box::new(OwnMemory),
             files: Box::new(files),

@@ -6,10 +6,12 @@
 
 pub mod account;
 pub mod attr;
+pub mod bells;
 mod btf;
 pub mod client;
 mod command;
 pub mod faults;
+pub mod handed;
 pub mod hooks;
 pub mod ids;
 mod info;
@@ -20,21 +22,26 @@ pub mod offload;
 mod pin;
 mod prog;
 mod resolve;
+pub mod route;
 mod run;
+pub mod vfs;
 mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use skep_ebpf::btf::Btf;
+use skep_ebpf::uapi::MapType;
 use skep_jit::Engine;
 
 pub use client::{Caps, Client, OwnFiles};
 pub use command::Command;
+pub use route::Router;
 pub use skep_ebpf::Errno;
 
 use account::{Accounts, Charge};
 use attr::Attr;
+use bells::Bell;
 use faults::{FaultPoint, Faults};
 use hooks::SecurityHooks;
 use ids::Ids;
@@ -153,6 +160,21 @@ impl Subsystem {
     /// What users are charged.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// What is rung when an object's ring has something to read; `None` for objects that nobody can wait for.
+    pub fn bell(&self, object: &Object) -> Result<Option<Arc<Bell>>, Errno> {
+        let Object::Map(map, _) = object else { return Ok(None) };
+        if map.map.def().map_type != MapType::Ringbuf {
+            return Ok(None);
+        }
+        if let Some(bell) = map.bell.get() {
+            return Ok(Some(Arc::clone(bell)));
+        }
+        let ring = Arc::downgrade(map.object());
+        let bells = self.world.bells().map_err(|_| Errno::ENOMEM)?;
+        let bell = bells.add(move || ring.upgrade().is_some_and(|m| m.map.unread() > 0)).map_err(|_| Errno::ENOMEM)?;
+        Ok(Some(Arc::clone(map.bell.get_or_init(|| bell))))
     }
 
     /// Possible CPUs: per-CPU maps have so many values.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skep_ebpf::btf::Btf;
 use skep_ebpf::uapi::{MapType, ProgType, map_flags};
@@ -12,6 +12,7 @@ use skep_maps::control::Map;
 use skep_verifier::Verified;
 
 use super::account::Charge;
+use super::bells::Bell;
 use super::hooks::Told;
 use super::ids::Id;
 use super::offload::Offloaded;
@@ -32,6 +33,16 @@ pub enum Object {
 }
 
 impl Object {
+    /// What Linux calls it where it lists descriptors.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Object::Map(..) => "bpf-map",
+            Object::Prog(_) => "bpf-prog",
+            Object::Btf(_) => "btf",
+            Object::Stats(_) => "bpf-stats",
+        }
+    }
+
     /// The memory behind a descriptor, where it can be mapped.
     pub fn memory(&self) -> Option<BorrowedFd<'_>> {
         match self {
@@ -85,6 +96,8 @@ pub struct MapObject {
     users: AtomicU64,
     /// The programs in a prog array, by index.
     pub programs: Mutex<HashMap<u32, Arc<ProgObject>>>,
+    /// Rung when there is something to read, once somebody waits for that.
+    pub(super) bell: OnceLock<Arc<Bell>>,
 }
 
 /// What a map begins with, besides its number and place.
@@ -169,6 +182,7 @@ impl MapObject {
             owner: Mutex::default(),
             users: AtomicU64::new(0),
             programs: Mutex::default(),
+            bell: OnceLock::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
@@ -19,8 +19,10 @@ use skep_runtime::image::IMAGE_ALIGN;
 use skep_runtime::session::{CONTROL_NAME, Control, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
 use skep_runtime::{Machine, session};
 
+use super::bells::Bells;
 use super::ids::{Id, Ids};
 use super::object::MapObject;
+use crate::keeper::Keeper;
 use crate::loaded::Loaded;
 
 /// Most maps and most programs of a subsystem.
@@ -119,8 +121,11 @@ unsafe impl Send for Handles {}
 
 /// Programs and maps in one arena, and slots to run them on.
 pub struct World {
-    control: Arena,
-    shared: Arena,
+    // Dropped first: they work on what follows.
+    bells: OnceLock<Bells>,
+    keeper: OnceLock<Keeper>,
+    control: Arc<Arena>,
+    shared: Arc<Arena>,
     handles: Handles,
     headers: usize,
     progs: usize,
@@ -231,12 +236,49 @@ impl World {
             space: Space { free: BTreeMap::from([(0, IMAGES / IMAGE_ALIGN)]) },
             gone: Vec::new(),
         };
-        let world =
-            World { control, shared, handles, headers, progs, images, slots, tables: Mutex::new(tables), rings };
+        let world = World {
+            bells: OnceLock::new(),
+            keeper: OnceLock::new(),
+            control: Arc::new(control),
+            shared: Arc::new(shared),
+            handles,
+            headers,
+            progs,
+            images,
+            slots,
+            tables: Mutex::new(tables),
+            rings,
+        };
         for (index, ring) in [SAMPLES, PRINTK].into_iter().zip(&world.rings) {
             world.show_map(index, ring)?;
         }
         Ok(world)
+    }
+
+    /// The thread that holds the enable word and hears the doorbell; it is started when it is first asked for.
+    pub fn keeper(&self) -> io::Result<&Keeper> {
+        if let Some(keeper) = self.keeper.get() {
+            return Ok(keeper);
+        }
+        // Two that start one at a time: the arena has one doorbell.
+        let _starting = self.lock();
+        if self.keeper.get().is_none() {
+            let _ = self.keeper.set(Keeper::start(Arc::clone(&self.control), Arc::clone(&self.shared))?);
+        }
+        self.keeper.get().ok_or_else(|| io::Error::other("the keeper has not started"))
+    }
+
+    /// The bells of all rings.
+    pub fn bells(&self) -> io::Result<&Bells> {
+        if let Some(bells) = self.bells.get() {
+            return Ok(bells);
+        }
+        let keeper = self.keeper()?;
+        let _starting = self.lock();
+        if self.bells.get().is_none() {
+            let _ = self.bells.set(Bells::start(keeper)?);
+        }
+        self.bells.get().ok_or_else(|| io::Error::other("the bells have not started"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
