@@ -127,6 +127,7 @@ impl Env<'_> {
         for (n, arg) in self.helper_args(h).iter().enumerate() {
             self.check_arg(h, n as u8 + 1, *arg, &mut facts)?;
         }
+        self.note_helper(h, &facts);
         if let Some(map) = facts.map {
             let map_type = self.maps.get(map as usize).map_or(MapType::Unspec, |m| m.def.map_type);
             // A program that walks over a map's sockets may change it.

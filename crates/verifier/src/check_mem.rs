@@ -173,6 +173,7 @@ impl Env<'_> {
     /// Checks an access; for loads sets the destination.
     pub fn check_access(&mut self, a: Access, operand: Operand) -> Check {
         let ptr = *self.state.reg(a.reg);
+        self.note_access(&ptr, a.off);
         if ptr.is_pointer() && ptr.kind != Kind::Arena {
             self.check_alignment(&ptr, a.reg, i64::from(a.off), a.size, a.aligned)?;
         }

@@ -23,6 +23,7 @@ use crate::prog_type::{self, TypeFacts};
 use crate::reason::Reason;
 use crate::recorder::Recorder;
 use crate::reg::{Kind, Reg, flag};
+use crate::rewrite::Notes;
 use crate::spill_pairs::SpillArea;
 use crate::state::{Frame, Place, State, Step};
 use crate::{NeedsKernel, Options, Stats};
@@ -91,6 +92,8 @@ pub(crate) struct Env<'p> {
     pub structs: Structs,
     pub functions: Vec<FunctionFacts>,
     pub facts: Vec<Fact>,
+    /// What those who run the program may want to know.
+    pub notes: Notes,
 
     pub state: State,
     pub insn: usize,
@@ -148,6 +151,7 @@ impl<'p> Env<'p> {
             structs,
             functions,
             facts: vec![Fact::default(); prog.insns.len()],
+            notes: Notes::new(prog.insns.len()),
             state: State::default(),
             insn: 0,
             prev: 0,

@@ -56,7 +56,7 @@ mod reason;
 pub mod record;
 mod recorder;
 mod reg;
-mod rewrite;
+pub mod rewrite;
 mod scalar;
 mod scc;
 mod sections;
@@ -68,7 +68,7 @@ mod state;
 mod target;
 mod tnum;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use skep_ebpf::Errno;
@@ -83,6 +83,7 @@ pub use object::check_map_types;
 pub use privilege::Privilege;
 pub use profile::KernelProfile;
 pub use reason::Reason;
+pub use rewrite::Rewritten;
 pub use scalar::Scalar;
 pub use target::Target;
 pub use tnum::Tnum;
@@ -156,6 +157,9 @@ pub struct Verified {
     needs_kernel: Option<NeedsKernel>,
     visits: Vec<u32>,
     log: String,
+    found: rewrite::Findings,
+    btf: Option<Arc<Btf>>,
+    rewritten: OnceLock<Arc<Rewritten>>,
 }
 
 impl Verified {
@@ -167,6 +171,12 @@ impl Verified {
     /// The instructions to run: context loads converted, unreachable code replaced by traps; same indices.
     pub fn insns(&self) -> &[Insn] {
         &self.insns
+    }
+
+    /// The program to run, without what is never reached, and what is known of it. Worked out when first asked for.
+    pub fn rewritten(&self) -> &Rewritten {
+        let make = || Arc::new(rewrite::rewrite(self, &self.found, kfunc::Kfuncs::of(self.btf.as_deref())));
+        self.rewritten.get_or_init(make)
     }
 
     /// The functions, in order of their instructions; the first is the main one.
@@ -264,6 +274,9 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             needs_kernel: parts.needs_kernel,
             visits: progress.visits,
             log: progress.log,
+            found: parts.found,
+            btf: options.btf.clone(),
+            rewritten: OnceLock::new(),
             program,
         }),
         Err(f) => {
@@ -309,6 +322,7 @@ struct Parts {
     ctx_reads: Vec<(u32, u32)>,
     target: target::TargetFacts,
     needs_kernel: Option<NeedsKernel>,
+    found: rewrite::Findings,
 }
 
 fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check<Parts> {
@@ -370,8 +384,16 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     helpers.sort_unstable();
     let mut ctx_reads = std::mem::take(&mut env.ctx_reads);
     ctx_reads.sort_unstable();
+    let found = rewrite::Findings {
+        notes: std::mem::take(&mut env.notes),
+        reached: env.facts.iter().map(|f| f.seen).collect(),
+        pointer_loads: (0..).zip(&env.facts).filter_map(|(n, f)| Some((n, f.pointer_load?))).collect(),
+        called_back: env.functions.iter().map(|f| f.called_back).collect(),
+        catches: env.cfg.exception_callback,
+    };
     Ok(Parts {
-        insns: rewrite::rewrite(&program.insns, &env.facts),
+        insns: rewrite::in_place(&program.insns, &found),
+        found,
         subprogs,
         helpers,
         maps: used_maps(program, &env.facts),

@@ -93,7 +93,12 @@ pub(crate) struct Kfuncs<'p> {
 
 impl<'p> Kfuncs<'p> {
     pub fn new(options: &'p Options) -> Kfuncs<'p> {
-        Kfuncs { btf: options.btf.as_deref() }
+        Kfuncs::of(options.btf.as_deref())
+    }
+
+    /// Those of this kernel's types.
+    pub fn of(btf: Option<&'p Btf>) -> Kfuncs<'p> {
+        Kfuncs { btf }
     }
 
     /// The row of the function that is called, if it has one.
@@ -222,6 +227,7 @@ impl<'p> Env<'p> {
         }
         self.kfunc_branches(&call)?;
         self.check_kfunc_args(&mut call)?;
+        self.note_kfunc(call.params.len(), call.function);
         self.kfunc_callback(&call)?;
         self.kfunc_sections(&call)?;
         self.kfunc_release(&call)?;
