@@ -38,7 +38,7 @@ impl Env<'_> {
             self.mark_precise(1)?;
             let rounds = self.state.reg(1).num.umax;
             if u64::from(self.state.frame().callback_depth) >= rounds {
-                self.state.frame_mut().callback_depth = 0;
+                self.leave_callback_loop();
                 return Ok(());
             }
         }
@@ -92,12 +92,25 @@ impl Env<'_> {
         let mut frame = Frame::new(depth as u8, function, instance, self.insn);
         frame.regs[1..=5].copy_from_slice(&args);
         frame.callback = Callback { by, is_async: false, returns };
+        frame.callback_loop = self.step_number();
         let round = self.push_path(start)?;
         round.frame_mut().callback_depth += 1;
         round.frames.push(frame.into());
         round.callback_unroll += 1;
-        self.state.frame_mut().callback_depth = 0;
+        self.leave_callback_loop();
         Ok(())
+    }
+
+    /// The helper or kernel function calls back no more.
+    fn leave_callback_loop(&mut self) {
+        let step = self.step_number();
+        let frame = self.state.frame_mut();
+        (frame.callback_depth, frame.callback_loop) = (0, step);
+    }
+
+    /// A number that no other step has.
+    pub fn step_number(&self) -> u32 {
+        self.stats.insns_processed as u32
     }
 
     /// A function is to run later, on its own: it is followed like another program, with `args` in r1 to r5.

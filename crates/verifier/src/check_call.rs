@@ -63,6 +63,7 @@ impl Env<'_> {
         let instance = self.live.enter(self.state.frame().instance, self.insn, start, end);
         let mut frame = Frame::new(self.state.frames.len() as u8, function, instance, self.insn);
         frame.regs[1..=5].copy_from_slice(&self.state.regs()[1..=5]);
+        frame.callback_loop = self.step_number();
         self.clear_caller_saved();
         self.state.frames.push(frame.into());
         Ok(Next::At(start))

@@ -244,6 +244,20 @@ pub(crate) fn iterators_differ(old: &State, cur: &State) -> bool {
     })
 }
 
+/// True if some loop that ends by itself has gone on from `old` to `cur`: one of callbacks, an iterator, or `may_goto`,
+/// and the same one, not another begun in its place.
+pub(crate) fn rounds_since(old: &State, cur: &State) -> bool {
+    let iterators = |o: &Slot, c: &Slot| match (Iter::in_slot(o), Iter::in_slot(c)) {
+        (Some(o), Some(c)) => o.ref_id != 0 && o.ref_id == c.ref_id && o.depth != c.depth,
+        _ => false,
+    };
+    old.may_goto_depth != cur.may_goto_depth
+        || old.frames.iter().zip(&cur.frames).any(|(o, c)| {
+            o.callback_loop == c.callback_loop && o.callback_depth != c.callback_depth
+                || o.stack.iter().zip(c.stack.iter()).any(|(o, c)| iterators(o, c))
+        })
+}
+
 /// Quick test before the exact comparison: the registers of the active frame are the same, by name too.
 pub(crate) fn maybe_looping(old: &State, cur: &State) -> bool {
     let blank = |r: &Reg| Reg { frame: 0, precise: false, ..*r };

@@ -56,6 +56,11 @@ impl KernelProfile {
         self.since(6, 17)
     }
 
+    /// Functions that are called back, and what they call, may have `LD_ABS` and `LD_IND`.
+    pub(crate) fn packet_loads_in_callbacks(&self) -> bool {
+        self.since(6, 18)
+    }
+
     /// True unless programs of this type got the helper later.
     pub(crate) fn has_helper(&self, helper: u32, prog: ProgType) -> bool {
         const GET_CGROUP_CLASSID: u32 = 17;

@@ -11,12 +11,14 @@
 //!   path with one counts the iterator's `depth` up and widens it (see [`iterators`](crate::iterators)).
 //!
 //! At such an instruction a state is saved each time, and a state lies in an open one as soon as it is narrower
-//! everywhere ([`Exact::Within`]). Everywhere else a state that equals an open one is an endless loop.
+//! everywhere ([`Exact::Within`]) and some such loop went on since ([`rounds_since`]): each of them ends when the program
+//! runs, but a loop around them that begins them anew need not. Everywhere else a state that equals an open one is an
+//! endless loop.
 
 use skep_ebpf::insn::jmp;
 
 use crate::cfg::is_jump;
-use crate::compare::{Exact, insn_of, iterators_differ, maybe_looping, states_equal};
+use crate::compare::{Exact, insn_of, iterators_differ, maybe_looping, rounds_since, states_equal};
 use crate::env::Env;
 use crate::explored::BackEdge;
 use crate::fail::{Check, invalid, unsupported};
@@ -61,9 +63,7 @@ impl Env<'_> {
                 let frame = self.state.frame();
                 let other_entry =
                     frame.callback.is_async && old.frames.last().is_some_and(|o| o.async_entry != frame.async_entry);
-                if !point.calls_back
-                    && !point.iter_next
-                    && !other_entry
+                if !other_entry
                     && maybe_looping(old, &self.state)
                     && !self.rounds_differ(old)
                     && self.covered(id, Exact::Yes)
@@ -118,17 +118,11 @@ impl Env<'_> {
     fn another_round(&mut self, at: usize, id: StateId) -> bool {
         let point = self.cfg.points[at];
         let i = self.insns[at];
-        if point.iter_next {
-            return self.covered(id, Exact::Within) && self.iterator_active();
-        }
-        let may_goto = i.op() == jmp::JCOND && is_jump(i);
-        if may_goto
-            && self.explored.state(id).may_goto_depth != self.state.may_goto_depth
+        let old = self.explored.state(id);
+        let may_goto = i.op() == jmp::JCOND && is_jump(i) && old.may_goto_depth != self.state.may_goto_depth;
+        (may_goto || (point.iter_next || point.calls_back) && rounds_since(old, &self.state))
             && self.covered(id, Exact::Within)
-        {
-            return true;
-        }
-        point.calls_back && self.covered(id, Exact::Within)
+            && (!point.iter_next || self.iterator_active())
     }
 
     /// True if the iterator that the kernel function at hand moves on still has elements to give.

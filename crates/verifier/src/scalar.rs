@@ -198,6 +198,13 @@ impl Scalar {
         if self.smin32 as u32 <= self.smax32 as u32 {
             self.umin32 = self.umin32.max(self.smin32 as u32);
             self.umax32 = self.umax32.min(self.smax32 as u32);
+        } else if self.umax32 < self.smin32 as u32 {
+            // The signed range is both ends of the unsigned one; only the lower end is possible.
+            self.smin32 = self.umin32 as i32;
+            self.umax32 = self.umax32.min(self.smax32 as u32);
+        } else if (self.smax32 as u32) < self.umin32 {
+            self.smax32 = self.umax32 as i32;
+            self.umin32 = self.umin32.max(self.smin32 as u32);
         }
     }
 

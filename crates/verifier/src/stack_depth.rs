@@ -94,7 +94,7 @@ impl Env<'_> {
             exception: above.exception || self.is_exception_callback(function),
             ..above
         };
-        if f.loads_packet && here.called_back {
+        if f.loads_packet && here.called_back && !self.options.profile.packet_loads_in_callbacks() {
             return invalid!(PacketAccess, "the function at {} loads packet data in a callback", f.start);
         }
         if function != 0 && f.tail_calls && above.depth >= TAIL_CALL_LIMIT {

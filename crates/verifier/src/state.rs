@@ -177,6 +177,8 @@ pub(crate) struct Frame {
     pub async_entry: u32,
     /// How often the loop of callbacks at the call was unrolled.
     pub callback_depth: u32,
+    /// Which loop of callbacks that is: another one once it is left.
+    pub callback_loop: u32,
 }
 
 impl Frame {
@@ -193,6 +195,7 @@ impl Frame {
             callback: Callback::default(),
             async_entry: 0,
             callback_depth: 0,
+            callback_loop: 0,
         }
     }
 

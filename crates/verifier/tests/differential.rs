@@ -24,6 +24,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use skep_ebpf::btf::Btf;
 use skep_ebpf::program::{MapDef, Program};
 use skep_verifier::{KernelProfile, Options, Outcome, Privilege, verify};
 
@@ -54,7 +55,8 @@ enum Verdict {
     /// The kernel was interrupted at work.
     Unanswered,
     WrongAccept(String),
-    WrongReject(String),
+    /// With the reason; the message is shown for a single program.
+    WrongReject(&'static str),
 }
 
 /// The two judges.
@@ -78,7 +80,8 @@ impl Judges {
         let profile = KernelProfile { cpus: kernel::cpus(), max_processed, ..KernelProfile::LINUX_6_18 };
         let leaks = std::env::var_os("SKEP_FUZZ_LEAKS").is_some();
         let privilege = if leaks { Privilege::Bpf } else { Privilege::Full };
-        Some(Judges { maps, fds, options: Options { profile, privilege, ..Options::default() } })
+        let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok()).map(Arc::new);
+        Some(Judges { maps, fds, options: Options { profile, privilege, btf, ..Options::default() } })
     }
 
     /// The program with this seed.
@@ -109,7 +112,7 @@ impl Judges {
                 "" => Verdict::BothAccept,
                 why => Verdict::WrongAccept(why.to_owned()),
             },
-            (Err(r), 0) => Verdict::WrongReject(format!("{}: {}", r.reason, r.message)),
+            (Err(r), 0) => Verdict::WrongReject(r.reason),
             (Err(r), _) => Verdict::BothReject(r.reason),
         }
     }
@@ -149,7 +152,7 @@ fn agrees_with_the_live_kernel() {
             let small = minimise::minimise(&made, &same);
             println!("{}", minimise::text(&small.program));
             print_logs(&judges, &small.program, small.btf.as_deref());
-        } else if std::env::var_os("SKEP_FUZZ_LOG").is_some() {
+        } else if std::env::var_os("SKEP_FUZZ_LOG").is_some() || matches!(verdict, Verdict::WrongReject(_)) {
             print_logs(&judges, &made.program, made.btf.as_deref());
         }
     }
