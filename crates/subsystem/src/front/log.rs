@@ -33,6 +33,11 @@ impl LogBuffer {
         self.level & 2 != 0
     }
 
+    /// True if anything is to be told.
+    pub fn wanted(&self) -> bool {
+        self.level != 0
+    }
+
     /// Adds text, if any is wanted.
     pub fn add(&mut self, text: &str) {
         if self.level != 0 {

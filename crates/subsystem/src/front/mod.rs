@@ -25,6 +25,7 @@ mod resolve;
 pub mod route;
 mod run;
 pub mod vfs;
+mod words;
 mod world;
 
 use std::sync::Arc;

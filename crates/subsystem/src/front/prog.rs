@@ -23,7 +23,7 @@ use super::log::LogBuffer;
 use super::object::{BtfObject, MapObject, Object, ProgObject, RunStats};
 use super::offload::{OffloadDevice, Offloaded};
 use super::resolve::{self, FdArray};
-use super::{Profile, Subsystem};
+use super::{Profile, Subsystem, words};
 use crate::loaded::Loaded;
 
 /// Most instructions of a program for those with `CAP_BPF`, and for others (and for all, up to 5.1).
@@ -307,6 +307,7 @@ fn fits_4_17(prog_type: ProgType, attach: Option<AttachType>) -> bool {
 /// A program that was verified, with what it uses.
 struct Judged {
     verified: Verified,
+    loaded: Loaded,
     maps: Vec<Arc<MapObject>>,
     /// Maps of `fd_array` that no instruction names.
     bound: Vec<Arc<MapObject>>,
@@ -393,28 +394,35 @@ impl Subsystem {
         let ifindex = attr.u32(f::PROG_IFINDEX);
         let offloaded = device.map(|d| Offloaded::prepare(ifindex, d, &program)).transpose()?;
         let options = Options { btf: self.config.kernel_btf.clone(), log: log.detailed(), ..Options::default() };
+        let cannot_run = if log.wanted() { words::of_helpers(&program.insns) } else { String::new() };
         let verified = verify(program, &options).map_err(|r| {
             log.add(&r.log);
             log.add(&format!("{r}\n"));
+            log.add(words::of_rejection(&r));
+            log.add(&cannot_run);
             match r.outcome {
                 Outcome::Rejected => r.errno,
                 Outcome::Unsupported => Errno::EOPNOTSUPP,
             }
         })?;
         log.add(verified.log());
+        let indices: Arc<[u32]> = maps.iter().map(|m| m.place.index()).collect();
+        let options = skep_jit::Options { engine: self.config.engine, maps: MapIndices::Each(indices) };
+        self.fault(FaultPoint::ProgCompile)?;
+        let loaded = Loaded::new(&verified, &options).map_err(|e| {
+            log.add(&format!("{e}\n"));
+            log.add(&cannot_run);
+            Errno::ENOTSUPP
+        })?;
         if let Some(offloaded) = &offloaded {
             offloaded.translate(&verified)?;
         }
-        Ok(Judged { verified, maps, bound, btf: types, offloaded, func_info, line_info })
+        Ok(Judged { verified, loaded, maps, bound, btf: types, offloaded, func_info, line_info })
     }
 
     /// Makes the program runnable and gives it a number, then a descriptor. A failure leaves nothing behind.
     fn finish_load(&self, client: &Client, judged: Judged, owned: Owned, code: &[u8]) -> Result<i32, Errno> {
-        let Judged { verified, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
-        let indices: Arc<[u32]> = maps.iter().map(|m| m.place.index()).collect();
-        let options = skep_jit::Options { engine: self.config.engine, maps: MapIndices::Each(indices) };
-        self.fault(FaultPoint::ProgCompile)?;
-        let loaded = Loaded::new(&verified, &options).map_err(|_| Errno::ENOTSUPP)?;
+        let Judged { verified, loaded, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
         self.fault(FaultPoint::ProgPlace)?;
         let place = self.world.add_program(&loaded, maps.clone())?;
         let named_maps = maps.len();
