@@ -124,10 +124,19 @@ impl<'a> View<'a> {
 /// `key` is readable for `key_size` bytes.
 #[inline]
 pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
+    // SAFETY: the caller's promise.
+    unsafe { find_within(v, key, &mut v.max_walk()) }
+}
+
+/// As [`find`], in so many steps at most.
+///
+/// # Safety
+/// As [`find`].
+#[inline]
+pub(crate) unsafe fn find_within<'a>(v: View<'a>, key: *const u8, steps: &mut u32) -> Option<Elem<'a>> {
     // SAFETY: the caller's promise, here and below.
     let key = unsafe { v.key(key) };
     let bucket = v.bucket(key.hash);
-    let mut steps = v.max_walk();
     loop {
         let version = bucket.version.load(Ordering::Acquire);
         let mut link = bucket.head.load(Ordering::Acquire);
@@ -137,12 +146,12 @@ pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
                 return Some(e);
             }
             link = e.node.link.load(Ordering::Acquire);
-            steps = steps.checked_sub(1)?;
+            *steps = steps.checked_sub(1)?;
         }
         if bucket.version.load(Ordering::Acquire) == version {
             return None;
         }
-        steps = steps.checked_sub(1)?;
+        *steps = steps.checked_sub(1)?;
     }
 }
 
@@ -197,6 +206,11 @@ pub(crate) unsafe fn lookup_cpu(v: View<'_>, key: *const u8, cpu: u32) -> *mut u
         Some(e) => e.at(value_off(v, cpu)),
         None => null_mut(),
     }
+}
+
+/// Where what is kept besides the key stands.
+pub(crate) fn behind_key(v: View<'_>, e: Elem<'_>) -> *mut u8 {
+    e.key().wrapping_add((v.h.key_size as usize).next_multiple_of(8))
 }
 
 /// Offset in an element of a slot's value; of the value, if the map is not per-CPU.
@@ -256,6 +270,23 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     if !matches!(flags, ANY | NOEXIST | EXIST) {
         return Errno::EINVAL.neg();
     }
+    // SAFETY: the caller's promises.
+    unsafe { put(v, slot, key, None, value, flags) }
+}
+
+/// An update with good flags; `more` is stored between key and value.
+///
+/// # Safety
+/// As [`update`]; `more` is readable, and there is room for it.
+#[inline]
+pub(crate) unsafe fn put(
+    v: View<'_>,
+    slot: u32,
+    key: *const u8,
+    more: Option<(*const u8, usize)>,
+    value: *const u8,
+    flags: u64,
+) -> i64 {
     // SAFETY: the caller's promises, here and below.
     let Begun { _guard, bucket, key, old } = match unsafe { begin(v, slot, key, flags) } {
         Ok(begun) => begun,
@@ -276,6 +307,9 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     // SAFETY: `value_size` bytes at `value_off` are the element's value; the element is this slot's.
     unsafe {
         mem::copy(new.at(u64::from(v.h.value_off)), value, v.h.value_size as usize);
+        if let Some((more, len)) = more {
+            mem::copy(behind_key(v, new), more, len);
+        }
         prepare(v, new, key, next);
     }
     match old {
@@ -412,7 +446,6 @@ pub(crate) fn init(v: View<'_>) {
 }
 
 /// Calls `f` for each element, until it returns false. However the chains are linked, this ends.
-#[cfg(feature = "control")]
 pub(crate) fn for_each<'a>(v: View<'a>, mut f: impl FnMut(Elem<'a>) -> bool) {
     let mut steps = 2 * u64::from(v.h.elems) + 64;
     for n in 0..=v.h.mask {
@@ -428,7 +461,6 @@ pub(crate) fn for_each_in<'a>(v: View<'a>, n: u32, mut f: impl FnMut(Elem<'a>) -
     chain(v, n, &mut (u64::from(v.h.elems) + 64), &mut f);
 }
 
-#[cfg(feature = "control")]
 fn chain<'a>(v: View<'a>, n: u32, steps: &mut u64, f: &mut impl FnMut(Elem<'a>) -> bool) -> bool {
     let mut link = v.bucket(n).head.load(Ordering::Acquire);
     while let Some(e) = v.elem(link) {

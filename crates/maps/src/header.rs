@@ -5,7 +5,8 @@ use skep_ebpf::uapi::MapType;
 
 use crate::perf::{Part, Sample};
 use crate::recover::{self, Recovered};
-use crate::{array, hash, lru, perf, ringbuf, stack};
+use crate::user_ring::{Drain, MAX_SAMPLES, Next};
+use crate::{array, bloom, hash, lpm, lru, perf, queue, ringbuf, stack};
 
 /// The pseudo slot of the controller. It has locks and a slot record, but no per-CPU values.
 pub const CONTROL_SLOT: u32 = u32::MAX - 1;
@@ -42,9 +43,9 @@ pub struct MapHeader {
     pub cpu_stride: u32,
     /// Where the value lies in an element.
     pub value_off: u32,
-    /// Elements there are (hash: spares included; perf: rings).
+    /// Elements there are (hash: spares included; perf: rings; bloom filter: bits per value).
     pub elems: u32,
-    /// Buckets − 1, or bytes of a ring − 1.
+    /// Buckets − 1, or bytes of a ring − 1, or bits of a bloom filter − 1.
     pub mask: u32,
     /// Seed of the hash function.
     pub seed: u32,
@@ -58,8 +59,10 @@ pub struct MapHeader {
     pub elems_off: u64,
     /// Offset of the hints to free elements.
     pub bits_off: u64,
+    /// Offset of the lengths of prefix that there are.
+    pub prefix_off: u64,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 const _: () = assert!(size_of::<MapHeader>() == 128);
@@ -121,7 +124,24 @@ impl MapRef {
                 Some(MapType::Hash) => hash::lookup(v, key),
                 Some(MapType::PercpuHash) => hash::lookup_cpu(v, key, slot),
                 Some(MapType::LruHash | MapType::LruPercpuHash) => lru::lookup(v, key, slot),
+                Some(MapType::LpmTrie) => lpm::lookup(v, key),
                 _ => core::ptr::null_mut(),
+            }
+        }
+    }
+
+    /// `map_lookup_elem` in a map of maps: the index of the inner map, as the controller stored it.
+    pub unsafe fn inner(self, key: *const u8) -> Option<u32> {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::ArrayOfMaps) => array::prog(v, array::index(key)),
+                Some(MapType::HashOfMaps) => hash::find(v, key).and_then(|e| {
+                    let word = crate::sync::AtomicU32::from_ptr(e.at(u64::from(v.h.value_off)).cast());
+                    word.load(crate::sync::Ordering::Acquire).checked_sub(1)
+                }),
+                _ => None,
             }
         }
     }
@@ -154,7 +174,10 @@ impl MapRef {
                 Some(MapType::LruHash | MapType::LruPercpuHash) => {
                     lru::update(v, slot, key, hash::Values::One(value), flags)
                 }
-                Some(MapType::StackTrace) => Errno::EINVAL.neg(),
+                Some(MapType::LpmTrie) => lpm::update(v, slot, key, value, flags),
+                Some(MapType::StackTrace | MapType::Queue | MapType::Stack | MapType::BloomFilter) => {
+                    Errno::EINVAL.neg()
+                }
                 _ => Errno::ENOTSUPP.neg(),
             }
         }
@@ -180,8 +203,118 @@ impl MapRef {
                     hash::delete(v, slot, key, None)
                 }
                 Some(MapType::StackTrace) => stack::delete(v, slot, array::index(key)),
+                Some(MapType::LpmTrie) => lpm::delete(v, slot, key),
+                Some(MapType::Queue | MapType::Stack) => Errno::EINVAL.neg(),
+                Some(MapType::BloomFilter) => Errno::EOPNOTSUPP.neg(),
                 _ => Errno::ENOTSUPP.neg(),
             }
+        }
+    }
+
+    /// `map_push_elem`.
+    pub unsafe fn push(self, slot: u32, value: *const u8, flags: u64) -> i64 {
+        // SAFETY: as in `lookup`.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Queue | MapType::Stack) => queue::push(v, slot, value, flags),
+                Some(MapType::BloomFilter) => bloom::push(v, value, flags),
+                _ => Errno::ENOTSUPP.neg(),
+            }
+        }
+    }
+
+    /// `map_pop_elem`; `out` is writable for a value.
+    pub unsafe fn pop(self, slot: u32, out: *mut u8) -> i64 {
+        // SAFETY: as in `lookup`, and the caller's promise.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Queue | MapType::Stack) => queue::get(v, slot, out, true),
+                _ => Errno::EOPNOTSUPP.neg(),
+            }
+        }
+    }
+
+    /// `map_peek_elem`; `value` is writable for a value, and of a bloom filter what is looked for.
+    pub unsafe fn peek(self, slot: u32, value: *mut u8) -> i64 {
+        // SAFETY: as in `lookup`, and the caller's promise.
+        unsafe {
+            let v = self.view();
+            match MapType::from_u32(v.h.map_type) {
+                Some(MapType::Queue | MapType::Stack) => queue::get(v, slot, value, false),
+                Some(MapType::BloomFilter) => bloom::peek(v, value),
+                _ => Errno::EOPNOTSUPP.neg(),
+            }
+        }
+    }
+
+    /// `user_ringbuf_drain`: calls `each` with the address and the length of each record until it does not return 0.
+    /// The number of records, or an errno; and true if there were any, so that a waiting producer is to be woken.
+    pub unsafe fn user_ringbuf_drain(
+        self,
+        slot: u32,
+        flags: u64,
+        mut each: impl FnMut(*mut u8, u32) -> u64,
+    ) -> (i64, bool) {
+        // SAFETY: as in `lookup`.
+        let v = unsafe { self.view() };
+        if v.h.map_type != MapType::UserRingbuf as u32 || flags & !(ringbuf::NO_WAKEUP | ringbuf::FORCE_WAKEUP) != 0 {
+            return (Errno::EINVAL.neg(), false);
+        }
+        let Some(drain) = Drain::begin(v, slot) else { return (Errno::EBUSY.neg(), false) };
+        let (mut done, mut seen) = (0i64, 0u32);
+        while seen < MAX_SAMPLES {
+            match drain.next() {
+                Next::Sample(at, len) => {
+                    (done, seen) = (done.wrapping_add(1), seen.wrapping_add(1));
+                    let stop = each(at, len) != 0;
+                    drain.release(len);
+                    if stop {
+                        break;
+                    }
+                }
+                Next::Discarded => seen = seen.wrapping_add(1),
+                Next::Empty => break,
+                Next::Bad(errno) => {
+                    done = errno.neg();
+                    break;
+                }
+            }
+        }
+        let wake = flags & ringbuf::FORCE_WAKEUP != 0 || (seen > 0 && flags & ringbuf::NO_WAKEUP == 0);
+        (done, wake)
+    }
+
+    /// `for_each_map_elem`: calls `each` with the addresses of the key and of the value (of this slot, for per-CPU maps)
+    /// of each element until it does not return 0. The number of elements that were seen, or an errno.
+    pub unsafe fn for_each(self, slot: u32, mut each: impl FnMut(*mut u8, *mut u8) -> u64) -> i64 {
+        // SAFETY: as in `lookup`.
+        let v = unsafe { self.view() };
+        let mut seen = 0i64;
+        match MapType::from_u32(v.h.map_type) {
+            Some(t @ (MapType::Array | MapType::PercpuArray)) => {
+                for index in 0..v.h.max_entries {
+                    let mut key = index;
+                    let value =
+                        if t == MapType::Array { array::lookup(v, index) } else { array::lookup_cpu(v, index, slot) };
+                    seen = seen.wrapping_add(1);
+                    if value.is_null() || each((&raw mut key).cast(), value) != 0 {
+                        break;
+                    }
+                }
+                seen
+            }
+            Some(MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash) => {
+                let off = u64::from(v.h.value_off)
+                    + u64::from(slot.min(v.h.nslots.saturating_sub(1))) * u64::from(v.h.cpu_stride);
+                hash::for_each(v, |e| {
+                    seen = seen.wrapping_add(1);
+                    each(e.key(), e.at(off)) == 0
+                });
+                seen
+            }
+            _ => Errno::EINVAL.neg(),
         }
     }
 

@@ -24,9 +24,15 @@
 //! | array | values, `stride` apart |
 //! | per-CPU array | elements, `stride` apart; in each, one value per slot, `cpu_stride` apart |
 //! | prog array | a `u32` per index: 0, or the program's number + 1 |
+//! | array of maps | a `u32` per index: 0, or the index of the inner map in the table of maps + 1 |
+//! | hash of maps | as hash; the value is such a `u32` |
+//! | longest-prefix match | as hash, and the lengths of prefix that there are (see `lpm.rs`) |
+//! | queue, stack | lock and state, values `stride` apart from `elems_off` on (see `queue.rs`) |
+//! | bloom filter | bits, `mask` + 1 of them |
 //! | hash, LRU hash, per-CPU or not | slot records, buckets, elements (see `hash.rs`, `lru.rs`) |
 //! | stack trace | slot records, buckets, elements (see `stack.rs`) |
 //! | ring buffer | consumer page, producer page, 2 × `max_entries` bytes (see `ringbuf.rs`) |
+//! | user ring buffer | as ring buffer (see `user_ring.rs`) |
 //! | perf event array | a `u32` per ring, then per ring a control page and its data (see `perf.rs`) |
 #![cfg_attr(not(feature = "control"), no_std)]
 
@@ -34,17 +40,21 @@
 pub mod control;
 
 mod array;
+mod bloom;
 mod free;
 mod hash;
 mod header;
+mod lpm;
 mod lru;
 mod mem;
 mod perf;
 mod pool;
+mod queue;
 mod recover;
 mod ringbuf;
 mod stack;
 mod sync;
+mod user_ring;
 
 pub use header::{CONTROL_SLOT, MAX_SLOTS, MapHeader, MapRef, PAGE};
 pub use perf::{Part, Sample, sample_type};

@@ -5,11 +5,11 @@
 
 use skep_ebpf::uapi::MapType;
 
-use crate::hash;
 use crate::header::{CONTROL_SLOT, View};
 use crate::pool::LINKED;
 use crate::ringbuf::{BUSY, DISCARD, Ring, span};
 use crate::sync::{AtomicU32, FREE, Ordering, owner_of};
+use crate::{hash, queue, user_ring};
 
 /// What a recovery found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,9 +27,17 @@ pub(crate) fn recover(v: View<'_>, slot: u32) -> Recovered {
         return Recovered::default();
     }
     match MapType::from_u32(v.h.map_type) {
-        Some(MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash | MapType::StackTrace) => {
-            pool(v, slot)
-        }
+        Some(
+            MapType::Hash
+            | MapType::PercpuHash
+            | MapType::LruHash
+            | MapType::LruPercpuHash
+            | MapType::StackTrace
+            | MapType::LpmTrie
+            | MapType::HashOfMaps,
+        ) => pool(v, slot),
+        Some(MapType::Queue | MapType::Stack) => lock(queue::lock(v), slot),
+        Some(MapType::UserRingbuf) => lock(user_ring::lock(v), slot),
         Some(MapType::Ringbuf) => ring(v, slot),
         _ => Recovered::default(),
     }
@@ -63,7 +71,7 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
             if let Some(bucket) = locked {
                 bucket.changed(); // before it is used again: the slot may have ended before it could say so
             }
-            if v.h.map_type == MapType::Hash as u32 && spare.is_none() {
+            if has_spares(v) && spare.is_none() {
                 v.set_spare(slot, e);
                 spare = Some(e.idx);
             } else {
@@ -78,6 +86,20 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
     record.settled();
     record.bucket.store(0, Ordering::Release);
     done
+}
+
+/// True if each slot has an element for its next replacement.
+fn has_spares(v: View<'_>) -> bool {
+    matches!(MapType::from_u32(v.h.map_type), Some(MapType::Hash | MapType::LpmTrie | MapType::HashOfMaps))
+}
+
+/// Frees the one lock of a map.
+fn lock(word: &AtomicU32, slot: u32) -> Recovered {
+    // A map that programs do not write may be mapped read-only; its lock is free.
+    if word.load(Ordering::Acquire) != owner_of(slot) {
+        return Recovered::default();
+    }
+    Recovered { locks: release(word, owner_of(slot)), ..Recovered::default() }
 }
 
 /// Frees a lock if the slot holds it.

@@ -25,6 +25,12 @@ pub unsafe extern "C" fn everything(m: MapRef, s: u32, k: *const u8, v: *mut u8,
             + m.ringbuf_query(n) as i64
             + m.perf_output(s, n, sample, &parts).0
             + m.stackid(s, ips, n)
+            + m.inner(k).map_or(0, i64::from)
+            + m.push(s, v, n)
+            + m.pop(s, v)
+            + m.peek(s, v)
+            + m.user_ringbuf_drain(s, n, |p, n| p as u64 + u64::from(n)).0
+            + m.for_each(s, |k, v| k as u64 ^ v as u64)
             + i64::from(m.recover(s).locks)
     }
 }

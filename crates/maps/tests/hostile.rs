@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::os::fd::AsRawFd;
 
 use skep_ebpf::program::MapDef;
-use skep_ebpf::uapi::{F_CURRENT_CPU, MapType};
+use skep_ebpf::uapi::{F_CURRENT_CPU, MapType, map_flags};
 use skep_maps::{CONTROL_SLOT, Map, MapRef, Part, Sample};
 
 const SLOTS: u32 = 4;
@@ -98,6 +98,34 @@ fn operate(m: MapRef, t: MapType, slot: u32, next: &mut impl FnMut(u64) -> u64) 
                 0 => done(m.delete(slot, k)),
                 _ => done(m.stackid(slot, &value[..1 + next(8) as usize % 8], 1 << 10)),
             },
+            MapType::Queue | MapType::Stack | MapType::BloomFilter => {
+                let mut out = value;
+                match next(4) {
+                    0 => done(m.pop(slot, out.as_mut_ptr().cast())),
+                    1 => done(m.peek(slot, out.as_mut_ptr().cast())),
+                    _ => done(m.push(slot, v, next(3) & 2)),
+                }
+            }
+            MapType::UserRingbuf => {
+                let each = |p: *mut u8, len: u32| {
+                    let last = p.wrapping_add((len as usize).saturating_sub(1));
+                    u64::from(p.read_volatile()) + u64::from(last.read_volatile())
+                };
+                done(m.user_ringbuf_drain(slot, next(4), each));
+            }
+            MapType::LpmTrie => {
+                let key = [next(70), next(1 << 40)];
+                let k = key.as_ptr().cast::<u8>();
+                match next(4) {
+                    0 => done(m.delete(slot, k)),
+                    1 => done(m.update(slot, k, v, next(3))),
+                    _ => write(m.lookup(slot, k), 8),
+                }
+            }
+            MapType::Hash | MapType::PercpuHash | MapType::LruPercpuHash if next(400) == 0 => {
+                let each = |k: *mut u8, v: *mut u8| u64::from(k.read_volatile()) & u64::from(v.read_volatile()) & 1;
+                done(m.for_each(slot, each));
+            }
             _ => match next(5) {
                 0 => done(m.delete(slot, k)),
                 1 => done(m.update(slot, k, v, next(3))),
@@ -111,7 +139,8 @@ fn operate(m: MapRef, t: MapType, slot: u32, next: &mut impl FnMut(u64) -> u64) 
 
 /// What the controller does with a map.
 fn control(m: &Map, next: &mut impl FnMut(u64) -> u64) {
-    let key = (next(100) as u32).to_ne_bytes();
+    let mut key = (next(100) as u32).to_ne_bytes().to_vec();
+    key.resize(m.def().key_size as usize, 0);
     match next(7) {
         0 => done(m.entries()),
         1 => done(m.recover(next(u64::from(SLOTS)) as u32)),
@@ -120,6 +149,7 @@ fn control(m: &Map, next: &mut impl FnMut(u64) -> u64) {
         4 => done(m.delete(&key)),
         5 => done(m.next_key(Some(&key))),
         _ => {
+            done(m.lookup_and_delete(&key, 0));
             if let Ok(mut c) = m.ring_consumer() {
                 done(c.poll(|_| ()));
             }
@@ -142,9 +172,21 @@ fn operations_stay_inside_and_come_back() {
         MapType::PerfEventArray,
         MapType::Array,
         MapType::PercpuArray,
+        MapType::Queue,
+        MapType::Stack,
+        MapType::BloomFilter,
+        MapType::LpmTrie,
+        MapType::UserRingbuf,
     ] {
         let m = match t {
-            MapType::Ringbuf => MapDef::new("m", t, 0, 0, 4096),
+            MapType::Ringbuf | MapType::UserRingbuf => MapDef::new("m", t, 0, 0, 4096),
+            MapType::Queue | MapType::Stack | MapType::BloomFilter => MapDef::new("m", t, 0, 64, 100),
+            MapType::LpmTrie => {
+                let mut def = MapDef::new("m", t, 12, 64, 100);
+                def.flags = map_flags::NO_PREALLOC;
+                def
+            }
+
             MapType::PerfEventArray => MapDef::new("m", t, 4, 4, SLOTS),
             _ => MapDef::new("m", t, 4, 64, 100),
         };

@@ -6,9 +6,31 @@ use common::KernelMap;
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, map_flags};
-use skep_maps::control::{MapError, layout, validate};
+use skep_maps::control::{MapError, is_hollow, layout, validate};
+use std::sync::Arc;
 
-const TYPES: [MapType; 10] = [
+const TYPES: [MapType; 31] = [
+    MapType::Queue,
+    MapType::Stack,
+    MapType::BloomFilter,
+    MapType::LpmTrie,
+    MapType::ArrayOfMaps,
+    MapType::HashOfMaps,
+    MapType::UserRingbuf,
+    MapType::CgroupArray,
+    MapType::Devmap,
+    MapType::DevmapHash,
+    MapType::Cpumap,
+    MapType::Xskmap,
+    MapType::Sockmap,
+    MapType::Sockhash,
+    MapType::ReuseportSockarray,
+    MapType::CgroupStorage,
+    MapType::PercpuCgroupStorage,
+    MapType::SkStorage,
+    MapType::InodeStorage,
+    MapType::TaskStorage,
+    MapType::CgrpStorage,
     MapType::LruHash,
     MapType::LruPercpuHash,
     MapType::Hash,
@@ -24,10 +46,20 @@ const TYPES: [MapType; 10] = [
 /// Usable sizes of each type: key, value, entries.
 fn usable(t: MapType) -> (u32, u32, u32) {
     match t {
-        MapType::Ringbuf => (0, 0, 4096),
+        MapType::Ringbuf | MapType::UserRingbuf => (0, 0, 4096),
+        MapType::Queue | MapType::Stack | MapType::BloomFilter => (0, 8, 3),
+        MapType::LpmTrie => (8, 8, 3),
+        MapType::ArrayOfMaps | MapType::HashOfMaps | MapType::CgroupArray | MapType::Xskmap => (4, 4, 3),
+        t if is_hollow(t) && needs_no_entries(t) => (8, 8, 0),
+        t if is_hollow(t) => (4, 4, 3),
         MapType::ProgArray | MapType::PerfEventArray => (4, 4, 3),
         _ => (4, 64, 3),
     }
+}
+
+fn needs_no_entries(t: MapType) -> bool {
+    use MapType::*;
+    matches!(t, CgroupStorage | PercpuCgroupStorage | SkStorage | InodeStorage | TaskStorage | CgrpStorage)
 }
 
 fn compare(def: &MapDef, nslots: u32, differences: &mut Vec<String>) {
@@ -62,6 +94,9 @@ fn all_flags_and_sizes() {
         let with = |key, value, entries, flags| {
             let mut def = MapDef::new("m", t, key, value, entries);
             def.flags = flags;
+            if matches!(t, MapType::ArrayOfMaps | MapType::HashOfMaps) {
+                def.inner = Some(Arc::new(MapDef::new("i", MapType::Array, 4, 4, 1)));
+            }
             def
         };
         // The flag for tokens names a descriptor: left out.
@@ -83,6 +118,7 @@ fn all_flags_and_sizes() {
         for f in &flags {
             check(&with(0, 0, 0, *f));
             check(&with(key, 40_000, entries, *f));
+            check(&with(key, value, entries, *f | map_flags::NO_PREALLOC));
         }
         for v in [4_194_304 - 56, 4_194_304 - 53, 4_194_304 - 52, 4_194_304 - 51, 4_194_304, 1 << 31, u32::MAX] {
             check(&with(4, v, 1, map_flags::NO_PREALLOC));
@@ -91,9 +127,28 @@ fn all_flags_and_sizes() {
             }
         }
         check(&with(4, 8, 134_217_729, map_flags::NO_PREALLOC));
-        let mut def = with(key, value, entries, 0);
-        def.extra = 1;
-        check(&def);
+        for extra in [1, 5, 15, 16, 4096, 1 << 40] {
+            let mut def = with(key, value, entries, 0);
+            def.extra = extra;
+            check(&def);
+        }
+        if matches!(t, MapType::ArrayOfMaps | MapType::HashOfMaps) {
+            for &inner in TYPES.iter().chain(&[MapType::Unspec]) {
+                let (key, value, entries) = usable(inner);
+                let mut i = MapDef::new("i", inner, key, value, entries);
+                if inner == MapType::LpmTrie {
+                    i.flags = map_flags::NO_PREALLOC;
+                }
+                if matches!(inner, MapType::ArrayOfMaps | MapType::HashOfMaps) {
+                    i.inner = Some(Arc::new(MapDef::new("i", MapType::Array, 4, 4, 1)));
+                }
+                if KernelMap::create(&i).is_ok() {
+                    let mut def = with(4, 4, 2, 0);
+                    def.inner = Some(Arc::new(i));
+                    check(&def);
+                }
+            }
+        }
     }
     eprintln!("{n} definitions compared");
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
@@ -102,11 +157,22 @@ fn all_flags_and_sizes() {
 #[test]
 fn other_types_are_refused_by_name() {
     for &t in MapType::ALL {
-        let r = validate(&MapDef::new("m", t, 4, 4, 1), 4);
+        let (key, value, entries) = if TYPES.contains(&t) { usable(t) } else { (4, 4, 1) };
+        let mut def = MapDef::new("m", t, key, value, entries);
+        match t {
+            MapType::LpmTrie => def.flags = map_flags::NO_PREALLOC,
+            MapType::ArrayOfMaps | MapType::HashOfMaps => {
+                def.inner = Some(Arc::new(MapDef::new("i", MapType::Array, 4, 4, 1)));
+            }
+            MapType::SkStorage | MapType::InodeStorage | MapType::TaskStorage | MapType::CgrpStorage => {
+                (def.key_size, def.key_type_id, def.value_type_id) = (4, 1, 1);
+                def.flags = map_flags::NO_PREALLOC;
+            }
+            _ => {}
+        }
+        let r = validate(&def, 4);
         match t {
             MapType::Unspec => assert_eq!(r.unwrap_err().errno(), Errno::EINVAL),
-            MapType::Ringbuf => assert_eq!(r.unwrap_err().errno(), Errno::EINVAL),
-            MapType::StackTrace => assert_eq!(r.unwrap_err().errno(), Errno::EINVAL),
             t if TYPES.contains(&t) => r.unwrap(),
             t => {
                 let message = format!("map `m`: maps of type {t} are not supported");

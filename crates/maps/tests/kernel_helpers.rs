@@ -330,3 +330,98 @@ fn stackid_refusals() {
         assert_eq!(kernel.delete(&key), ours.delete(&our_key), "{round}");
     }
 }
+
+/// The lengths and the data of prefixes, many of which begin the same.
+fn prefix() -> impl Strategy<Value = u64> {
+    let len = prop_oneof![8 => 0u64..33, 1 => Just(33u64), 1 => Just(u64::from(u32::MAX))];
+    (len, 0u64..4, 0u64..4, 0u64..256).prop_map(|(len, a, b, c)| len | (a << 38) | (b << 47) | (c << 56))
+}
+
+#[test]
+fn longest_prefix() {
+    if !common::have_kernel() {
+        return;
+    }
+    let op = prop_oneof![
+        6 => (prefix(), 0u64..1000, prop_oneof![8 => Just(0u64), 4 => 1u64..4]).prop_map(|(k, v, f)| Op::Update(k, v, f)),
+        2 => prefix().prop_map(Op::Delete),
+        6 => prefix().prop_map(Op::Lookup),
+    ];
+    let mut def = MapDef::new("m", MapType::LpmTrie, 8, 8, 40);
+    def.flags = map_flags::NO_PREALLOC;
+    let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&prop::collection::vec(op, 1..200), |ops| {
+            let (kernel, ours) = (KernelMap::create(&def).unwrap(), Map::create(&def, 4).unwrap());
+            let (m, fd) = (ours.map_ref(), kernel.raw());
+            let (update, delete, lookup) = (asm::update(fd), asm::delete(fd), asm::lookup(fd));
+            for op in &ops {
+                // SAFETY: keys and values of 8 bytes, of live words.
+                let (k, o) = unsafe {
+                    match *op {
+                        Op::Update(k, v, f) => {
+                            let (kp, vp) = ((&raw const k).cast(), (&raw const v).cast());
+                            (update.run(&[k, v, f]), m.update(CPU, kp, vp, f) as i32)
+                        }
+                        Op::Delete(k) => (delete.run(&[k, 0, 0]), m.delete(CPU, (&raw const k).cast()) as i32),
+                        Op::Lookup(k) => (lookup.run(&[k, 0, 0]), word(m.lookup(CPU, (&raw const k).cast()))),
+                        Op::LookupPercpu(..) => continue,
+                    }
+                };
+                prop_assert_eq!(k, o, "{:x?}: kernel left, skep right", op);
+            }
+            // The order of the walk is the kernel's, also from a key that is not there.
+            let walk = |next: &dyn Fn(Option<&[u8]>) -> Option<Vec<u8>>| -> Vec<Vec<u8>> {
+                std::iter::successors(next(None), |k| next(Some(k))).take(100).collect()
+            };
+            prop_assert_eq!(walk(&|k| kernel.next_key(k).ok()), walk(&|k| ours.next_key(k).ok()));
+            prop_assert_eq!(kernel.next_key(Some(&[1; 8])), ours.next_key(Some(&[1; 8])));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn push_pop_peek() {
+    if !common::have_kernel() {
+        return;
+    }
+    let op = (0u32..4, 0u64..30, prop_oneof![6 => Just(0u64), 3 => Just(2u64), 1 => any::<u64>()]);
+    let maps = prop_oneof![Just(MapType::Queue), Just(MapType::Stack), Just(MapType::BloomFilter)];
+    let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&(maps, prop::collection::vec(op, 1..100)), |(t, ops)| {
+            let def = MapDef::new("m", t, 0, 8, if t == MapType::BloomFilter { 2000 } else { 4 });
+            let (kernel, ours) = (KernelMap::create(&def).unwrap(), Map::create(&def, 4).unwrap());
+            let (m, fd) = (ours.map_ref(), kernel.raw());
+            let push = asm::push(fd);
+            let get = |take, word| asm::get(fd, take, word);
+            let bloom = t == MapType::BloomFilter; // nothing can be taken out of it
+            let (pop, peek, pop_word, peek_word) =
+                (get(!bloom, false), get(false, false), get(!bloom, true), get(false, true));
+            for (op, value, flags) in &ops {
+                let op = if bloom && *op == 2 { &3 } else { op };
+                let (mut out, ctx) = (*value, [0, *value, *flags]);
+                let at = (&raw mut out).cast::<u8>();
+                // SAFETY: a value of 8 bytes.
+                let (k, o) = unsafe {
+                    match op {
+                        0 | 1 => (push.run(&ctx), m.push(CPU, at, *flags) as i32),
+                        2 if value % 2 == 0 => (pop.run(&ctx), m.pop(CPU, at) as i32),
+                        2 => (pop_word.run(&ctx), {
+                            m.pop(CPU, at);
+                            out
+                        } as i32),
+                        _ if value % 2 == 0 => (peek.run(&ctx), m.peek(CPU, at) as i32),
+                        _ => (peek_word.run(&ctx), {
+                            m.peek(CPU, at);
+                            out
+                        } as i32),
+                    }
+                };
+                prop_assert_eq!(k, o, "{} {:?} {:?}: kernel left, skep right", t, op, ctx);
+            }
+            Ok(())
+        })
+        .unwrap();
+}

@@ -4,9 +4,9 @@ use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 
-use super::{MapError, validate};
+use super::{MapError, is_hollow, validate};
 use crate::header::{MapHeader, PAGE};
-use crate::{free, hash, lru, pool, sample_type};
+use crate::{free, hash, lpm, lru, pool, queue, sample_type};
 
 /// A map's header and the size of its data region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         buckets_off: 0,
         elems_off: 0,
         bits_off: 0,
-        reserved: [0; 4],
+        prefix_off: 0,
+        reserved: [0; 3],
     };
     match def.map_type {
         MapType::Array => {}
@@ -83,7 +84,27 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
             h.cpu_stride = value as u32;
             h.stride = value.checked_mul(u64::from(nslots))?;
         }
-        MapType::ProgArray => h.stride = 4,
+        MapType::ProgArray | MapType::ArrayOfMaps => h.stride = 4,
+        MapType::HashOfMaps => {
+            h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
+        }
+        MapType::LpmTrie => {
+            let key = up(u64::from(def.key_size), 8)?;
+            let data = up(u64::from(def.key_size).checked_sub(4)?, 8)?;
+            h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
+            place_pool(&mut h, key + data, value)?;
+            h.prefix_off = h.elems_off;
+            h.elems_off += lpm::PREFIXES;
+        }
+        MapType::Queue | MapType::Stack => h.elems_off = queue::HEAD,
+        MapType::BloomFilter => {
+            h.elems = if def.extra == 0 { 5 } else { (def.extra & 0xf) as u32 };
+            h.mask = bloom_bits(def.max_entries, h.elems) - 1;
+            h.stride = 0;
+            h.elems_off = (u64::from(h.mask) + 1) / 8;
+        }
+        t if is_hollow(t) => (h.stride, h.elems) = (0, 0),
         MapType::Hash => {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
             place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
@@ -99,7 +120,7 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
             place_pool(&mut h, up(u64::from(def.key_size), 8)?, value.checked_mul(u64::from(nslots))?)?;
         }
         MapType::StackTrace => place_pool(&mut h, 0, value)?,
-        MapType::Ringbuf => {
+        MapType::Ringbuf | MapType::UserRingbuf => {
             (h.stride, h.elems) = (0, 0);
             h.mask = def.max_entries - 1;
             h.elems_off = 2 * PAGE;
@@ -117,6 +138,13 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
     }
     h.data_size = up(h.stride.checked_mul(u64::from(h.elems))?.checked_add(h.elems_off)?, PAGE)?;
     Some(h)
+}
+
+/// Bits of a bloom filter: 7 / 5 of what is set, up to a power of two. (The kernel goes to 2^32, with a false positive in
+/// three look-ups where this has its limit.)
+fn bloom_bits(entries: u32, functions: u32) -> u32 {
+    let bits = u64::from(entries) * u64::from(functions) / 5 * 7;
+    bits.clamp(64, 1 << 31).next_power_of_two() as u32
 }
 
 /// Places slot records, buckets, hints, and elements with this much before and at the value.

@@ -11,7 +11,9 @@ use skep_ebpf::uapi::MapType;
 use skep_ebpf::uapi::map_flags as f;
 use skep_ebpf::uapi::update::{ANY, EXIST, LOCK, NOEXIST};
 
-use super::{Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, is_hash, layout_with};
+use super::{
+    Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, hollow, is_hash, is_hollow, layout_with, lpm,
+};
 use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
 use crate::pool::Elem;
 use crate::recover::Recovered;
@@ -33,6 +35,8 @@ pub struct Map {
     frozen: AtomicBool,
     /// Held by who uses the controller's slot.
     control: Mutex<()>,
+    /// The order of a longest-prefix map's keys.
+    sorted: Mutex<lpm::Sorted>,
 }
 
 impl Map {
@@ -44,7 +48,8 @@ impl Map {
     /// [`Map::create`] with options.
     pub fn create_with(def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
         let Layout { mut header, data_size } = layout_with(def, nslots, options)?;
-        if is_hash(def.map_type) && def.flags & f::ZERO_SEED == 0 {
+        let seeded = is_pool(def.map_type) || def.map_type == MapType::BloomFilter;
+        if seeded && def.flags & f::ZERO_SEED == 0 {
             header.seed = RandomState::new().build_hasher().finish() as u32;
         }
         let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
@@ -58,6 +63,7 @@ impl Map {
             arena: Arc::new(arena),
             frozen: AtomicBool::new(false),
             control: Mutex::new(()),
+            sorted: Mutex::default(),
         };
         map.init();
         if let Some(initial) = &def.initial {
@@ -71,7 +77,7 @@ impl Map {
             // SAFETY: the first value stands at the start of the region and is at least as long.
             unsafe { mem::copy(map.arena.ptr(), initial.as_ptr(), initial.len()) };
         }
-        if def.frozen || def.map_type == MapType::ProgArray {
+        if def.frozen || names_objects(def.map_type) {
             map.arena.seal_future_writes().map_err(|e| memory(("seal", e)))?;
             map.frozen.store(def.frozen, Ordering::Release);
         }
@@ -81,7 +87,7 @@ impl Map {
     fn init(&self) {
         let v = self.view();
         match self.def.map_type {
-            t if is_hash(t) || t == MapType::StackTrace => {
+            t if is_pool(t) || t == MapType::StackTrace => {
                 hash::init(v);
                 pool::init(v, self.def.max_entries);
             }
@@ -122,7 +128,7 @@ impl Map {
     /// verdict or the control flow relies on.
     pub fn target_writable(&self) -> bool {
         let lookups_write = matches!(self.def.map_type, MapType::LruHash | MapType::LruPercpuHash);
-        let read_only = self.def.map_type == MapType::ProgArray
+        let read_only = names_objects(self.def.map_type)
             || self.def.frozen
             || (self.def.flags & f::RDONLY_PROG != 0 && !lookups_write);
         !read_only
@@ -175,16 +181,31 @@ impl Map {
     }
 
     fn get(&self, key: &[u8]) -> Result<Vec<u8>, Errno> {
-        let v = self.view();
+        let (v, map) = (self.view(), self.map_ref());
         let at = match self.def.map_type {
             MapType::Array => array::lookup(v, Self::index(key)),
             MapType::PercpuArray => array::lookup_cpu(v, Self::index(key), 0),
             // The first slot's value is where all of them start. SAFETY: the key has the map's key size.
             t if is_hash(t) => unsafe { hash::lookup(v, key.as_ptr()) },
+            // SAFETY: the key has the map's key size.
+            MapType::LpmTrie => unsafe { map.lookup(CONTROL_SLOT, key.as_ptr()) },
             MapType::ProgArray => {
                 let id = array::prog(v, Self::index(key)).ok_or(Errno::ENOENT)?;
                 return Ok(id.to_ne_bytes().to_vec());
             }
+            MapType::ArrayOfMaps | MapType::HashOfMaps => {
+                // SAFETY: the key has the map's key size.
+                let inner = unsafe { map.inner(key.as_ptr()) }.ok_or(Errno::ENOENT)?;
+                return Ok(inner.to_ne_bytes().to_vec());
+            }
+            MapType::Queue | MapType::Stack => {
+                let mut out = vec![0; self.value_size()];
+                let at = out.as_mut_ptr();
+                // SAFETY: `out` has the size of a value.
+                self.control(|| unsafe { map.peek(CONTROL_SLOT, at) })?;
+                return Ok(out);
+            }
+            t if is_hollow(t) => return Err(hollow::lookup(&self.def)),
             MapType::StackTrace => {
                 let mut out = vec![0; self.value_size()];
                 // SAFETY: `out` has the size of a value.
@@ -194,6 +215,20 @@ impl Map {
             _ => return Err(Errno::ENOTSUPP),
         };
         if at.is_null() { Err(Errno::ENOENT) } else { Ok(self.read(at)) }
+    }
+
+    /// A look-up in a bloom filter, which is one of a value.
+    pub fn contains(&self, value: &[u8]) -> Result<(), Errno> {
+        self.may_read()?;
+        Self::check_len(value, self.value_size())?;
+        if self.def.map_type != MapType::BloomFilter {
+            return Err(Errno::ENOTSUPP);
+        }
+        // SAFETY: the value has the map's value size, and is only read.
+        match unsafe { self.map_ref().peek(CONTROL_SLOT, value.as_ptr().cast_mut()) } {
+            0 => Ok(()),
+            _ => Err(Errno::ENOENT),
+        }
     }
 
     /// The value, or all slots' values, at an address in the region.
@@ -211,7 +246,7 @@ impl Map {
             return Err(Errno::EINVAL);
         }
         match self.def.map_type {
-            MapType::Ringbuf => return Err(Errno::ENOTSUPP),
+            MapType::Ringbuf | MapType::UserRingbuf => return Err(Errno::ENOTSUPP),
             MapType::StackTrace => return Err(Errno::EINVAL),
             _ => {}
         }
@@ -254,6 +289,12 @@ impl Map {
                 }
                 self.set_program(Self::index(key), Some(Self::index(value)))
             }
+            MapType::ArrayOfMaps | MapType::HashOfMaps => self.set_inner(key, Some(Self::index(value)), flags),
+            MapType::Queue | MapType::Stack | MapType::BloomFilter => {
+                // SAFETY: the value has the map's value size.
+                self.control(|| unsafe { map.push(CONTROL_SLOT, value.as_ptr(), flags) })
+            }
+            t if is_hollow(t) => hollow::update(&self.def, Self::index(key), value, flags),
             // What stands there is an event, which a number does not name: `Map::set_perf_event`.
             MapType::PerfEventArray if flags != ANY => Err(Errno::EINVAL),
             MapType::PerfEventArray if Self::index(key) >= self.def.max_entries => Err(Errno::E2BIG),
@@ -279,7 +320,7 @@ impl Map {
     /// `BPF_MAP_DELETE_ELEM`.
     pub fn delete(&self, key: &[u8]) -> Result<(), Errno> {
         self.may_write()?;
-        if self.def.map_type == MapType::Ringbuf {
+        if is_ring(self.def.map_type) {
             return Err(Errno::ENOTSUPP);
         }
         Self::check_len(key, self.def.key_size as usize)?;
@@ -287,6 +328,8 @@ impl Map {
         match self.def.map_type {
             MapType::ProgArray => self.set_program(Self::index(key), None),
             MapType::PerfEventArray => self.set_perf_event(Self::index(key), None),
+            MapType::ArrayOfMaps | MapType::HashOfMaps => self.set_inner(key, None, ANY),
+            t if is_hollow(t) => hollow::delete(&self.def, Self::index(key)),
             MapType::StackTrace => self.control(|| stack::delete(v, CONTROL_SLOT, Self::index(key))),
             // SAFETY: the key has the map's key size.
             _ => self.control(|| unsafe { map.delete(CONTROL_SLOT, key.as_ptr()) }),
@@ -306,6 +349,13 @@ impl Map {
         let v = self.view();
         match self.def.map_type {
             t if is_hash(t) => Self::check_len(key, self.def.key_size as usize)?,
+            MapType::Queue | MapType::Stack => {
+                let mut out = vec![0; self.value_size()];
+                let at = out.as_mut_ptr();
+                // SAFETY: `out` has the size of a value.
+                self.control(|| unsafe { self.map_ref().pop(CONTROL_SLOT, at) })?;
+                return Ok(out);
+            }
             MapType::StackTrace => {
                 let value = self.get(key)?;
                 self.control(|| stack::delete(v, CONTROL_SLOT, Self::index(key)))?;
@@ -323,15 +373,23 @@ impl Map {
     /// `BPF_MAP_GET_NEXT_KEY`; without a key, or with one that is not there, the first.
     pub fn next_key(&self, key: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
         self.may_read()?;
-        if self.def.map_type == MapType::Ringbuf {
-            return Err(Errno::ENOTSUPP);
+        match self.def.map_type {
+            t if is_ring(t) => return Err(Errno::ENOTSUPP),
+            MapType::Queue | MapType::Stack => return Err(Errno::EINVAL),
+            MapType::BloomFilter => return Err(Errno::EOPNOTSUPP),
+            _ => {}
         }
         if let Some(key) = key {
             Self::check_len(key, self.def.key_size as usize)?;
         }
         let v = self.view();
         let next = match self.def.map_type {
-            t if is_hash(t) => {
+            MapType::LpmTrie => {
+                let mut sorted = self.sorted.lock().unwrap_or_else(PoisonError::into_inner);
+                return sorted.next(v, key).ok_or(Errno::ENOENT);
+            }
+            t if is_hollow(t) => hollow::next_key(&self.def, key.map(Self::index))?,
+            t if is_pool(t) => {
                 // SAFETY: null, or of the map's key size.
                 let e = unsafe { hash::next(v, key.map_or(null(), <[u8]>::as_ptr)) };
                 return e.map(|e| self.key_of(e)).ok_or(Errno::ENOENT);
@@ -354,6 +412,9 @@ impl Map {
     }
 
     fn key_of(&self, e: Elem<'_>) -> Vec<u8> {
+        if self.def.map_type == MapType::LpmTrie {
+            return lpm::key_of(self.view(), e);
+        }
         let mut key = vec![0; self.def.key_size as usize];
         // SAFETY: `key_size` bytes stand behind an element's node.
         unsafe { mem::copy(key.as_mut_ptr(), e.key(), key.len()) };
@@ -361,16 +422,25 @@ impl Map {
     }
 
     /// All entries that there are: every index of an array, the set ones of a prog array, the stacks of a stack trace
-    /// map. Not of rings.
+    /// map. Not of rings, nor of maps without keys.
     pub fn entries(&self) -> Vec<Entry> {
         let v = self.view();
         let mut all = Vec::new();
         match self.def.map_type {
-            t if is_hash(t) => hash::for_each(v, |e| {
+            MapType::HashOfMaps => hash::for_each(v, |e| {
+                let key = self.key_of(e);
+                if let Ok(value) = self.get(&key) {
+                    all.push((key, value));
+                }
+                true
+            }),
+            t if is_pool(t) => hash::for_each(v, |e| {
                 all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
                 true
             }),
-            MapType::Ringbuf | MapType::PerfEventArray => {}
+            MapType::Ringbuf | MapType::PerfEventArray | MapType::UserRingbuf => {}
+            MapType::Queue | MapType::Stack | MapType::BloomFilter => {}
+            t if is_hollow(t) => {}
             _ => {
                 let ids = if self.def.map_type == MapType::StackTrace { v.h.mask } else { self.def.max_entries - 1 };
                 all.extend((0..=ids).filter_map(|i| {
@@ -386,7 +456,7 @@ impl Map {
     /// The entries in a bucket of a hash map; `None` behind the last one. Walks of batches go by buckets.
     pub fn bucket(&self, n: u32) -> Option<Vec<Entry>> {
         let v = self.view();
-        if !is_hash(self.def.map_type) || n > v.h.mask {
+        if !is_pool(self.def.map_type) || n > v.h.mask {
             return None;
         }
         let mut all = Vec::new();
@@ -421,6 +491,31 @@ impl Map {
         };
         let old = entry.swap(word, Ordering::AcqRel);
         if program.is_none() && old == 0 { Err(Errno::ENOENT) } else { Ok(()) }
+    }
+
+    /// Puts a map into a map of maps, or takes it out, with the errnos of update and delete. `inner` is the number that
+    /// [`MapRef::inner`] gives, below `u32::MAX`.
+    pub fn set_inner(&self, key: &[u8], inner: Option<u32>, flags: u64) -> Result<(), Errno> {
+        Self::check_len(key, self.def.key_size as usize)?;
+        let word = match inner {
+            Some(n) => n.checked_add(1).ok_or(Errno::EBADF)?,
+            None => 0,
+        };
+        let (v, key_at, value) = (self.view(), key.as_ptr(), word.to_ne_bytes());
+        match (self.def.map_type, inner) {
+            (MapType::ArrayOfMaps, _) if flags != ANY => Err(Errno::EINVAL),
+            (MapType::ArrayOfMaps, _) => {
+                let old = array::entry(v, Self::index(key)).ok_or(Errno::E2BIG)?.swap(word, Ordering::AcqRel);
+                if inner.is_none() && old == 0 { Err(Errno::ENOENT) } else { Ok(()) }
+            }
+            (MapType::HashOfMaps, Some(_)) => {
+                // SAFETY: the key has the map's key size, and the value four bytes.
+                self.control(|| unsafe { hash::update(v, CONTROL_SLOT, key_at, value.as_ptr(), flags) })
+            }
+            // SAFETY: as above.
+            (MapType::HashOfMaps, None) => self.control(|| unsafe { hash::delete(v, CONTROL_SLOT, key_at, None) }),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     /// Puts the event of slot `cpu` at an index of a perf event array, or takes it out, with the errnos of update and
@@ -472,4 +567,18 @@ impl Map {
         }
         PerfConsumer::new(Arc::clone(&self.arena), *self.header, index).ok_or(Errno::E2BIG)
     }
+}
+
+/// True for the types that keep elements in buckets.
+fn is_pool(t: MapType) -> bool {
+    is_hash(t) || matches!(t, MapType::LpmTrie | MapType::HashOfMaps)
+}
+
+fn is_ring(t: MapType) -> bool {
+    matches!(t, MapType::Ringbuf | MapType::UserRingbuf)
+}
+
+/// True for the types whose values are indices of programs or maps, which programs must not write.
+fn names_objects(t: MapType) -> bool {
+    matches!(t, MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps)
 }

@@ -1,7 +1,9 @@
 //! The control plane: creating maps, what `bpf(2)` does with them, reading rings, and cleaning up after the dead.
 
 mod arena;
+mod hollow;
 mod layout;
+mod lpm;
 mod map;
 mod perf;
 mod ringbuf;
@@ -11,6 +13,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 
 pub use arena::Arena;
+pub use hollow::is_hollow;
 pub use layout::{Layout, Options, layout, layout_with};
 pub use map::Map;
 pub use perf::{PerfConsumer, PerfRecord};

@@ -120,3 +120,15 @@ pub fn perf_output(fd: i32) -> KernelProg {
 pub fn stackid(fd: i32) -> KernelProg {
     program(&[&[mov(1, 6)], &map(2, fd), &[load(3, 6, 0), call(27)]])
 }
+
+/// `map_push_elem(value = ctx[1], flags = ctx[2])`.
+pub fn push(fd: i32) -> KernelProg {
+    program(&[&key_and_value(), &map(1, fd), &stack(2, VALUE), &[load(3, 6, 16), call(87)]])
+}
+
+/// `map_pop_elem` (`take`) or `map_peek_elem` of the value `ctx[1]`: the result if `word` is 0, else the value.
+pub fn get(fd: i32, take: bool, word: bool) -> KernelProg {
+    let helper = if take { 88 } else { 89 };
+    let value: &[Insn] = if word { &[load(0, 10, VALUE)] } else { &[] };
+    program(&[&key_and_value(), &map(1, fd), &stack(2, VALUE), &[call(helper)], value])
+}

@@ -73,7 +73,9 @@ pub struct KernelMap {
 
 impl KernelMap {
     pub fn create(def: &MapDef) -> Result<KernelMap, Errno> {
+        let inner = def.inner.as_deref().map(KernelMap::create).transpose()?;
         let mut attr = Attr::new()
+            .u32(20, inner.as_ref().map_or(u32::MAX, |inner| inner.raw() as u32))
             .u32(0, def.map_type as u32)
             .u32(4, def.key_size)
             .u32(8, def.value_size)
@@ -99,6 +101,12 @@ impl KernelMap {
         bpf(MAP_LOOKUP, &mut self.elem(Some(key), out.as_mut_ptr(), flags))?;
         out.truncate(size);
         Ok(out)
+    }
+
+    /// A look-up of a value, in a map without keys.
+    pub fn contains(&self, value: &[u8], flags: u64) -> Result<(), Errno> {
+        let mut value = value.to_vec();
+        bpf(MAP_LOOKUP, &mut self.elem(None, value.as_mut_ptr(), flags)).map(drop)
     }
 
     pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
