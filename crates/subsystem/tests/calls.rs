@@ -7,6 +7,8 @@
 mod fields;
 #[path = "calls/kernel.rs"]
 mod kernel;
+#[path = "calls/kinds.rs"]
+mod kinds;
 #[path = "calls/script.rs"]
 mod script;
 
@@ -23,6 +25,7 @@ fn ledger() -> Vec<(&'static str, &'static str)> {
 fn run(kernel: &dyn Kernel) -> Vec<(String, Answer)> {
     let mut script = Script::new(kernel);
     fields::run(&mut script);
+    kinds::run(&mut script);
     script.finish()
 }
 

@@ -79,7 +79,7 @@ use skep_ebpf::uapi::prog_flags;
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use needs_kernel::NeedsKernel;
-pub use object::check_map_types;
+pub use object::{check_map_types, has_special_fields};
 pub use privilege::Privilege;
 pub use profile::KernelProfile;
 pub use reason::Reason;

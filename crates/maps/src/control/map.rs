@@ -57,8 +57,14 @@ impl Map {
             .map_err(|_| ("check", std::io::ErrorKind::OutOfMemory.into()))
             .and_then(|len| Arena::create(&format!("skep-map:{}", def.name), len))
             .map_err(memory)?;
+        let mut def = def.clone();
+        if matches!(def.map_type, MapType::Devmap | MapType::DevmapHash) {
+            // Values are the kernel's: it makes them read-only for programs.
+            def.flags |= f::RDONLY_PROG;
+            header.flags = def.flags;
+        }
         let map = Map {
-            def: def.clone(),
+            def,
             header: Box::new(header),
             arena: Arc::new(arena),
             frozen: AtomicBool::new(false),
@@ -66,6 +72,7 @@ impl Map {
             sorted: Mutex::default(),
         };
         map.init();
+        let def = &map.def;
         if let Some(initial) = &def.initial {
             if initial.len() > def.value_size as usize || def.map_type != MapType::Array {
                 return Err(MapError::Refused {

@@ -59,6 +59,9 @@ table! {
     42  get_numa_node_id() => task::get_numa_node_id;
     45  probe_read_str(r1, r2, r3) => probe::probe_read_user_str;
     67  get_stack(r1, r2, r3, r4) => stack::get_stack;
+    87  map_push_elem(r1, r2, r3) => maps::map_push_elem;
+    88  map_pop_elem(r1, r2) => maps::map_pop_elem;
+    89  map_peek_elem(r1, r2) => maps::map_peek_elem;
     112 probe_read_user(r1, r2, r3) => probe::probe_read;
     113 probe_read_kernel(r1, r2, r3) => probe::probe_read;
     114 probe_read_user_str(r1, r2, r3) => probe::probe_read_user_str;

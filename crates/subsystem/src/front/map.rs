@@ -12,7 +12,7 @@ use super::client::{Caps, Client};
 use super::faults::FaultPoint;
 use super::hooks::Told;
 use super::object::{MapAccess, MapObject, MapTypes, MapUser, NewMap, Object, ProgObject};
-use super::{Profile, Subsystem};
+use super::{Profile, Subsystem, nested};
 
 /// The flag of look-ups and updates that takes the value's spin lock (`BPF_F_LOCK`).
 const LOCK: u64 = 4;
@@ -110,6 +110,15 @@ impl Subsystem {
         def.flags = flags;
         def.extra = attr.u64(f::MAP_EXTRA);
         (def.key_type_id, def.value_type_id) = (key_type, value_type);
+        let inner = if nested::is_nested(map_type) {
+            let inner = nested::template(client, attr.fd(f::INNER_MAP_FD));
+            // The kernel looks at the map itself first.
+            let any = || Arc::new(MapDef::new("", MapType::Array, 4, 4, 1));
+            def.inner = Some(inner.as_ref().map_or_else(|_| any(), |i| Arc::clone(&i.def)));
+            Some(inner)
+        } else {
+            None
+        };
         skep_maps::control::validate(&def, self.slots()).map_err(|e| e.errno())?;
         match attr.u32(f::MAP_IFINDEX) {
             0 => {}
@@ -130,6 +139,7 @@ impl Subsystem {
             (key, value) => Some(self.map_types(client, attr.fd(f::BTF_FD), &def, key, value)?),
         };
         def.name.clone_from(&name);
+        let inner_types = inner.transpose()?.and_then(|i| i.types);
         let told = match &self.config.hooks {
             Some(hooks) => {
                 hooks.map_create(client, &def)?;
@@ -146,7 +156,7 @@ impl Subsystem {
             other => other.errno(),
         })?;
         self.fault(FaultPoint::MapPlace)?;
-        let new = NewMap { map, name, btf: types, charge: Some(charge), told };
+        let new = NewMap { map, name, btf: types, inner_types, charge: Some(charge), told };
         let object = self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new))?;
         self.install(client, Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
     }
@@ -180,13 +190,20 @@ impl Subsystem {
             return Err(Errno::EINVAL);
         }
         let key = named.key(client, attr.u64(map_elem::KEY))?;
+        if named.map_type() == MapType::BloomFilter {
+            let value = client.bytes(attr.u64(map_elem::VALUE), named.map.map.value_size())?;
+            return named.map.map.contains(&value).map(|()| 0);
+        }
         let value = self.value_for_user(&named.map, &key)?;
         client.memory.write(attr.u64(map_elem::VALUE), &value)?;
         Ok(0)
     }
 
-    /// A value as the caller sees it: of a prog array the program's number.
+    /// A value as the caller sees it: of a prog array the program's number, of a map of maps the map's.
     fn value_for_user(&self, map: &MapObject, key: &[u8]) -> Result<Vec<u8>, Errno> {
+        if nested::is_nested(map.map.def().map_type) {
+            return nested::number(map, key);
+        }
         if map.map.def().map_type != MapType::ProgArray {
             return map.map.lookup(key, 0);
         }
@@ -210,6 +227,9 @@ impl Subsystem {
     }
 
     fn put(&self, client: &Client, named: &Named, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        if nested::is_nested(named.map_type()) {
+            return self.put_inner(client, &named.map, key, value, flags);
+        }
         if named.map_type() != MapType::ProgArray {
             return named.map.map.update(key, value, flags);
         }
@@ -230,7 +250,7 @@ impl Subsystem {
         let named = Named::get(client, attr.fd(map_elem::MAP_FD))?;
         named.may_write()?;
         let key = named.key(client, attr.u64(map_elem::KEY))?;
-        named.map.delete(&key)?;
+        self.delete_element(&named.map, &key)?;
         Ok(0)
     }
 
@@ -298,7 +318,7 @@ impl Subsystem {
         if delete {
             named.may_write()?;
         }
-        if !is_hash(named.map_type()) && (named.map_type() != MapType::Array || delete) {
+        if !is_hash(named.map_type()) && (!walks_keys(named.map_type()) || delete) {
             return Err(Errno::ENOTSUPP);
         }
         if attr.u64(f::ELEM_FLAGS) & !LOCK != 0 {
@@ -350,12 +370,15 @@ impl Subsystem {
                 break;
             }
             for (key, value) in &entries {
-                give_entry(client, attr, done, key, value)?;
+                let number = nested::is_nested(map.map.def().map_type).then(|| nested::number(map, key));
+                // What was taken out meanwhile has the number 0.
+                let number = number.map(|n| n.unwrap_or_else(|_| vec![0; 4]));
+                give_entry(client, attr, done, key, number.as_ref().unwrap_or(value))?;
                 done += 1;
             }
             if delete {
                 for (key, _) in &entries {
-                    match map.delete(key) {
+                    match self.delete_element(map, key) {
                         // Another one took it meanwhile.
                         Ok(()) | Err(Errno::ENOENT) => {}
                         Err(e) => return Err(e),
@@ -384,7 +407,7 @@ impl Subsystem {
                 }
                 Err(e) => return Err(e),
             };
-            match map.map.lookup(&next, 0) {
+            match self.value_for_user(map, &next) {
                 Ok(value) => {
                     give_entry(client, attr, walked.done, &next, &value)?;
                     walked.done += 1;
@@ -404,7 +427,7 @@ impl Subsystem {
         attr.ends_at(f::END)?;
         let named = Named::get(client, attr.fd(f::MAP_FD))?;
         named.may_write()?;
-        if named.map_type() != MapType::Array && !is_hash(named.map_type()) {
+        if !walks_keys(named.map_type()) && !is_hash(named.map_type()) {
             return Err(Errno::ENOTSUPP);
         }
         if attr.u64(f::ELEM_FLAGS) & LOCK != 0 {
@@ -424,7 +447,7 @@ impl Subsystem {
         attr.ends_at(f::END)?;
         let named = Named::get(client, attr.fd(f::MAP_FD))?;
         named.may_write()?;
-        if !is_hash(named.map_type()) {
+        if !is_hash(named.map_type()) && named.map_type() != MapType::LpmTrie {
             return Err(Errno::ENOTSUPP);
         }
         if attr.u64(f::ELEM_FLAGS) != 0 {
@@ -433,7 +456,7 @@ impl Subsystem {
         let key_size = u64::from(named.map.map.def().key_size);
         self.each_of_batch(attr, |attr, n| {
             let key = client.bytes(attr.u64(f::KEYS).wrapping_add(n * key_size), key_size as usize)?;
-            named.map.delete(&key)
+            self.delete_element(&named.map, &key)
         })
     }
 
@@ -474,8 +497,14 @@ fn give_entry(client: &Client, attr: &Attr<'_>, n: u32, key: &[u8], value: &[u8]
     client.memory.write(place(attr.u64(map_batch::VALUES), value.len()), value)
 }
 
+/// Types whose batches go by buckets.
 fn is_hash(t: MapType) -> bool {
-    matches!(t, MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash)
+    matches!(t, MapType::Hash | MapType::PercpuHash | MapType::LruHash | MapType::LruPercpuHash | MapType::HashOfMaps)
+}
+
+/// Types whose batches go from key to key.
+fn walks_keys(t: MapType) -> bool {
+    matches!(t, MapType::Array | MapType::PercpuArray | MapType::ArrayOfMaps | MapType::LpmTrie)
 }
 
 impl MapObject {

@@ -17,6 +17,7 @@ pub mod ids;
 mod info;
 mod log;
 mod map;
+mod nested;
 pub mod object;
 pub mod offload;
 mod pin;

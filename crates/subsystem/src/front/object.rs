@@ -84,6 +84,8 @@ pub struct MapObject {
     pub name: String,
     /// The types that its key and value are of, with their ids.
     pub btf: Option<MapTypes>,
+    /// The types of the inner maps of a map of maps.
+    pub inner_types: Option<MapTypes>,
     /// The type of program in a prog array, once there was one.
     pub owner: Mutex<Option<ProgType>>,
     /// What its owner is charged.
@@ -94,6 +96,8 @@ pub struct MapObject {
     pub(super) told: Option<Told>,
     /// Descriptors and pins.
     users: AtomicU64,
+    /// The maps in a map of maps, by key.
+    inner: Mutex<HashMap<Vec<u8>, Arc<MapObject>>>,
     /// The programs in a prog array, by index.
     pub programs: Mutex<HashMap<u32, Arc<ProgObject>>>,
     /// Rung when there is something to read, once somebody waits for that.
@@ -109,6 +113,8 @@ pub struct NewMap {
     pub name: String,
     /// The types of its key and value.
     pub btf: Option<MapTypes>,
+    /// The types of the inner maps of a map of maps.
+    pub inner_types: Option<MapTypes>,
     /// What its owner is charged.
     pub(super) charge: Option<Charge>,
     /// Tells the security hooks when it goes.
@@ -170,15 +176,17 @@ pub struct MapTypes {
 impl MapObject {
     /// A map with its number and place.
     pub fn new(id: Id<MapObject>, place: MapPlace, new: NewMap) -> MapObject {
-        let NewMap { map, name, btf, charge, told } = new;
+        let NewMap { map, name, btf, inner_types, charge, told } = new;
         MapObject {
             id,
             place,
             map,
             name,
             btf,
+            inner_types,
             charge,
             told,
+            inner: Mutex::default(),
             owner: Mutex::default(),
             users: AtomicU64::new(0),
             programs: Mutex::default(),
@@ -200,9 +208,14 @@ impl MapObject {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The maps in a map of maps.
+    pub fn inner_maps(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Arc<MapObject>>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn can_be_mapped(&self) -> bool {
         let def = self.map.def();
-        def.map_type == MapType::Ringbuf || def.flags & map_flags::MMAPABLE != 0
+        matches!(def.map_type, MapType::Ringbuf | MapType::UserRingbuf) || def.flags & map_flags::MMAPABLE != 0
     }
 }
 

@@ -146,6 +146,16 @@ pub(super) fn definition(map: &Arc<MapObject>, types: Option<&Arc<BtfObject>>) -
     if !own {
         (def.key_type_id, def.value_type_id) = (0, 0);
     }
+    if let Some(inner) = &mut def.inner {
+        let own = match (&map.inner_types, types) {
+            (Some(m), Some(p)) => Arc::ptr_eq(&m.btf, p) || m.btf.blob == p.blob,
+            _ => false,
+        };
+        if !own {
+            let inner = Arc::make_mut(inner);
+            (inner.key_type_id, inner.value_type_id) = (0, 0);
+        }
+    }
     if map.map.is_frozen() && !map.map.target_writable() {
         def.frozen = true;
         if def.map_type == MapType::Array && def.max_entries == 1 {

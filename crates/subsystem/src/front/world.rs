@@ -92,11 +92,9 @@ impl Space {
 /// What waits until no run can be inside of it.
 #[derive(Debug)]
 struct Gone {
-    /// The program's place in the table, and its image.
-    place: u32,
-    start: usize,
-    len: usize,
-    /// What its code names, held until it cannot run any more.
+    /// The place of a program in the table, and start and length of its image.
+    code: Option<(u32, usize, usize)>,
+    /// What a program's code names, held until it cannot run any more; or what was in a map of maps.
     #[expect(dead_code, reason = "held, not looked at")]
     maps: Vec<Arc<MapObject>>,
     /// How often each slot that was in use then had been taken.
@@ -356,18 +354,24 @@ impl World {
     fn retire(&self, place: &mut ProgPlace) {
         self.cell(place.index).store(0, Ordering::SeqCst);
         let slots = self.slots_in_use();
-        let gone = Gone {
-            place: place.index,
-            start: place.start,
-            len: place.len,
-            maps: std::mem::take(&mut place.maps),
-            slots,
-        };
+        let gone =
+            Gone { code: Some((place.index, place.start, place.len)), maps: std::mem::take(&mut place.maps), slots };
         let mut tables = self.lock();
         tables.gone.push(gone);
         let dead = self.bury(&mut tables);
         drop(tables);
         // Maps go without the lock: their places want it.
+        drop(dead);
+    }
+
+    /// Holds a map that runs may have found in a map of maps, until none of them is left.
+    pub fn let_go(&self, map: Option<Arc<MapObject>>) {
+        let Some(map) = map else { return };
+        let gone = Gone { code: None, maps: vec![map], slots: self.slots_in_use() };
+        let mut tables = self.lock();
+        tables.gone.push(gone);
+        let dead = self.bury(&mut tables);
+        drop(tables);
         drop(dead);
     }
 
@@ -395,9 +399,9 @@ impl World {
         let (dead, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut tables.gone).into_iter().partition(|g: &Gone| g.slots.iter().all(idle));
         tables.gone = waiting;
-        for g in &dead {
-            tables.space.give(g.start, g.len);
-            tables.progs.free.push(g.place);
+        for (place, start, len) in dead.iter().filter_map(|g| g.code) {
+            tables.space.give(start, len);
+            tables.progs.free.push(place);
         }
         dead
     }

@@ -28,6 +28,12 @@ pub(crate) fn map_record(def: &MapDef, btf: Option<&Btf>, kernel: Option<&Btf>, 
     }
 }
 
+/// True if the values of a map have fields that are the kernel's business (locks, timers, objects and their like).
+pub fn has_special_fields(def: &MapDef, btf: &Btf, kernel: Option<&Btf>) -> bool {
+    let record = Structs::collect(btf, kernel).and_then(|structs| map_types::record(def, btf, kernel, &structs));
+    record.is_ok_and(|r| !r.fields.is_empty())
+}
+
 /// Checks the BTF types of a map as `BPF_MAP_CREATE` does. `kernel` is the kernel's BTF.
 pub fn check_map_types(def: &MapDef, btf: &Btf, kernel: Option<&Btf>) -> Result<(), Errno> {
     let structs = Structs::collect(btf, kernel)?;
