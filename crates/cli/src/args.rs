@@ -41,9 +41,10 @@ pub enum Command {
 /// How programs are loaded.
 #[derive(Args, Debug, Clone, Default)]
 pub struct Load {
-    /// BTF to relocate against [default: /sys/kernel/btf/vmlinux]
+    /// The kernel's types (BTF), then those of its modules: a file, MODULE=FILE or a folder, repeatable [default: all of
+    /// /sys/kernel/btf]
     #[arg(long, value_name = "FILE")]
-    pub btf: Option<PathBuf>,
+    pub btf: Vec<String>,
 }
 
 #[derive(Args, Debug)]

@@ -34,7 +34,7 @@ enum Job {
 pub fn main(args: &Check) -> Result<u8, Failure> {
     let options = options(args)?;
     let linker = Linker::new(&args.load);
-    if args.load.btf.is_some() {
+    if !args.load.btf.is_empty() {
         linker.options()?;
     }
     let judge = Judge { args, options, linker };

@@ -1,7 +1,7 @@
 //! Objects and BTF from files.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use skep::ebpf::btf::{Btf, Kind};
 use skep::ebpf::program::Program;
@@ -29,14 +29,14 @@ pub fn object(path: &Path) -> Result<Input, Failure> {
 
 /// Links programs against what this machine's kernel offers, which is read when the first program is linked.
 pub struct Linker {
-    btf_file: Option<PathBuf>,
+    btf: Vec<String>,
     options: OnceLock<Result<LoadOptions, String>>,
 }
 
 impl Linker {
     /// A linker as the command line asks for.
     pub fn new(load: &Load) -> Linker {
-        Linker { btf_file: load.btf.clone(), options: OnceLock::new() }
+        Linker { btf: load.btf.clone(), options: OnceLock::new() }
     }
 
     /// What to link against. A BTF file that was asked for must be readable; what the kernel does not show is left out.
@@ -46,12 +46,10 @@ impl Linker {
 
     fn read(&self) -> Result<LoadOptions, String> {
         let mut options = LoadOptions::host();
-        if let Some(path) = &self.btf_file {
-            let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-            let bytes = std::fs::read(path).map_err(|e| wrong(&e))?;
-            // Another kernel's, perhaps: neither its modules nor its symbols can be asked.
-            (options.all_types, options.ksyms) = (false, Ksyms::assumed());
-            options.btf = Some(Arc::new(Btf::parse(&bytes).map_err(|e| wrong(&e))?));
+        if !self.btf.is_empty() {
+            // Another kernel's, perhaps: its symbols cannot be asked.
+            let (btf, all_types) = crate::types::read(&self.btf)?;
+            (options.btf, options.all_types, options.ksyms) = (Some(btf), all_types, Ksyms::assumed());
         }
         Ok(options)
     }

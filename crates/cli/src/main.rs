@@ -18,6 +18,7 @@ mod road;
 mod run;
 mod sarif;
 mod trace;
+mod types;
 mod value;
 
 use std::process::ExitCode;

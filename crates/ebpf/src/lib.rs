@@ -15,6 +15,7 @@ pub mod errno;
 pub mod helper;
 pub mod insn;
 pub mod kfunc;
+mod kfunc_module;
 pub mod op;
 pub mod uapi;
 

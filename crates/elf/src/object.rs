@@ -306,7 +306,12 @@ fn programs(container: &Container<'_>, functions: &[Function]) -> Vec<ProgramInf
 /// The kernel's BTF id of what the program attaches to, 0 if that is not said or not known.
 fn attach_btf_id(info: &ProgramInfo, options: &LoadOptions) -> u32 {
     let (Some(btf), false) = (&options.btf, info.attach_to.is_empty()) else { return 0 };
-    let find = |prefix: &str, pred: fn(&Kind) -> bool| btf.find(&format!("{prefix}{}", info.attach_to), pred);
+    // `module:function` means that module's.
+    let find = |prefix: &str, pred: fn(&Kind) -> bool| match info.attach_to.split_once(':') {
+        None => btf.find(&format!("{prefix}{}", info.attach_to), pred),
+        Some(("vmlinux", name)) => btf.without_modules().find(&format!("{prefix}{name}"), pred),
+        Some((module, name)) => btf.find_in_module(module, &format!("{prefix}{name}"), pred),
+    };
     let id = match info.btf_prefix {
         Some(BtfPrefix::Func(prefix)) => find(prefix, |k| matches!(k, Kind::Func { .. })),
         Some(BtfPrefix::Typedef(prefix)) => find(prefix, |k| matches!(k, Kind::Typedef { .. })),

@@ -1,17 +1,19 @@
 //! What a program is linked against: the kernel's types, configuration and symbols.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use skep_ebpf::btf::Btf;
 use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::kconfig::{Kconfig, kernel_version};
+use crate::modules::{modules_in, with_modules};
 
 /// What a program is linked against. The default knows nothing: programs that ask for something are refused.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Types that CO-RE relocations and kernel externs are resolved with.
+    /// Types that CO-RE relocations and kernel externs are resolved with; those of modules ([`Btf::with_modules`]) too.
     pub btf: Option<Arc<Btf>>,
     /// `btf` has all of the kernel's types: no module is loaded that has more.
     pub all_types: bool,
@@ -30,10 +32,14 @@ impl LoadOptions {
     pub fn host() -> LoadOptions {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let release = release.trim();
-        let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|b| Btf::parse(&b).ok());
+        let kernel = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|b| Btf::parse(&b).ok());
+        let (btf, all_types) = match kernel {
+            Some(kernel) => host_modules(Arc::new(kernel)),
+            None => (None, false),
+        };
         LoadOptions {
-            btf: btf.map(Arc::new),
-            all_types: !has_modules(),
+            btf,
+            all_types,
             kconfig: Some(Kconfig::host()),
             kernel_version: parse_release(release),
             ksyms: Ksyms::host(),
@@ -42,10 +48,19 @@ impl LoadOptions {
     }
 }
 
-/// True if the running kernel has modules with types of their own, or that cannot be told.
-fn has_modules() -> bool {
-    let Ok(files) = std::fs::read_dir("/sys/kernel/btf") else { return true };
-    files.flatten().any(|f| f.file_name() != "vmlinux")
+/// The running kernel's types with those of its modules; and whether that is all of them.
+fn host_modules(kernel: Arc<Btf>) -> (Option<Arc<Btf>>, bool) {
+    let read = || {
+        let files = modules_in(Path::new("/sys/kernel/btf")).ok()?;
+        files.into_iter().map(|(name, path)| Some((name, std::fs::read(path).ok()?))).collect::<Option<Vec<_>>>()
+    };
+    match read()
+        .map(|modules| if modules.is_empty() { Ok(None) } else { with_modules(kernel.clone(), modules).map(Some) })
+    {
+        Some(Ok(None)) => (Some(kernel), true),
+        Some(Ok(Some(all))) => (Some(Arc::new(all)), true),
+        Some(Err(_)) | None => (Some(kernel), false),
+    }
 }
 
 /// `6.18.44-generic` as a version number; 0 if it does not look like one.

@@ -196,7 +196,7 @@ pub(crate) fn kernel_type(program: Types<'_>, kernel: Types<'_>, local: u32) -> 
     let (name, kind) = (program.btf.name(local), program.btf.kind(local).map(|k| k.name()));
     let same = |id: &u32| kernel.btf.kind(*id).map(|k| k.name()) == kind;
     let found = kernel.btf.find_essential(skep_ebpf::btf::essential_name(name)).into_iter().filter(same);
-    match found.collect::<Vec<u32>>()[..] {
+    match kernel.btf.prefer_kernel(found.collect())[..] {
         _ if name.is_empty() => Err((Errno::EINVAL, "its type has no name".into())),
         [id] => Ok(id),
         [] => Err((Errno::ENOENT, format!("the kernel has no type like {name}"))),

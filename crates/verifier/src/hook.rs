@@ -195,7 +195,7 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
         }
         _ => {}
     }
-    check_function(types, options, full, how, sleeps)?;
+    check_function(types, options, id, full, how, sleeps)?;
     Ok(hook)
 }
 
@@ -229,11 +229,15 @@ fn is_hook(types: Types<'_>, name: &str) -> bool {
 }
 
 /// Functions that tracing programs are called around.
-fn check_function(types: Types<'_>, options: &Options, name: &str, how: AttachType, sleeps: bool) -> Check {
+fn check_function(types: Types<'_>, options: &Options, id: u32, name: &str, how: AttachType, sleeps: bool) -> Check {
+    let module = types.btf.module_of(id);
     // The list exists where errors can be injected at all.
     let injects = (options.profile.error_injection || types.find_func("within_error_injection_list").is_some())
-        && facts::injects_errors(name);
-    let modifiable = facts::MODIFY_RETURN.iter().find(|(n, _)| *n == name);
+        && match module {
+            None => facts::injects_errors(name),
+            Some(module) => facts::MODULES_INJECT.contains(&(module, name)),
+        };
+    let modifiable = facts::MODIFY_RETURN.iter().find(|(n, _)| *n == name && module.is_none());
     if sleeps {
         let ok = injects && !facts::INJECTS_WITHOUT_SLEEP.contains(&name) || modifiable.is_some_and(|(_, s)| *s);
         if !ok {

@@ -225,10 +225,13 @@ impl Env<'_> {
         let newest = self.options.profile.since(6, 18);
         match (self.prog.prog_type, self.prog.attach_type) {
             (ProgType::Tracing, Some(AttachType::TraceRawTp)) => {
+                let nullable = facts::nullable_arguments(self.hook.name, newest);
+                let module = types.btf.module_of(self.prog.attach_btf_id).is_some();
                 if facts::may_be_error(self.hook.name, n, newest) {
                     Special::Error
-                } else if facts::nullable_arguments(self.hook.name, newest) & 1u32.checked_shl(n as u32).unwrap_or(0)
-                    != 0
+                } else if nullable & 1u32.checked_shl(n as u32).unwrap_or(0) != 0
+                    // Of a module's tracepoints little is known.
+                    || module && !facts::is_known_tracepoint(self.hook.name, newest)
                 {
                     Special::Nullable
                 } else {

@@ -16,6 +16,7 @@ static NULLABLE: &[(&str, u32)] = &[
     ("afs_make_fs_call2", 0b10),
     ("afs_make_fs_calli", 0b10),
     ("afs_protocol_error", 0b1),
+    ("bpf_testmod_test_read", 0),
     ("break_lease_block", 0b10),
     ("break_lease_noblock", 0b10),
     ("break_lease_unblock", 0b10),
@@ -116,6 +117,15 @@ static MAY_BE_ERROR_6_12: &[(&str, usize)] = &[("signal_generate", 1), ("signal_
 pub(crate) fn may_be_error(tracepoint: &str, argument: usize, since_6_18: bool) -> bool {
     let row = &(tracepoint, argument);
     MAY_BE_ERROR.contains(row) || !since_6_18 && MAY_BE_ERROR_6_12.contains(row)
+}
+
+/// True for a tracepoint of which the kernel knows what may be null; of a module's others any argument may be.
+pub(crate) fn is_known_tracepoint(tracepoint: &str, since_6_18: bool) -> bool {
+    let of_version = if since_6_18 { NULLABLE_6_18 } else { NULLABLE_6_12 };
+    let mut nullable = NULLABLE.iter().chain(of_version);
+    nullable.any(|(name, _)| *name == tracepoint)
+        || MAY_BE_ERROR.iter().any(|(name, _)| *name == tracepoint)
+        || !since_6_18 && MAY_BE_ERROR_6_12.iter().any(|(name, _)| *name == tracepoint)
 }
 
 /// What the context of an iterator gives beside trusted pointers: target, argument, what it is.
@@ -268,6 +278,10 @@ static ERROR_INJECTION: &[&str] = &[
 /// Of those, the ones that are also called where nothing may sleep.
 pub(crate) static INJECTS_WITHOUT_SLEEP: &[&str] =
     &["__filemap_add_folio", "should_fail_alloc_page", "should_failslab"];
+
+/// Functions of modules whose result can be made an error: module, function. Those of the kernel's test module, 6.12.
+pub(crate) static MODULES_INJECT: &[(&str, &str)] =
+    &[("bpf_testmod", "bpf_testmod_test_read"), ("bpf_testmod", "bpf_testmod_test_write")];
 
 /// Kernel functions made for tests of `fmod_ret` and others whose result programs may change; with whether they sleep.
 pub(crate) static MODIFY_RETURN: &[(&str, bool)] = &[

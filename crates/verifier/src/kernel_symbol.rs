@@ -47,6 +47,8 @@ impl Env<'_> {
 
 /// True if the variable is one of those that every CPU has its own of.
 fn is_percpu(types: Types<'_>, var: u32) -> bool {
-    let Some(section) = types.btf.find(".data..percpu", |k| matches!(k, Type::Datasec { .. })) else { return false };
-    matches!(types.btf.kind(section), Some(Type::Datasec { vars, .. }) if vars.iter().any(|v| v.0 == var))
+    // The kernel has such a section, and so may each module.
+    types.btf.find_essential(".data..percpu").iter().any(|section| {
+        matches!(types.btf.kind(*section), Some(Type::Datasec { vars, .. }) if vars.iter().any(|v| v.0 == var))
+    })
 }

@@ -58,6 +58,7 @@ static ROWS: &[Row] = &[
     tcp("tcp_sock", &["ecn_flags"], Start),
     tcp("tcp_sock", &["app_limited"], Start),
     row("bpf_dummy_ops", "bpf_dummy_ops_state", "bpf_dummy_ops_state", &[], Inside),
+    row("bpf_testmod_st_ops", "st_ops_args", "st_ops_args", &[], Inside),
     row("hid_bpf_ops", "hid_bpf_ctx", "hid_bpf_ctx", &["retval"], Inside),
     row("hid_bpf_ops", "hid_device", "hid_device", &["name"], Text),
     row("hid_bpf_ops", "hid_device", "hid_device", &["uniq"], Text),

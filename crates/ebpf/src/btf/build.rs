@@ -2,13 +2,15 @@
 
 use alloc::vec::Vec;
 
-use super::{Kind, Linkage};
+use super::{Btf, Kind, Linkage};
 
 /// Collects types and strings; ids count from 1 in the order of [`Builder::add`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     types: Vec<u8>,
     strings: Vec<u8>,
+    /// Offset of the first own string.
+    first_str: u32,
     next_id: u32,
 }
 
@@ -21,7 +23,12 @@ impl Default for Builder {
 impl Builder {
     /// An empty blob.
     pub fn new() -> Builder {
-        Builder { types: Vec::new(), strings: alloc::vec![0], next_id: 1 }
+        Builder { types: Vec::new(), strings: alloc::vec![0], first_str: 0, next_id: 1 }
+    }
+
+    /// A blob that continues `base`, as a kernel module's does.
+    pub fn continuing(base: &Btf) -> Builder {
+        Builder { types: Vec::new(), strings: Vec::new(), first_str: base.strings_end(), next_id: base.len() }
     }
 
     /// Adds a string and gives its offset; the empty string is at 0.
@@ -29,7 +36,7 @@ impl Builder {
         if s.is_empty() {
             return 0;
         }
-        let off = self.strings.len() as u32;
+        let off = self.first_str + self.strings.len() as u32;
         self.strings.extend_from_slice(s.as_bytes());
         self.strings.push(0);
         off

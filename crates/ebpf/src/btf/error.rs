@@ -66,6 +66,8 @@ pub enum BtfError {
     },
     /// More types than ids.
     TooMany,
+    /// A module's types do not continue those of the kernel that they are put beside.
+    Base,
 }
 
 impl fmt::Display for BtfError {
@@ -84,6 +86,7 @@ impl fmt::Display for BtfError {
                 write!(f, ".BTF.ext: records of {table} cannot have {found} bytes")
             }
             BtfError::TooMany => write!(f, "BTF has too many types"),
+            BtfError::Base => write!(f, "BTF of a module does not continue that of the kernel"),
         }
     }
 }

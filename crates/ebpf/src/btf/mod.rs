@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 pub mod build;
 mod error;
 pub mod ext;
+mod modules;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,8 @@ pub struct Btf {
     chain: Vec<u32>,
     /// (type tagged, id of the tag), sorted.
     tags: Vec<(u32, u32)>,
+    /// The modules that own types are of, by their first ids.
+    modules: Vec<modules::Range>,
 }
 
 impl Default for Btf {
@@ -61,6 +64,7 @@ impl Default for Btf {
             buckets: Vec::new(),
             chain: Vec::new(),
             tags: Vec::new(),
+            modules: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{Btf, BtfError, Composite, Kind, Linkage, Member, Param, Type, essent
 /// Magic number of `.BTF` and `.BTF.ext`.
 const MAGIC: u16 = 0xeb9f;
 /// The kernel's limit on type ids; leaves room for a split blob on top of any base.
-const MAX_TYPES: u32 = 0x00ff_ffff;
+pub(super) const MAX_TYPES: u32 = 0x00ff_ffff;
 
 /// A cursor over little-endian words that knows where it is.
 pub(super) struct Words<'a> {
@@ -116,7 +116,7 @@ pub(super) fn parse(base: Option<Arc<Btf>>, bytes: &[u8]) -> Result<Btf, BtfErro
     }
 
     let (first_id, first_str) = match &base {
-        Some(b) => (b.len(), b.first_str.saturating_add(b.strings.len() as u32)),
+        Some(b) => (b.len(), b.strings_end()),
         None => (0, 0),
     };
     let mut btf = Btf {
@@ -128,6 +128,7 @@ pub(super) fn parse(base: Option<Arc<Btf>>, bytes: &[u8]) -> Result<Btf, BtfErro
         buckets: Vec::new(),
         chain: Vec::new(),
         tags: Vec::new(),
+        modules: Vec::new(),
     };
     if btf.base.is_none() {
         btf.types.push(Type { name_off: 0, kind: Kind::Void });
@@ -254,7 +255,7 @@ impl Btf {
     }
 
     /// Builds the name index and the list of tags.
-    fn index(&mut self) {
+    pub(super) fn index(&mut self) {
         let buckets = self.types.len().next_power_of_two();
         let mut heads = alloc::vec![0u32; buckets];
         let mut chain = alloc::vec![0u32; self.types.len()];

@@ -187,11 +187,11 @@ impl<'a> Relocator<'a> {
     }
 }
 
-/// Types of the target with the same name (flavors aside) and kind.
+/// Types of the target with the same name (flavors aside) and kind; those of modules only if the kernel has none.
 fn candidates(local: &Btf, id: u32, target: &Btf) -> Vec<u32> {
     let mut found = target.find_essential(essential_name(local.name(id)));
     found.retain(|&t| same_kind(local.kind(id), target.kind(t)));
-    found
+    target.prefer_kernel(found)
 }
 
 /// True if two types are of the same kind; the two kinds of enums count as one.

@@ -73,7 +73,9 @@ fn side(kind: K, btf: &Btf, path: Option<&Path>) -> Result<Option<Side>, CoreErr
             Ok(Some(Side::of(path.is_some().into())))
         }
         // The number of a type may change with every build of the object: nothing to compare with.
-        (K::TypeIdLocal | K::TypeIdTarget, Some(p)) => Ok(Some(Side { check: false, ..Side::of(p.root.into()) })),
+        (K::TypeIdLocal | K::TypeIdTarget, Some(p)) => {
+            Ok(Some(Side { check: false, ..Side::of(btf.own_id(p.root).into()) }))
+        }
         (K::TypeSize, Some(p)) => Ok(Some(Side::of(btf.size_of(p.root).ok_or(CoreError::NoSize)?))),
         (K::TypeIdLocal | K::TypeIdTarget | K::TypeSize, None) => Ok(Some(Side::of(0))),
         (_, None) => Ok(None),

@@ -136,7 +136,11 @@ fn registered(btf: &Btf, func: u32) -> Option<&'static Kfunc> {
         return None;
     }
     let everywhere = || btf.find(ALWAYS_THERE, |k| matches!(k, Type::Func { .. })).is_some_and(tagged);
-    Kfunc::by_name(btf.name(func)).filter(|_| tagged(func) || !everywhere())
+    let row = match btf.module_of(func) {
+        None => Kfunc::by_name(btf.name(func)),
+        Some(module) => Kfunc::of_module(module, btf.name(func)),
+    };
+    row.filter(|_| tagged(func) || !everywhere())
 }
 
 /// What a function returns and takes.
@@ -176,7 +180,7 @@ pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
                 .map_err(whole);
         };
         let device_bound = crate::target::is_device_bound(program, options);
-        if !device_bound && Kfunc::by_name(btf.name(func)).is_some_and(|k| k.has(kf::DEVICE_BOUND)) {
+        if !device_bound && registered(btf, func).is_some_and(|k| k.has(kf::DEVICE_BOUND)) {
             return invalid!(
                 KfuncNotAllowed,
                 "{} is for programs that are bound to a network device, which this one is not",

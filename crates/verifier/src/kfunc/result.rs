@@ -92,10 +92,10 @@ impl<'p> Env<'p> {
         Ok(r0)
     }
 
-    /// What an address is seen as: untrusted, for reading.
+    /// What an address is seen as: untrusted, for reading. The number is one of the kernel's own types.
     fn read_only_view(&self, call: &KfuncCall<'p>) -> Check<Reg> {
         let id = call.constant.and_then(|x| u32::try_from(x).ok());
-        match id.and_then(|id| Some((id, call.btf.kind(id)?))) {
+        match id.and_then(|id| Some((id, call.btf.without_modules().kind(id)?))) {
             Some((id, Type::Struct(_) | Type::Union(_))) => {
                 Ok(Reg { what: id, flags: flag::UNTRUSTED, ..Reg::pointer(Kind::Btf) })
             }

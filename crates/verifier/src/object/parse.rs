@@ -9,8 +9,15 @@ use super::record::{Content, Field, FieldKind, Pointee, Record};
 const MAX_FIELDS: usize = 11;
 
 /// Kernel types that can be held by reference in a map: those whose destructor the kernel knows.
-const DESTRUCTIBLE: [&str; 6] =
-    ["bpf_cpumask", "bpf_crypto_ctx", "cgroup", "prog_test_member", "prog_test_ref_kfunc", "task_struct"];
+const DESTRUCTIBLE: [&str; 7] = [
+    "bpf_cpumask",
+    "bpf_crypto_ctx",
+    "bpf_testmod_ctx",
+    "cgroup",
+    "prog_test_member",
+    "prog_test_ref_kfunc",
+    "task_struct",
+];
 
 /// What the fields are part of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
