@@ -41,10 +41,12 @@ errnos! {
     ENODEV = 19, "no such device";
     EINVAL = 22, "invalid argument";
     EMFILE = 24, "too many open files";
+    ENOTTY = 25, "not a request of this kind of file";
     ENOSPC = 28, "no space left";
     EROFS = 30, "read-only";
     EDOM = 33, "argument out of domain";
     ERANGE = 34, "out of range";
+    ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "not implemented";
     ELOOP = 40, "too many levels";
     ENODATA = 61, "no data";
@@ -54,6 +56,8 @@ errnos! {
     EILSEQ = 84, "illegal byte sequence";
     EPROTONOSUPPORT = 93, "protocol not supported";
     EOPNOTSUPP = 95, "operation not supported";
+    EAFNOSUPPORT = 97, "address family not supported";
+    EADDRNOTAVAIL = 99, "address not available";
     ESTALE = 116, "stale handle";
     ENOTSUPP = 524, "not supported";
 }

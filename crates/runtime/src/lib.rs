@@ -26,4 +26,4 @@ mod view;
 
 pub use image::Image;
 #[cfg(feature = "control")]
-pub use machine::{Machine, Run};
+pub use machine::{At, Machine, Run};

@@ -164,6 +164,32 @@ fields! {
     }
     /// `BPF_ENABLE_STATS`.
     enable_stats { TYPE = 0, ; 4 }
+    /// `BPF_LINK_CREATE`.
+    link_create {
+        PROG_FD = 0, TARGET_FD = 4, ATTACH_TYPE = 8, FLAGS = 12, COOKIE = 16,
+        KPROBE_FLAGS = 16, KPROBE_CNT = 20, KPROBE_SYMS = 24, KPROBE_ADDRS = 32, KPROBE_COOKIES = 40,
+        UPROBE_PATH = 16, UPROBE_OFFSETS = 24, UPROBE_REF_CTRS = 32, UPROBE_COOKIES = 40, UPROBE_CNT = 48,
+        UPROBE_FLAGS = 52, UPROBE_PID = 56,
+        ; 60
+    }
+    /// `BPF_LINK_UPDATE`.
+    link_update { LINK_FD = 0, NEW_PROG_FD = 4, FLAGS = 8, OLD_PROG_FD = 12, ; 16 }
+    /// `BPF_LINK_DETACH`.
+    link_detach { LINK_FD = 0, ; 4 }
+    /// `BPF_RAW_TRACEPOINT_OPEN`.
+    raw_tracepoint { NAME = 0, PROG_FD = 8, COOKIE = 16, ; 24 }
+    /// `BPF_TASK_FD_QUERY`.
+    task_fd_query {
+        PID = 0, FD = 4, FLAGS = 8, BUF_LEN = 12, BUF = 16, PROG_ID = 24, FD_TYPE = 28, PROBE_OFFSET = 32,
+        PROBE_ADDR = 40,
+        ; 48
+    }
+    /// `BPF_PROG_QUERY`.
+    prog_query {
+        TARGET_FD = 0, ATTACH_TYPE = 4, QUERY_FLAGS = 8, ATTACH_FLAGS = 12, PROG_IDS = 16, COUNT = 24,
+        PROG_ATTACH_FLAGS = 32, LINK_IDS = 40, LINK_ATTACH_FLAGS = 48, REVISION = 56,
+        ; 64
+    }
     /// `BPF_PROG_BIND_MAP`.
     prog_bind_map { PROG_FD = 0, MAP_FD = 4, FLAGS = 8, ; 12 }
 }

@@ -26,6 +26,12 @@ impl std::fmt::Debug for Bell {
 }
 
 impl Bell {
+    /// A bell that nobody but its owner rings.
+    pub(super) fn new(unread: impl Fn() -> bool + Send + Sync + 'static) -> io::Result<Arc<Bell>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Bell { event, unread: Box::new(unread) }))
+    }
+
     /// Readable when the ring may have got something to read.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
@@ -43,7 +49,7 @@ impl Bell {
         self.ring();
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         if self.unread() {
             // A count that is full is readable, which is all it is for.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -80,8 +86,7 @@ impl Bells {
 
     /// A new bell, silent once it is dropped; `unread` says whether there is something to read.
     pub fn add(&self, unread: impl Fn() -> bool + Send + Sync + 'static) -> io::Result<Arc<Bell>> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let bell = Arc::new(Bell { event, unread: Box::new(unread) });
+        let bell = Bell::new(unread)?;
         let mut list = lock(&self.list);
         list.retain(|b| b.strong_count() > 0);
         list.push(Arc::downgrade(&bell));

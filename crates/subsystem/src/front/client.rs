@@ -66,6 +66,8 @@ pub struct Client {
     /// Bytes that the user may be charged: `RLIMIT_MEMLOCK` in 4.17 (`EPERM` above it), the limit of a control group
     /// later (`ENOMEM`).
     pub memlock: u64,
+    /// Its process and thread; `None` for the process that we are in, and whichever thread calls.
+    pub task: Option<(u32, u32)>,
 }
 
 impl std::fmt::Debug for Client {
@@ -88,7 +90,19 @@ impl Client {
             caps: Caps::ALL,
             uid: rustix::process::getuid().as_raw(),
             memlock: u64::MAX,
+            task: None,
         }
+    }
+
+    /// The thread that calls.
+    pub fn tid(&self) -> u32 {
+        // SAFETY: the call takes nothing.
+        self.task.map_or_else(|| unsafe { libc::gettid() }.cast_unsigned(), |(_, tid)| tid)
+    }
+
+    /// True if this is the caller's process.
+    pub fn is_process(&self, pid: u32) -> bool {
+        self.task.map_or_else(std::process::id, |(pid, _)| pid) == pid
     }
 
     /// Reads `len` bytes.

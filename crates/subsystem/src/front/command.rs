@@ -94,19 +94,17 @@ impl Subsystem {
             Command::MapGetFdById => self.map_fd_by_id(client, attr),
             Command::BtfGetFdById => self.btf_fd_by_id(client, attr),
             Command::EnableStats => self.enable_stats(client, attr),
-            // What attaches to cgroups, network devices and the kernel's own tracepoints has nothing here to attach to.
-            Command::ProgAttach
-            | Command::ProgDetach
-            | Command::ProgQuery
-            | Command::RawTracepointOpen
-            | Command::TaskFdQuery
-            | Command::LinkCreate
-            | Command::LinkUpdate
-            | Command::LinkGetFdById
-            | Command::LinkGetNextId
-            | Command::LinkDetach
-            | Command::IterCreate
-            | Command::TokenCreate => Err(Errno::EOPNOTSUPP),
+            Command::ProgAttach => self.prog_attach(client, attr),
+            Command::ProgDetach => self.prog_detach(client, attr),
+            Command::ProgQuery => self.prog_query(client, attr),
+            Command::RawTracepointOpen => self.raw_tracepoint_open(client, attr),
+            Command::TaskFdQuery => self.task_fd_query(client, attr),
+            Command::LinkCreate => self.link_create(client, attr),
+            Command::LinkUpdate => self.link_update(client, attr),
+            Command::LinkDetach => self.link_detach(client, attr),
+            Command::LinkGetFdById => self.link_fd_by_id(client, attr),
+            Command::LinkGetNextId => info::next_id(client, attr, &self.links),
+            Command::IterCreate | Command::TokenCreate => Err(Errno::EOPNOTSUPP),
         }
     }
 }

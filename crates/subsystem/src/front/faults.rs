@@ -34,6 +34,14 @@ points! {
     MapPlace;
     /// Memory for types.
     BtfAlloc;
+    /// Memory for a perf event.
+    PerfAlloc;
+    /// Memory for its ring.
+    PerfRing;
+    /// Memory for a link.
+    LinkAlloc;
+    /// Its number.
+    LinkId;
     /// A descriptor.
     Fd;
 }

@@ -31,6 +31,12 @@ pub trait SecurityHooks: Send + Sync {
         Ok(())
     }
 
+    /// A program that is to be attached to something.
+    fn attach(&self, client: &Client, program: &super::object::ProgObject) -> Result<(), Errno> {
+        let _ = (client, program);
+        Ok(())
+    }
+
     /// A program that was permitted has gone, or was not loaded after all.
     fn prog_free(&self, name: &str) {
         let _ = name;

@@ -34,14 +34,14 @@ pub(super) fn next_id<T>(client: &Client, attr: &mut Attr<'_>, ids: &Ids<T>) -> 
 }
 
 /// A structure of the user API that is filled in: what the caller gave, cut or padded to this kernel's size.
-struct Info<const N: usize> {
+pub(super) struct Info<const N: usize> {
     bytes: [u8; N],
     given: usize,
     at: u64,
 }
 
 impl<const N: usize> Info<N> {
-    fn take(client: &Client, attr: &Attr<'_>) -> Result<Info<N>, Errno> {
+    pub fn take(client: &Client, attr: &Attr<'_>) -> Result<Info<N>, Errno> {
         let (len, at) = (attr.u32(info::INFO_LEN), attr.u64(info::INFO));
         if len > MAX_INFO {
             return Err(Errno::E2BIG);
@@ -56,25 +56,25 @@ impl<const N: usize> Info<N> {
         Ok(Info { bytes, given, at })
     }
 
-    fn u32(&self, at: usize) -> u32 {
+    pub fn u32(&self, at: usize) -> u32 {
         self.bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b))
     }
 
-    fn u64(&self, at: usize) -> u64 {
+    pub fn u64(&self, at: usize) -> u64 {
         self.bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_ne_bytes(*b))
     }
 
-    fn put(&mut self, at: usize, bytes: &[u8]) {
+    pub fn put(&mut self, at: usize, bytes: &[u8]) {
         if let Some(to) = self.bytes.get_mut(at..at + bytes.len()) {
             to.copy_from_slice(bytes);
         }
     }
 
-    fn put_u32(&mut self, at: usize, x: u32) {
+    pub fn put_u32(&mut self, at: usize, x: u32) {
         self.put(at, &x.to_ne_bytes());
     }
 
-    fn put_u64(&mut self, at: usize, x: u64) {
+    pub fn put_u64(&mut self, at: usize, x: u64) {
         self.put(at, &x.to_ne_bytes());
     }
 
@@ -96,7 +96,7 @@ impl<const N: usize> Info<N> {
         Ok(())
     }
 
-    fn give(self, client: &Client, attr: &mut Attr<'_>) -> Result<i32, Errno> {
+    pub fn give(self, client: &Client, attr: &mut Attr<'_>) -> Result<i32, Errno> {
         client.memory.write(self.at, &self.bytes[..self.given])?;
         attr.answer(info::INFO_LEN, &(self.given as u32).to_ne_bytes())?;
         Ok(0)
@@ -114,7 +114,8 @@ pub(super) fn by_fd(subsystem: &Subsystem, client: &Client, attr: &mut Attr<'_>)
         Object::Prog(prog) => prog_info(client, attr, &prog),
         Object::Map(map, _) => map_info(client, attr, map.object()),
         Object::Btf(btf) => btf_info(client, attr, &btf),
-        Object::Stats(_) => {
+        Object::Link(link) => super::link::info_by_fd(client, attr, &link),
+        Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_) => {
             let _ = subsystem;
             Err(Errno::EINVAL)
         }
@@ -197,7 +198,7 @@ fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Re
     let (ns, runs) = prog.runs.get();
     i.put_u64(192, ns);
     i.put_u64(200, runs);
-    i.put_u64(208, 0);
+    i.put_u64(208, prog.runs.misses());
     i.put_u32(216, u32::try_from(prog.verified.stats().insns_processed).unwrap_or(u32::MAX));
     i.put_u32(220, 0);
     i.put_u32(224, program.attach_btf_id);

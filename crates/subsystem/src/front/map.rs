@@ -230,6 +230,9 @@ impl Subsystem {
         if nested::is_nested(named.map_type()) {
             return self.put_inner(client, &named.map, key, value, flags);
         }
+        if named.map_type() == MapType::PerfEventArray {
+            return put_event(client, &named.map, key, value, flags);
+        }
         if named.map_type() != MapType::ProgArray {
             return named.map.map.update(key, value, flags);
         }
@@ -251,6 +254,9 @@ impl Subsystem {
         named.may_write()?;
         let key = named.key(client, attr.u64(map_elem::KEY))?;
         self.delete_element(&named.map, &key)?;
+        if let Some(index) = key.first_chunk() {
+            named.map.events.remove(u32::from_ne_bytes(*index));
+        }
         Ok(0)
     }
 
@@ -533,4 +539,19 @@ impl MapObject {
         programs.remove(&index);
         Ok(())
     }
+}
+
+/// Puts a perf event into an array of them.
+fn put_event(client: &Client, map: &MapObject, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let index = key.try_into().map_or(u32::MAX, u32::from_ne_bytes);
+    if index >= map.map.def().max_entries {
+        return Err(Errno::E2BIG);
+    }
+    let fd = value.try_into().map_or(-1, i32::from_ne_bytes);
+    // What is open but no event is a bad descriptor to this.
+    let Ok(Object::Perf(event)) = client.files.get(fd) else { return Err(Errno::EBADF) };
+    map.events.put(&map.map, index, event)
 }

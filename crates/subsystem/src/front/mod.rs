@@ -15,16 +15,20 @@ pub mod handed;
 pub mod hooks;
 pub mod ids;
 mod info;
+pub mod link;
 mod log;
 mod map;
 mod nested;
 pub mod object;
 pub mod offload;
+pub mod perf;
 mod pin;
+pub mod probe;
 mod prog;
 mod resolve;
 pub mod route;
 mod run;
+pub mod tracefs;
 pub mod vfs;
 mod words;
 mod world;
@@ -47,9 +51,13 @@ use bells::Bell;
 use faults::{FaultPoint, Faults};
 use hooks::SecurityHooks;
 use ids::Ids;
+use link::{LinkObject, RawTracepoints};
 use object::{BtfObject, MapObject, Object, ProgObject};
 use offload::Devices;
 use pin::Pins;
+use probe::{AllSites, Functions, ProbeSites, Runner};
+use tracefs::TraceFs;
+use tracefs::event::Means;
 use world::World;
 
 /// The kernel whose load path is played.
@@ -80,6 +88,8 @@ pub struct Config {
     pub kernel_btf: Option<Arc<Btf>>,
     /// vCPU slots, that is possible CPUs; 0 for the default of a session.
     pub slots: u32,
+    /// What can be probed, besides the functions that this process publishes.
+    pub sites: Vec<Arc<dyn ProbeSites>>,
 }
 
 /// A kernel's eBPF subsystem, in this process.
@@ -95,6 +105,12 @@ pub struct Subsystem {
     stats_users: Arc<AtomicU64>,
     accounts: Arc<Accounts>,
     devices: Devices,
+    links: Arc<Ids<LinkObject>>,
+    functions: Arc<Functions>,
+    means: Means,
+    tracefs: TraceFs,
+    raw_tracepoints: RawTracepoints,
+    perf_ids: AtomicU64,
 }
 
 impl std::fmt::Debug for Config {
@@ -112,6 +128,8 @@ pub struct Alive {
     pub progs: usize,
     /// Sets of types.
     pub btfs: usize,
+    /// Links.
+    pub links: usize,
     /// Pins.
     pub pins: usize,
     /// Bytes of the programs' code.
@@ -122,17 +140,29 @@ impl Subsystem {
     /// An empty one.
     pub fn new(config: Config) -> std::io::Result<Subsystem> {
         let slots = if config.slots == 0 { crate::session::Options::default().slots } else { config.slots };
+        let world = Arc::new(World::new(slots)?);
+        let stats_users: Arc<AtomicU64> = Arc::default();
+        let functions: Arc<Functions> = Arc::default();
+        let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
+        sites.extend(config.sites.iter().cloned());
+        let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
         Ok(Subsystem {
             config,
             slots,
-            world: Arc::new(World::new(slots)?),
+            world,
             maps: Arc::default(),
             progs: Arc::default(),
             btfs: Arc::default(),
             pins: Pins::default(),
-            stats_users: Arc::default(),
+            stats_users,
             accounts: Arc::default(),
             devices: Devices::default(),
+            links: Arc::default(),
+            functions,
+            means: Means { runner, sites: AllSites::new(sites) },
+            tracefs: TraceFs::default(),
+            raw_tracepoints: RawTracepoints::default(),
+            perf_ids: AtomicU64::new(0),
         })
     }
 
@@ -159,6 +189,11 @@ impl Subsystem {
         &self.devices
     }
 
+    /// The functions of this process that can be probed.
+    pub fn functions(&self) -> &Functions {
+        &self.functions
+    }
+
     /// What users are charged.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
@@ -166,7 +201,11 @@ impl Subsystem {
 
     /// What is rung when an object's ring has something to read; `None` for objects that nobody can wait for.
     pub fn bell(&self, object: &Object) -> Result<Option<Arc<Bell>>, Errno> {
-        let Object::Map(map, _) = object else { return Ok(None) };
+        let map = match object {
+            Object::Map(map, _) => map,
+            Object::Perf(event) => return Ok(Some(Arc::clone(event.bell()))),
+            _ => return Ok(None),
+        };
         if map.map.def().map_type != MapType::Ringbuf {
             return Ok(None);
         }
@@ -206,8 +245,14 @@ impl Subsystem {
             maps: self.maps.len(),
             progs: self.progs.len(),
             btfs: self.btfs.len(),
+            links: self.links.len(),
             pins: self.pin_count(),
             code_bytes: self.world.code_bytes(),
         }
     }
+}
+
+/// True for programs that may sleep.
+fn is_sleepable(prog: &ProgObject) -> bool {
+    prog.verified.program().flags & skep_ebpf::uapi::prog_flags::SLEEPABLE != 0
 }

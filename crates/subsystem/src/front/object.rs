@@ -15,7 +15,9 @@ use super::account::Charge;
 use super::bells::Bell;
 use super::hooks::Told;
 use super::ids::Id;
+use super::link::LinkObject;
 use super::offload::Offloaded;
+use super::perf::{Feed, PerfEvent};
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
 
@@ -30,6 +32,12 @@ pub enum Object {
     Btf(Arc<BtfObject>),
     /// Run-time statistics are on while this is open.
     Stats(Arc<StatsSwitch>),
+    /// A perf event.
+    Perf(Arc<PerfEvent>),
+    /// A link.
+    Link(Arc<LinkObject>),
+    /// A file of the virtual tracefs, to be written, by its path.
+    TraceFile(Arc<str>),
 }
 
 impl Object {
@@ -40,12 +48,16 @@ impl Object {
             Object::Prog(_) => "bpf-prog",
             Object::Btf(_) => "btf",
             Object::Stats(_) => "bpf-stats",
+            Object::Perf(_) => "[perf_event]",
+            Object::Link(_) => "bpf_link",
+            Object::TraceFile(_) => "tracefs",
         }
     }
 
     /// The memory behind a descriptor, where it can be mapped.
     pub fn memory(&self) -> Option<BorrowedFd<'_>> {
         match self {
+            Object::Perf(event) => Some(event.memory()),
             Object::Map(map, _) if map.can_be_mapped() => Some(map.map.arena().fd()),
             _ => None,
         }
@@ -100,6 +112,8 @@ pub struct MapObject {
     inner: Mutex<HashMap<Vec<u8>, Arc<MapObject>>>,
     /// The programs in a prog array, by index.
     pub programs: Mutex<HashMap<u32, Arc<ProgObject>>>,
+    /// The events in a perf event array.
+    pub(super) events: Feed,
     /// Rung when there is something to read, once somebody waits for that.
     pub(super) bell: OnceLock<Arc<Bell>>,
 }
@@ -150,6 +164,7 @@ impl Drop for MapUser {
     fn drop(&mut self) {
         if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.clear_programs();
+            self.0.events.clear(&self.0.map);
         }
     }
 }
@@ -190,6 +205,7 @@ impl MapObject {
             owner: Mutex::default(),
             users: AtomicU64::new(0),
             programs: Mutex::default(),
+            events: Feed::default(),
             bell: OnceLock::new(),
         }
     }
@@ -261,6 +277,13 @@ pub struct ProgObject {
 }
 
 impl ProgObject {
+    /// Hands on what its runs wrote to perf event arrays.
+    pub(super) fn feed(&self) {
+        for map in self.maps().iter() {
+            map.events.deliver();
+        }
+    }
+
     /// The maps that it holds.
     pub fn maps(&self) -> MutexGuard<'_, Vec<Arc<MapObject>>> {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
@@ -272,6 +295,7 @@ impl ProgObject {
 pub struct RunStats {
     ns: AtomicU64,
     count: AtomicU64,
+    misses: AtomicU64,
 }
 
 impl RunStats {
@@ -279,6 +303,16 @@ impl RunStats {
     pub fn add(&self, count: u64, ns: u64) {
         self.count.fetch_add(count, Ordering::Relaxed);
         self.ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// Counts a run that was skipped: the program, or one that keeps it out, was running already.
+    pub fn miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs that were skipped.
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
     }
 
     /// Nanoseconds and runs.

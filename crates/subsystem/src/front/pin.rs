@@ -81,7 +81,7 @@ impl Subsystem {
             return Err(Errno::EINVAL);
         }
         let object = client.files.get(attr.fd(obj::BPF_FD)).map_err(|_| Errno::EINVAL)?;
-        if matches!(object, Object::Btf(_) | Object::Stats(_)) {
+        if matches!(object, Object::Btf(_) | Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_)) {
             return Err(Errno::EINVAL);
         }
         let path = self.path(client, attr)?;
@@ -121,7 +121,7 @@ impl Subsystem {
         let object = self.pins.lock().get(&path).cloned().ok_or(Errno::ENOENT)?;
         let object = match object {
             Object::Map(map, _) => Object::Map(map, MapAccess::from_flags(flags)),
-            Object::Prog(_) if flags & both != 0 => return Err(Errno::EINVAL),
+            Object::Prog(_) | Object::Link(_) if flags & both != 0 => return Err(Errno::EINVAL),
             other => other,
         };
         self.install(client, object)

@@ -16,6 +16,7 @@ use super::Subsystem;
 use super::client::Client;
 use super::handed::{Handed, OwnProcess};
 use super::object::Object;
+use super::tracefs::Open;
 use super::vfs::Node;
 
 /// Attributes of `bpf(2)` may be no longer than a page.
@@ -67,6 +68,13 @@ impl Router {
                 self.handed.tidy();
                 Some(self.bpf(a as u32, b, c))
             }
+            libc::SYS_perf_event_open => {
+                self.handed.tidy();
+                let opened = self.subsystem.perf_event_open(&self.client, a, b as i32, c as i32, d as i32, e);
+                Some(opened.map(i64::from))
+            }
+            libc::SYS_read => self.read(a, b, c),
+            libc::SYS_write => self.write(a, b, c),
             // There is nothing that this could come from.
             SYS_UPROBE => Some(Err(Errno::ENOSYS)),
             libc::SYS_open => self.open(a, b),
@@ -80,7 +88,7 @@ impl Router {
             libc::SYS_unlinkat if c == 0 => self.unlink(b),
             libc::SYS_mkdir => self.make_folder(a),
             libc::SYS_mkdirat => self.make_folder(b),
-            libc::SYS_mmap => self.map_memory(c, d, e),
+            libc::SYS_mmap => self.map_memory(args),
             libc::SYS_ioctl => self.ioctl(a, b, c),
             libc::SYS_epoll_ctl => self.wait_for(a, b, c, d),
             _ => None,
@@ -117,8 +125,11 @@ impl Router {
 
     fn open(&self, path: u64, flags: u64) -> Option<Answer> {
         let flags = OFlags::from_bits_retain(flags as u32);
-        let node = self.node(path)?;
+        let name = self.path(path)?;
+        let node = self.subsystem.node(&name)?;
         Some(node.and_then(|node| match node {
+            Node::Control(_) if flags.intersects(OFlags::WRONLY | OFlags::RDWR) => self.open_control(&name, flags),
+            Node::Control(bytes) => self.open_text(&bytes),
             Node::Text(_) if flags.intersects(OFlags::WRONLY | OFlags::RDWR) => Err(Errno::EACCES),
             Node::Text(bytes) => self.open_text(&bytes),
             // As bpffs answers.
@@ -164,7 +175,7 @@ impl Router {
             Node::Pin if self.subsystem.unpin(&path) => Ok(0),
             Node::Pin => Err(Errno::ENOENT),
             Node::Folder => Err(Errno(libc::EISDIR)),
-            Node::Text(_) => Err(Errno::EPERM),
+            Node::Text(_) | Node::Control(_) => Err(Errno::EPERM),
         }))
     }
 
@@ -177,7 +188,7 @@ impl Router {
     }
 
     /// What can be mapped is the object's own memory, which the kernel maps.
-    fn map_memory(&self, prot: u64, flags: u64, fd: u64) -> Option<Answer> {
+    fn map_memory(&self, [_, len, prot, flags, fd, offset]: [u64; 6]) -> Option<Answer> {
         if flags & libc::MAP_ANONYMOUS as u64 != 0 {
             return None;
         }
@@ -185,15 +196,44 @@ impl Router {
         let write = prot & libc::PROT_WRITE as u64 != 0;
         match &object {
             Object::Map(map, _) if write && map.map.is_frozen() => Some(Err(Errno::EPERM)),
+            Object::Perf(_) => {
+                let shared = flags & libc::MAP_TYPE as u64 != libc::MAP_PRIVATE as u64;
+                // The mapping holds the file, and with it the event, as long as the kernel has it mapped.
+                self.subsystem.perf_mmap(&self.client, fd as i32, len, offset, shared).err().map(Err)
+            }
             _ if object.memory().is_some() => None,
             Object::Map(..) => Some(Err(Errno::ENOTSUPP)),
             _ => Some(Err(Errno::ENODEV)),
         }
     }
 
-    fn ioctl(&self, fd: u64, _request: u64, _arg: u64) -> Option<Answer> {
-        self.object(fd)?;
-        Some(Err(Errno(libc::ENOTTY)))
+    fn ioctl(&self, fd: u64, request: u64, arg: u64) -> Option<Answer> {
+        Some(match self.object(fd)? {
+            Object::Perf(_) => self.subsystem.perf_ioctl(&self.client, fd as i32, request as u32, arg).map(i64::from),
+            _ => Err(Errno::ENOTTY),
+        })
+    }
+
+    fn read(&self, fd: u64, to: u64, len: u64) -> Option<Answer> {
+        let Object::Perf(_) = self.object(fd)? else { return None };
+        let values = self.subsystem.perf_read(&self.client, fd as i32, usize::try_from(len).unwrap_or(usize::MAX));
+        Some(values.and_then(|v| self.client.memory.write(to, &v).map(|()| v.len() as i64)))
+    }
+
+    fn write(&self, fd: u64, from: u64, len: u64) -> Option<Answer> {
+        let Object::TraceFile(file) = self.object(fd)? else { return None };
+        Some(self.client.bytes(from, len.min(MAX_ATTR) as usize).and_then(|bytes| {
+            self.subsystem.write_file(&file, &String::from_utf8_lossy(&bytes), Open::Append)?;
+            Ok(bytes.len() as i64)
+        }))
+    }
+
+    /// A file of the tracefs that is to be written.
+    fn open_control(&self, path: &str, flags: OFlags) -> Answer {
+        if flags.contains(OFlags::TRUNC) {
+            self.subsystem.write_file(path, "", Open::Truncate)?;
+        }
+        self.client.files.install(Object::TraceFile(path.into())).map(i64::from)
     }
 
     /// `epoll_ctl`: instead of the object, the bell of its ring is waited for, with the caller's own data. The bell is

@@ -56,6 +56,7 @@ impl Subsystem {
                 }
             })
         });
+        prog.feed();
         let output = output.ok_or(Errno::EBUSY)?.map_err(|e| match e {
             TestRunError::Refused { errno, .. } => errno,
             TestRunError::Unsupported { .. } | TestRunError::NotYet { .. } => Errno::ENOTSUPP,

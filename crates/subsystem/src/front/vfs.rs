@@ -7,6 +7,7 @@ use super::Subsystem;
 /// What statfs(2) says a file system is.
 const BPF_FS: u64 = 0xcafe_4a11;
 const SYSFS: u64 = 0x6265_6572;
+const TRACE_FS: u64 = 0x7472_6163;
 /// Sizes of `struct statfs` and `struct stat` (x86-64).
 const STATFS: usize = 120;
 const STAT: usize = 144;
@@ -20,6 +21,8 @@ pub enum Node {
     Pin,
     /// A file with these bytes.
     Text(Vec<u8>),
+    /// A file of the tracefs with these bytes, to which may be written.
+    Control(Vec<u8>),
 }
 
 impl Node {
@@ -28,13 +31,14 @@ impl Node {
             Node::Folder => 0o041_777,
             Node::Pin => 0o100_600,
             Node::Text(_) => 0o100_444,
+            Node::Control(_) => 0o100_640,
         }
     }
 
     /// `struct stat`.
     pub fn stat(&self) -> Vec<u8> {
         let size = match self {
-            Node::Text(bytes) => bytes.len() as u64,
+            Node::Text(bytes) | Node::Control(bytes) => bytes.len() as u64,
             _ => 0,
         };
         let mut stat = vec![0; STAT];
@@ -86,6 +90,12 @@ impl Subsystem {
             "/sys/devices/system/cpu/possible" | "/sys/devices/system/cpu/online" => {
                 Some(Ok(Node::Text(format!("0-{}\n", self.slots().saturating_sub(1)).into_bytes())))
             }
+            path if self.is_tracefs(path) => Some(match self.read_file(path) {
+                Ok(text) if self.may_write(path) => Ok(Node::Control(text.into_bytes())),
+                Ok(text) => Ok(Node::Text(text.into_bytes())),
+                Err(_) if self.is_tracefs_folder(path) => Ok(Node::Folder),
+                Err(e) => Err(e),
+            }),
             _ => None,
         }
     }
@@ -95,6 +105,7 @@ impl Subsystem {
         let clean = normal(path)?;
         let magic = match self.node(path)? {
             _ if in_bpffs(&clean) => BPF_FS,
+            Ok(_) if self.in_tracefs(&clean) => TRACE_FS,
             Ok(_) => SYSFS,
             Err(e) => return Some(Err(e)),
         };

@@ -1,0 +1,117 @@
+//! Links: programs attached to something, for as long as the link is held.
+
+mod create;
+mod info;
+mod multi;
+mod prog_attach;
+mod raw;
+
+use std::sync::Arc;
+
+use skep_ebpf::Errno;
+
+pub(super) use info::by_fd as info_by_fd;
+pub(super) use raw::RawTracepoints;
+pub use raw::{RawTracepoint, Tracepoint};
+
+use super::Subsystem;
+use super::attr::{Attr, fd_by_id, link_detach, link_update};
+use super::client::{Caps, Client};
+use super::ids::Id;
+use super::object::{Object, ProgObject};
+use super::perf::PerfEvent;
+use multi::Multi;
+use raw::RawLink;
+
+/// `BPF_F_REPLACE`.
+const REPLACE: u32 = 1 << 2;
+
+/// What a link attaches to.
+#[derive(Debug)]
+pub enum LinkKind {
+    /// A perf event, which it holds.
+    Perf(Arc<PerfEvent>),
+    /// A raw tracepoint.
+    Raw(RawLink),
+    /// Many functions.
+    KprobeMulti(Multi),
+    /// Many places in a file.
+    UprobeMulti(Multi),
+}
+
+impl LinkKind {
+    /// `enum bpf_link_type`.
+    pub fn number(&self) -> u32 {
+        match self {
+            LinkKind::Raw(_) => 1,
+            LinkKind::Perf(_) => 7,
+            LinkKind::KprobeMulti(_) => 8,
+            LinkKind::UprobeMulti(_) => 12,
+        }
+    }
+}
+
+/// A link.
+#[derive(Debug)]
+pub struct LinkObject {
+    /// Its number.
+    pub id: Id<LinkObject>,
+    /// The program.
+    pub prog: Arc<ProgObject>,
+    /// What it attaches to.
+    pub kind: LinkKind,
+}
+
+impl Drop for LinkObject {
+    fn drop(&mut self) {
+        // The others detach as their parts go.
+        if let LinkKind::Perf(event) = &self.kind {
+            event.detach();
+        }
+    }
+}
+
+/// The link behind a descriptor.
+pub(super) fn by_fd(client: &Client, fd: i32) -> Result<Arc<LinkObject>, Errno> {
+    match client.files.get(fd)? {
+        Object::Link(link) => Ok(link),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+impl Subsystem {
+    /// `BPF_LINK_UPDATE`: the checks; no kind of link that is here can have another program.
+    pub(super) fn link_update(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
+        attr.ends_at(link_update::END)?;
+        let flags = attr.u32(link_update::FLAGS);
+        if flags & !REPLACE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        by_fd(client, attr.fd(link_update::LINK_FD))?;
+        let program = |fd| match client.files.get(fd)? {
+            Object::Prog(prog) => Ok(prog),
+            _ => Err(Errno::EINVAL),
+        };
+        program(attr.fd(link_update::NEW_PROG_FD))?;
+        if flags & REPLACE != 0 {
+            program(attr.fd(link_update::OLD_PROG_FD))?;
+        }
+        Err(Errno::EINVAL)
+    }
+
+    /// `BPF_LINK_DETACH`: as in the kernel, only links to devices, groups and name spaces can be detached by force.
+    pub(super) fn link_detach(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
+        attr.ends_at(link_detach::END)?;
+        by_fd(client, attr.fd(link_detach::LINK_FD))?;
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    pub(super) fn link_fd_by_id(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
+        attr.ends_at(fd_by_id::END)?;
+        if !client.caps.has(Caps::SYS_ADMIN) {
+            return Err(Errno::EPERM);
+        }
+        let link = self.links.get(attr.u32(fd_by_id::ID)).ok_or(Errno::ENOENT)?;
+        self.install(client, Object::Link(link))
+    }
+}
