@@ -8,6 +8,7 @@ use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode, pseudo, size};
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{MapType, ProgType};
 use skep_verifier::record::Machine;
+use skep_verifier::rewrite::RegSet;
 
 const CONTEXT: u64 = 0x1000_0000;
 const STACK: u64 = 0x7000_0000;
@@ -76,6 +77,35 @@ impl<'p> Computer<'p> {
         computer.enter(0);
         computer.frames[0].regs[1] = CONTEXT;
         computer
+    }
+
+    /// Overwrites registers of the active frame (bits of a set), of others the upper half.
+    #[allow(dead_code)] // not every test does
+    pub fn poison(&mut self, whole: RegSet, upper: u64) {
+        for r in 0..10u8 {
+            let (old, junk) = (self.get(r), mix(self.salt ^ u64::from(r) ^ (self.at as u64) << 8));
+            if whole.has(r) {
+                self.set(r, junk);
+            } else if upper >> r & 1 != 0 {
+                self.set(r, old & 0xffff_ffff | junk << 32);
+            }
+        }
+    }
+
+    /// The map that a handle is of.
+    #[allow(dead_code)] // not every test asks
+    pub fn handle(&self, x: u64) -> Option<u32> {
+        x.checked_sub(HANDLES).and_then(|n| u32::try_from(n).ok())
+    }
+
+    /// Four bytes of memory.
+    #[allow(dead_code)] // not every test asks
+    pub fn word(&self, address: u64) -> Option<u32> {
+        let frame = (0..self.frames.len())
+            .find(|f| self.stack_top(*f) - FRAME as u64 <= address && address < self.stack_top(*f))?;
+        let start = (address + FRAME as u64 - self.stack_top(frame)) as usize;
+        let bytes = self.frames[frame].stack.get(start..start + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
     }
 
     /// The instruction that comes next.
