@@ -163,7 +163,9 @@ impl Env<'_> {
             }
         }
         self.may_write_reg(i.dst())?;
-        if self.arena_arithmetic(i) {
+        let arena = self.arena_arithmetic(i);
+        self.note_arithmetic(i, arena);
+        if arena {
             return Ok(());
         }
 

@@ -75,7 +75,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{LineInfo, Program};
-use skep_ebpf::uapi::prog_flags;
+use skep_ebpf::uapi::{MapType, prog_flags};
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use needs_kernel::NeedsKernel;
@@ -388,8 +388,13 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         notes: std::mem::take(&mut env.notes),
         reached: env.facts.iter().map(|f| f.seen).collect(),
         pointer_loads: (0..).zip(&env.facts).filter_map(|(n, f)| Some((n, f.pointer_load?))).collect(),
+        spill_pairs: (0..).zip(&env.facts).filter(|(_, f)| f.spill_pair).map(|(n, _)| n).collect(),
         called_back: env.functions.iter().map(|f| f.called_back).collect(),
         catches: env.cfg.exception_callback,
+        arena_as_it_is: program
+            .maps
+            .iter()
+            .any(|m| m.map_type == MapType::Arena && m.flags & skep_ebpf::uapi::map_flags::NO_USER_CONV != 0),
     };
     Ok(Parts {
         insns: rewrite::in_place(&program.insns, &found),

@@ -219,6 +219,9 @@ pub struct InsnFacts {
     pub src: Range,
     /// A jump leads here, or the function starts here.
     pub target: bool,
+    /// It saves or restores a register around a call of a function that keeps it (see [`CallSite`]): where the call keeps
+    /// it indeed, nothing is lost by leaving both out.
+    pub spill_pair: bool,
 }
 
 /// What is known of a function.

@@ -19,7 +19,7 @@ mod shrink;
 
 use std::collections::BTreeMap;
 
-use skep_ebpf::insn::{CALL, Insn, class, jmp, mode, size};
+use skep_ebpf::insn::{CALL, Insn, alu, class, jmp, mode, size};
 use skep_ebpf::program::{FuncInfo, LineInfo};
 
 pub use facts::{CallSite, Function, InsnFacts, MapArg, Memory, Range, RegSet};
@@ -44,6 +44,11 @@ pub struct Rewritten {
     ctx_by_address: bool,
 }
 
+/// Casts between the arena's addresses and those that programs use: moves with this offset.
+const CAST: u8 = class::ALU64 | alu::MOV | 8;
+const CAST_OFF: i16 = 1;
+/// The cast to what programs use.
+const CAST_TO_PROGRAM: i32 = 1;
 /// A jump to itself: what stands where no path leads.
 const TRAP: Insn = Insn::new(skep_ebpf::insn::JA, 0, 0, -1, 0);
 
@@ -120,10 +125,14 @@ pub(crate) struct Findings {
     pub reached: Vec<bool>,
     /// By instruction: a 32-bit load of the context that must become a 64-bit one from this offset.
     pub pointer_loads: Vec<(u32, i16)>,
+    /// By instruction: it saves or restores a register around a call that keeps it.
+    pub spill_pairs: Vec<u32>,
     /// By function: a helper or kernel function calls it.
     pub called_back: Vec<bool>,
     /// The function that exceptions end in.
     pub catches: Option<usize>,
+    /// Addresses in the arena are not converted.
+    pub arena_as_it_is: bool,
 }
 
 /// The instructions to run, at the indices of the program as loaded: what no path reaches are traps.
@@ -143,9 +152,21 @@ pub(crate) fn in_place(insns: &[Insn], found: &Findings) -> Vec<Insn> {
     out
 }
 
-/// The instructions with loads of the context as it lies in memory.
+/// The instructions with loads of the context as it lies in memory, and without casts that are moves.
 fn converted(insns: &[Insn], found: &Findings) -> Vec<Insn> {
     let mut out = insns.to_vec();
+    for i in out.iter_mut().filter(|i| i.code == CAST && i.off == CAST_OFF) {
+        // Of an address in the arena programs use the lower half; the other direction is for the engine.
+        if i.imm == CAST_TO_PROGRAM || found.arena_as_it_is {
+            *i = Insn::new(class::ALU | alu::MOV | 8, i.dst(), i.src(), 0, 0);
+        }
+    }
+    // Addresses in the arena are 32 bits wide.
+    for (at, _) in found.notes.arena_arithmetic.iter().filter(|(_, always)| **always) {
+        if let Some(i) = out.get_mut(*at as usize) {
+            i.code = class::ALU | i.code & !7;
+        }
+    }
     for &(at, off) in &found.pointer_loads {
         if let Some(i) = out.get_mut(at as usize) {
             // The field is 32 bits wide for the program, the pointer is 64.
@@ -178,7 +199,11 @@ pub(crate) fn rewrite(verified: &Verified, found: &Findings, kfuncs: Kfuncs<'_>)
 }
 
 fn fact(found: &Findings, kept: &Kept) -> InsnFacts {
-    InsnFacts { memory: found.notes.memory.get(kept.origin).copied().unwrap_or_default(), ..InsnFacts::default() }
+    InsnFacts {
+        memory: found.notes.memory.get(kept.origin).copied().unwrap_or_default(),
+        spill_pair: found.spill_pairs.binary_search(&(kept.origin as u32)).is_ok(),
+        ..InsnFacts::default()
+    }
 }
 
 fn mark_targets(out: &mut Rewritten, kept: &[Kept]) {

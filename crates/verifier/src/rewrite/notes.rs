@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use skep_ebpf::helper::{Arg, Helper};
+use skep_ebpf::insn::{Insn, class};
 
 use super::facts::{MapArg, Memory};
 use crate::env::Env;
@@ -62,6 +63,8 @@ pub(crate) struct Notes {
     pub memory: Vec<Memory>,
     /// By instruction.
     pub calls: BTreeMap<u32, CallNote>,
+    /// Arithmetic of 64 bits on addresses in the arena: whether it is that on all paths.
+    pub arena_arithmetic: BTreeMap<u32, bool>,
     /// The context goes to a helper, a kernel function or another program.
     pub ctx_leaves: bool,
 }
@@ -103,6 +106,17 @@ impl Env<'_> {
         let seen = self.memory_of(ptr, off.into());
         if let Some(note) = self.notes.memory.get_mut(self.insn) {
             *note = note.join(seen);
+        }
+    }
+
+    /// Notes whether an arithmetic instruction was on an address in the arena.
+    pub fn note_arithmetic(&mut self, i: Insn, arena: bool) {
+        // Programs without an arena, most of them, pay for one look.
+        if i.class() == class::ALU64 && (arena || !self.notes.arena_arithmetic.is_empty()) {
+            let at = self.insn as u32;
+            let first = !self.facts.get(self.insn).is_some_and(|f| f.visits > 1);
+            let always = self.notes.arena_arithmetic.entry(at).or_insert(first);
+            *always &= arena;
         }
     }
 

@@ -38,6 +38,8 @@ pub(super) fn shrink(insns: &[Insn], reached: impl Fn(usize) -> bool) -> Vec<Kep
         if reached(at) {
             let insn = match target(at, i) {
                 Some(to) if is_jump(i) && !is_goto(i) => one_way(i, reached(at + 1), reached(to)),
+                // The address of a function that is gone: nothing calls it.
+                Some(to) if wide && !reached(to) => Insn::new(i.code, i.dst(), 0, 0, 0),
                 _ => i,
             };
             kept.push(Kept { insn, origin: at, target: target(at, insn) });

@@ -1,15 +1,16 @@
 //! The live kernel as oracle: loads a program with `bpf(2)` and says what the verifier answered.
 #![allow(dead_code)] // not every test uses all of it
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use skep_ebpf::insn::pseudo;
+use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::MapType;
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
 const BTF_LOAD: i32 = 18;
 const MAP_FREEZE: i32 = 22;
 
@@ -135,6 +136,17 @@ pub fn load_with(prog: &Program, maps: &[OwnedFd], log_level: u32) -> Option<Ans
 
 /// Loads the program with maps and BTF made before; the program's function records name types of that BTF.
 pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_level: u32) -> Option<Answer> {
+    let (loaded, log) = load_fd(prog, maps, btf, log_level)?;
+    Some(Answer { errno: loaded.err().unwrap_or(0), log })
+}
+
+/// The same; the loaded program or the errno, and the log.
+pub fn load_fd(
+    prog: &Program,
+    maps: &[OwnedFd],
+    btf: Option<&OwnedFd>,
+    log_level: u32,
+) -> Option<(Result<OwnedFd, i32>, String)> {
     let mut insns = prog.insns.clone();
     let mut at = 0;
     while at < insns.len() {
@@ -175,21 +187,33 @@ pub fn load_typed(prog: &Program, maps: &[OwnedFd], btf: Option<&OwnedFd>, log_l
         attr.set(72, btf.as_raw_fd() as u32).set(76, 8);
         attr.set64(80, func_info.as_ptr() as u64).set(88, func_info.len() as u32);
     }
-    let result = attr.call(PROG_LOAD);
-    let errno = match result {
-        Ok(fd) => {
-            // SAFETY: the kernel just made this descriptor for us.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            0
-        }
-        Err(e) => e,
-    };
+    // SAFETY: the kernel just made this descriptor for us.
+    let loaded = attr.call(PROG_LOAD).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
-    let answer = Answer { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() };
+    let text = String::from_utf8_lossy(&log[..end]).into_owned();
     if !log.is_empty() {
         LOG.set(log);
     }
-    Some(answer)
+    Some((loaded, text))
+}
+
+/// The instructions of a loaded program as the kernel left them.
+pub fn xlated(prog: BorrowedFd<'_>) -> Option<Vec<Insn>> {
+    // `struct bpf_prog_info`: the length of the instructions is at 20, their address at 32.
+    let mut info = [0u64; 29];
+    let ask = |info: &mut [u64; 29]| {
+        let mut attr = Attr::new();
+        attr.set(0, prog.as_raw_fd() as u32).set(4, size_of_val(info) as u32).set64(8, info.as_mut_ptr() as u64);
+        attr.call(OBJ_GET_INFO_BY_FD).ok()
+    };
+    ask(&mut info)?;
+    let len = (info[2] >> 32) as usize;
+    let mut code = vec![0u8; len];
+    info = [0; 29];
+    info[2] = (len as u64) << 32;
+    info[4] = code.as_mut_ptr() as u64;
+    ask(&mut info)?;
+    Some(code.chunks_exact(8).filter_map(|c| Some(Insn::from_bytes(c.try_into().ok()?))).collect())
 }
 
 /// Number of CPUs that this kernel counts with.
