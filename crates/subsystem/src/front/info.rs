@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use skep_ebpf::Errno;
-use skep_ebpf::insn::{Insn, pseudo};
 
 use super::Subsystem;
 use super::attr::{Attr, enable_stats, fd_by_id, info, next_id as next};
 use super::client::{Caps, Client};
 use super::ids::Ids;
 use super::object::{BtfObject, MapObject, Object, ProgObject, StatsSwitch};
+use super::xlated;
 
 /// Sizes of the structures in Linux 6.18.
 const PROG_INFO: usize = 232;
@@ -162,23 +162,6 @@ fn btf_info(client: &Client, attr: &mut Attr<'_>, btf: &Arc<BtfObject>) -> Resul
     i.give(client, attr)
 }
 
-/// The instructions as dumps show them: maps by their numbers.
-fn xlated(prog: &ProgObject) -> Vec<u8> {
-    let maps = prog.maps();
-    let mut insns = prog.verified.insns().to_vec();
-    let mut at = 0;
-    while let Some(insn) = insns.get_mut(at) {
-        let wide = insn.is_ld_imm64();
-        if wide && matches!(insn.src(), pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE) {
-            let kind = if insn.src() == pseudo::MAP_IDX { pseudo::MAP_FD } else { pseudo::MAP_VALUE };
-            let id = maps.get(insn.imm as usize).map_or(0, |m| m.id.number());
-            *insn = Insn::new(insn.code, insn.dst(), kind, insn.off, id as i32);
-        }
-        at += if wide { 2 } else { 1 };
-    }
-    insns.iter().flat_map(|i| i.to_bytes()).collect()
-}
-
 fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Result<i32, Errno> {
     let mut i = Info::<PROG_INFO>::take(client, attr)?;
     let program = prog.verified.program();
@@ -194,7 +177,7 @@ fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Re
     i.put_u32(84, u32::from(program.gpl_compatible()));
     i.put_u64(88, 0);
     i.put_u64(96, 0);
-    let code = xlated(prog);
+    let code = xlated::instructions(prog);
     let (ns, runs) = prog.runs.get();
     i.put_u64(192, ns);
     i.put_u64(200, runs);
@@ -222,8 +205,8 @@ fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Re
     i.put_u32(132, if prog.func_info.1.is_empty() { 8 } else { prog.func_info.0.min(8) });
     i.put_u32(172, 16);
     i.put_u32(176, 8);
-    i.list(client, (144, 136), 8, &cut(&prog.func_info, 8))?;
-    i.list(client, (148, 152), 16, &cut(&prog.line_info, 16))?;
+    i.list(client, (144, 136), 8, &xlated::func_info(prog))?;
+    i.list(client, (148, 152), 16, &xlated::line_info(prog))?;
     i.list(client, (180, 184), 8, &prog.tag)?;
     i.give(client, attr)
 }
@@ -235,11 +218,6 @@ fn name_bytes(name: &str) -> [u8; 16] {
         *to = from as u32 as u8;
     }
     bytes
-}
-
-/// Records cut to the size that this kernel knows.
-fn cut((size, bytes): &(u32, Vec<u8>), known: usize) -> Vec<u8> {
-    bytes.chunks_exact((*size as usize).max(1)).flat_map(|r| r.iter().take(known).copied()).collect()
 }
 
 impl Subsystem {

@@ -32,6 +32,7 @@ pub mod tracefs;
 pub mod vfs;
 mod words;
 mod world;
+mod xlated;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
