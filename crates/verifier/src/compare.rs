@@ -16,6 +16,8 @@ pub(crate) enum Exact {
     /// The new one may be narrower, and differ where nothing depends on it.
     No,
     /// The new one may be narrower, everywhere.
+    Covered,
+    /// The same, and what kind of data is where on the stack is the same.
     Within,
     /// They are the same.
     Yes,
@@ -130,7 +132,7 @@ fn frames_equal(old: &Frame, cur: &Frame, regs: u16, ids: &mut IdMap, exact: Exa
     // What the new one has below the old one's stack was not used.
     old.stack.iter().enumerate().all(|(n, o)| match cur.stack.get(n) {
         Some(c) => slot_safe(o, c, ids, exact),
-        None => exact == Exact::No && slot_safe(o, &Slot::EMPTY, ids, exact),
+        None => matches!(exact, Exact::No | Exact::Covered) && slot_safe(o, &Slot::EMPTY, ids, exact),
     })
 }
 
@@ -193,7 +195,7 @@ fn number_in(slot: &Slot, strict: bool) -> Option<Reg> {
 }
 
 fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
-    if exact != Exact::No && old.bytes != cur.bytes {
+    if matches!(exact, Exact::Within | Exact::Yes) && old.bytes != cur.bytes {
         return false;
     }
     for (o, c) in old.bytes.iter().zip(&cur.bytes) {

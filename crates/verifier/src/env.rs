@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use skep_ebpf::Errno;
-use skep_ebpf::insn::Insn;
+use skep_ebpf::insn::{Insn, class, jmp};
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::AttachType;
 
@@ -308,7 +308,10 @@ impl<'p> Env<'p> {
             self.log.after(&self.state);
         }
         self.note_kernel_object(at, insn);
-        self.live.commit_writes(instance, at, &self.written, depth);
+        let stores = matches!(insn.class(), class::ST | class::STX);
+        if stores || insn.class() == class::JMP && insn.op() == jmp::CALL {
+            self.live.commit_writes(instance, at, &self.written, depth);
+        }
         Ok(next)
     }
 

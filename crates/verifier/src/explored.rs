@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use crate::cfg::Cfg;
-use crate::compare::insn_of;
+use crate::compare::{Exact, insn_of};
 use crate::liveness::InstanceId;
 use crate::state::{State, StateId};
 
@@ -180,8 +180,22 @@ impl Explored {
         id
     }
 
+    /// How closely a state from which all paths are done must be compared.
+    pub fn exactness(&self, cfg: &Cfg, id: StateId) -> Exact {
+        if !self.unfinished(cfg, id) {
+            return Exact::No;
+        }
+        let state = self.state(id);
+        let mut places = (0..state.frames.len()).map(|n| insn_of(state, n));
+        let outermost = places.find(|at| cfg.loops.get(*at).is_some_and(|l| *l != 0));
+        match outermost.and_then(|at| cfg.points.get(at)) {
+            Some(point) if point.calls_back => Exact::Covered,
+            _ => Exact::Within,
+        }
+    }
+
     /// True while back edges wait for the loop that this state is in to be finished.
-    pub fn unfinished(&self, cfg: &Cfg, id: StateId) -> bool {
+    fn unfinished(&self, cfg: &Cfg, id: StateId) -> bool {
         if self.visits.is_empty() {
             return false;
         }

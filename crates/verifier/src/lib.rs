@@ -6,6 +6,7 @@
 
 mod absent;
 mod arith;
+mod blocks;
 mod branch;
 mod callbacks;
 mod cfg;

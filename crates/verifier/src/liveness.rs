@@ -6,12 +6,13 @@
 //! are known. Whoever checks a new kind of access to the stack calls `Env::mark_stack_read` for what it may read and
 //! `Env::mark_stack_written` for slots that it overwrites whole without reading.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode};
 
-use crate::cfg::{Cfg, is_goto, successors};
+use crate::blocks::{BlockId, Blocks, Worklist};
+use crate::cfg::{Cfg, is_goto};
 use crate::kfunc::Kfuncs;
 use crate::state::State;
 
@@ -20,13 +21,13 @@ use crate::state::State;
 pub(crate) struct Liveness {
     /// Registers that may be read before they are written, per instruction.
     pub regs: Vec<u16>,
-    predecessors: Vec<Vec<u32>>,
-    next: Vec<[Option<u32>; 2]>,
+    blocks: Blocks,
     instances: Vec<Instance>,
     /// Instance of a call by the instance and the instruction that make it, and the function that is called.
     calls: HashMap<(InstanceId, u32, u32), InstanceId>,
     /// Layers in which something has changed since it was pushed on.
     changed: Vec<(InstanceId, usize)>,
+    work: Worklist,
 }
 
 /// A function as called through one chain of calls.
@@ -38,7 +39,7 @@ struct Instance {
     caller: Option<(InstanceId, u32)>,
     start: usize,
     end: usize,
-    /// Which instructions were run at all.
+    /// Which instructions that may write to the stack were run at all.
     visited: Vec<bool>,
     /// Slots of the own frame, of the caller's, of its caller's…
     layers: Vec<Layer>,
@@ -50,26 +51,77 @@ impl Instance {
     }
 }
 
-/// Slots of one frame, for each instruction of a function.
+/// Slots of one frame, for each instruction of a function; what flows is kept per block.
 #[derive(Debug, Default)]
 struct Layer {
-    read: Vec<u64>,
+    /// By instruction, counted from the first of the function.
+    insns: Vec<Access>,
+    /// By block, counted from the first of the function.
+    blocks: Vec<Flow>,
+    /// The function's first block.
+    first: BlockId,
+    /// Blocks where something has changed since it was pushed on.
+    changed: Vec<BlockId>,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Access {
+    read: u64,
     /// Slots written whole on every visit.
-    written: Vec<u64>,
-    live: Vec<u64>,
-    /// Instructions where something has changed since it was pushed on.
-    pending: Vec<u32>,
-    /// Instructions that were found to write something that was called live before them.
-    stale: Vec<u32>,
+    written: u64,
+}
+
+impl Access {
+    fn before(self, after: u64) -> u64 {
+        self.read | after & !self.written
+    }
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Flow {
+    /// Slots that the block reads before it writes them.
+    read: u64,
+    written: u64,
+    /// Slots live before it.
+    live: u64,
+    /// Is in [`Layer::changed`].
+    changed: bool,
 }
 
 impl Layer {
-    fn new(len: usize) -> Layer {
-        Layer { read: vec![0; len], written: vec![0; len], live: vec![0; len], pending: Vec::new(), stale: Vec::new() }
+    fn new(len: usize, first: BlockId, blocks: usize) -> Layer {
+        Layer { insns: vec![Access::default(); len], blocks: vec![Flow::default(); blocks], first, changed: Vec::new() }
     }
 
-    fn live_at(&self, at: usize) -> u64 {
-        self.live.get(at).copied().unwrap_or(0)
+    fn block(&self, id: BlockId) -> Flow {
+        id.checked_sub(self.first).and_then(|n| self.blocks.get(n as usize)).copied().unwrap_or_default()
+    }
+
+    fn block_mut(&mut self, id: BlockId) -> Option<&mut Flow> {
+        id.checked_sub(self.first).and_then(|n| self.blocks.get_mut(n as usize))
+    }
+
+    /// Slots live behind a block.
+    fn after(&self, blocks: &Blocks, id: BlockId) -> u64 {
+        blocks.after(id, |next| self.block(next).live)
+    }
+
+    /// Slots live before the first instruction.
+    fn at_entry(&self) -> u64 {
+        self.blocks.first().map_or(0, |b| b.live)
+    }
+
+    /// Takes in what has changed in a block; gives the slots that are live before it no longer because of that alone.
+    fn summarise(&mut self, blocks: &Blocks, start: usize, id: BlockId) -> u64 {
+        let block = blocks.get(id);
+        let range = (block.start as usize).wrapping_sub(start)..(block.end as usize).wrapping_sub(start);
+        let insns = self.insns.get(range).unwrap_or_default();
+        let read = insns.iter().rev().fold(0, |after, i| i.before(after));
+        let written = insns.iter().fold(0, |all, i| all | i.written);
+        let Some(flow) = self.block_mut(id) else { return 0 };
+        let gone = flow.live & (flow.read & !read | written & !flow.written) & !read;
+        *flow = Flow { read, written, live: flow.live, changed: false };
+        gone
     }
 }
 
@@ -80,23 +132,10 @@ const ALL: u16 = (1 << 10) - 1;
 impl Liveness {
     /// Computes register liveness; stack slots start out dead.
     pub fn new(insns: &[Insn], cfg: &Cfg, kfuncs: Kfuncs<'_>) -> Liveness {
-        let n = insns.len();
-        let mut predecessors = vec![Vec::new(); n];
-        for at in 0..n {
-            if !cfg.points[at].second_half {
-                for s in successors(insns, at).iter() {
-                    predecessors[s].push(at as u32);
-                }
-            }
-        }
-        let next = (0..n)
-            .map(|at| {
-                let s = successors(insns, at);
-                [s.next.map(|x| x as u32), s.target.map(|x| x as u32)]
-            })
-            .collect();
-        let regs = live_registers(insns, cfg, kfuncs, &predecessors);
-        Liveness { regs, predecessors, next, instances: Vec::new(), calls: HashMap::new(), changed: Vec::new() }
+        let blocks = Blocks::new(insns, cfg);
+        let mut work = Worklist::new(blocks.len());
+        let regs = live_registers(insns, cfg, kfuncs, &blocks, &mut work);
+        Liveness { regs, blocks, work, instances: Vec::new(), calls: HashMap::new(), changed: Vec::new() }
     }
 
     /// Forgets all stack slots; gives the instance of a function that is checked on its own.
@@ -130,14 +169,15 @@ impl Liveness {
 
     /// Notes that an instruction may read these slots of the frame `distance` calls up.
     pub fn mark_read(&mut self, id: InstanceId, distance: usize, at: usize, slots: u64) {
-        let (layer, n) = self.layer(id, distance, at);
-        if slots & !layer.read[n] != 0 {
-            layer.read[n] |= slots;
+        let access = self.access(id, distance, at);
+        if slots & !access.read != 0 {
+            access.read |= slots;
             self.note_change(id, distance, at);
         }
     }
 
     /// Notes the slots that a visit of an instruction has overwritten whole, by frame: `frames[depth]` is the own one.
+    /// Is called for each visit of instructions that may write to the stack.
     pub fn commit_writes(&mut self, id: InstanceId, at: usize, frames: &[u64; 8], depth: usize) {
         let Some(i) = self.instances.get_mut(id.0 as usize) else { return };
         let n = at.wrapping_sub(i.start);
@@ -145,50 +185,51 @@ impl Liveness {
         let first = !std::mem::replace(visited, true);
         for distance in 0..=depth.min(7) {
             let slots = frames[depth.min(7) - distance];
-            let known = self.instances[id.0 as usize].layers.get(distance).is_some_and(|l| !l.live.is_empty());
+            let known = self.instances[id.0 as usize].layers.get(distance).is_some_and(|l| !l.insns.is_empty());
             if !known && (slots == 0 || !first) {
                 continue;
             }
-            let (layer, n) = self.layer(id, distance, at);
-            if first {
-                layer.written[n] = slots;
-                if layer.live[n] & slots != 0 {
-                    layer.stale.push(at as u32);
-                    self.note_change(id, distance, at);
-                }
-            } else if layer.written[n] & !slots != 0 {
-                layer.written[n] &= slots;
+            let access = self.access(id, distance, at);
+            let written = if first { slots } else { access.written & slots };
+            if written != access.written {
+                access.written = written;
                 self.note_change(id, distance, at);
             }
         }
     }
 
     fn note_change(&mut self, id: InstanceId, distance: usize, at: usize) {
-        let (layer, _) = self.layer(id, distance, at);
-        if layer.pending.is_empty() {
-            layer.pending.push(at as u32);
-            self.changed.push((id, distance));
-        } else if layer.pending.last() != Some(&(at as u32)) {
-            layer.pending.push(at as u32);
+        let block = self.blocks.of(at);
+        let layer = self.layer(id, distance);
+        let first = layer.changed.is_empty();
+        if let Some(flow) = layer.block_mut(block)
+            && !std::mem::replace(&mut flow.changed, true)
+        {
+            layer.changed.push(block);
+            if first {
+                self.changed.push((id, distance));
+            }
         }
     }
 
     /// Slots of the frame `distance` calls up that this function may read from this instruction on.
     fn slots_from(&self, id: InstanceId, distance: usize, at: usize) -> u64 {
         let Some(i) = self.instances.get(id.0 as usize) else { return !0 };
-        i.layers.get(distance).map_or(0, |l| l.live_at(at.wrapping_sub(i.start)))
+        let Some(layer) = i.layers.get(distance).filter(|l| !l.insns.is_empty()) else { return 0 };
+        let id = self.blocks.of(at);
+        let block = self.blocks.get(id);
+        if at == block.start as usize {
+            return layer.block(id).live;
+        }
+        let rest = at.wrapping_sub(i.start)..(block.end as usize).wrapping_sub(i.start);
+        let insns = layer.insns.get(rest).unwrap_or_default();
+        insns.iter().rev().fold(layer.after(&self.blocks, id), |after, i| i.before(after))
     }
 
     /// Pushes all changes on; what a function reads of its callers' frames changes these in turn.
     fn settle(&mut self) {
         while let Some((id, distance)) = self.changed.pop() {
-            let Some(layer) = self.instances.get_mut(id.0 as usize).and_then(|i| i.layers.get_mut(distance)) else {
-                continue;
-            };
-            let mut todo = std::mem::take(&mut layer.pending);
-            let stale = std::mem::take(&mut layer.stale);
-            self.retract(id, distance, stale, &mut todo);
-            self.flow(id, distance, todo);
+            self.flow(id, distance);
         }
     }
 
@@ -206,69 +247,59 @@ impl Liveness {
         slots
     }
 
-    fn layer(&mut self, id: InstanceId, distance: usize, at: usize) -> (&mut Layer, usize) {
+    fn layer(&mut self, id: InstanceId, distance: usize) -> &mut Layer {
         let i = &mut self.instances[id.0 as usize];
-        let len = i.end - i.start;
         while i.layers.len() <= distance {
             i.layers.push(Layer::default());
         }
         let layer = &mut i.layers[distance];
-        if layer.live.is_empty() {
-            *layer = Layer::new(len);
+        if layer.insns.is_empty() && i.start < i.end {
+            let (first, last) = (self.blocks.of(i.start), self.blocks.of(i.end - 1));
+            *layer = Layer::new(i.end - i.start, first, (last - first + 1) as usize);
         }
-        (layer, at - i.start)
+        layer
     }
 
-    /// Takes back what is not live any more before these instructions, and all that came of it; where something was
-    /// taken back is added to what must be looked at again.
-    fn retract(&mut self, id: InstanceId, distance: usize, stale: Vec<u32>, todo: &mut Vec<u32>) {
+    fn access(&mut self, id: InstanceId, distance: usize, at: usize) -> &mut Access {
+        let start = self.instances[id.0 as usize].start;
+        &mut self.layer(id, distance).insns[at - start]
+    }
+
+    /// Pushes what may be read backward from the blocks that have changed until nothing changes any more.
+    fn flow(&mut self, id: InstanceId, distance: usize) {
         let i = &mut self.instances[id.0 as usize];
         let start = i.start;
         let Some(layer) = i.layers.get_mut(distance) else { return };
-        let mut work: Vec<(u32, u64)> = stale.into_iter().map(|at| (at, layer.written[at as usize - start])).collect();
-        while let Some((at, slots)) = work.pop() {
-            let n = at as usize - start;
-            let gone = layer.live[n] & slots & !layer.read[n];
+        let before = layer.at_entry();
+        let (blocks, work) = (&self.blocks, &mut self.work);
+        // What was called live and is not is taken back first, with all that came of it.
+        let mut stale = Vec::new();
+        for id in std::mem::take(&mut layer.changed) {
+            let gone = layer.summarise(blocks, start, id);
             if gone != 0 {
-                layer.live[n] &= !gone;
-                todo.push(at);
-                work.extend(self.predecessors[at as usize].iter().map(|p| (*p, gone)));
+                stale.push((id, gone));
+            }
+            work.push(id);
+        }
+        while let Some((id, slots)) = stale.pop() {
+            let Some(flow) = layer.block_mut(id) else { continue };
+            let gone = flow.live & slots & !flow.read;
+            if gone != 0 {
+                flow.live &= !gone;
+                work.push(id);
+                stale.extend(blocks.before(id).iter().map(|p| (*p, gone)));
             }
         }
-    }
-
-    /// Pushes what may be read backward from these instructions until nothing changes.
-    fn flow(&mut self, id: InstanceId, distance: usize, todo: Vec<u32>) {
-        let i = &mut self.instances[id.0 as usize];
-        let start = i.start;
-        let Some(layer) = i.layers.get_mut(distance) else { return };
-        let before = layer.live_at(0);
-        // From the end to the beginning, so that what comes from several places goes on together.
-        let mut todo = BinaryHeap::from(todo);
-        while let Some(at) = todo.pop() {
-            while todo.peek() == Some(&at) {
-                todo.pop();
-            }
-            let mut at = at as usize;
-            loop {
-                let [next, target] = self.next[at];
-                let live_after = |s: Option<u32>| s.map_or(0, |s| layer.live_at((s as usize).wrapping_sub(start)));
-                let n = at - start;
-                let live = layer.read[n] | (live_after(next) | live_after(target)) & !layer.written[n];
-                if live & !layer.live[n] == 0 {
-                    break;
-                }
-                layer.live[n] |= live;
-                match self.predecessors[at].as_slice() {
-                    [one] => at = *one as usize,
-                    several => {
-                        todo.extend(several);
-                        break;
-                    }
-                }
+        while let Some(id) = work.pop() {
+            let after = layer.after(blocks, id);
+            let Some(flow) = layer.block_mut(id) else { continue };
+            let live = flow.read | after & !flow.written;
+            if live & !flow.live != 0 {
+                flow.live |= live;
+                blocks.before(id).iter().for_each(|p| work.push(*p));
             }
         }
-        if layer.live_at(0) != before {
+        if layer.at_entry() != before {
             self.tell_caller(id, distance);
         }
     }
@@ -276,31 +307,47 @@ impl Liveness {
     /// What a function reads of its callers' frames, the call reads.
     fn tell_caller(&mut self, id: InstanceId, distance: usize) {
         let i = &self.instances[id.0 as usize];
-        let at_entry = i.layers.get(distance).map_or(0, |l| l.live_at(0));
+        let at_entry = i.layers.get(distance).map_or(0, Layer::at_entry);
         if let (Some((caller, callsite)), true) = (i.caller, at_entry != 0 && distance > 0) {
             self.mark_read(caller, distance - 1, callsite as usize, at_entry);
         }
     }
 }
 
-fn live_registers(insns: &[Insn], cfg: &Cfg, kfuncs: Kfuncs<'_>, predecessors: &[Vec<u32>]) -> Vec<u16> {
-    let n = insns.len();
-    let mut regs = vec![0u16; n];
-    let mut todo: Vec<usize> = (0..n).filter(|at| !cfg.points[*at].second_half).collect();
-    let mut queued = vec![true; n];
-    while let Some(at) = todo.pop() {
-        queued[at] = false;
-        let (uses, defines) = effect(insns[at], kfuncs);
-        let out = successors(insns, at).iter().fold(0, |m, s| m | regs[s]);
-        let before = uses | (out & !defines);
-        if before != regs[at] {
-            regs[at] = before;
-            for &p in &predecessors[at] {
-                if !queued[p as usize] {
-                    queued[p as usize] = true;
-                    todo.push(p as usize);
-                }
-            }
+fn live_registers(insns: &[Insn], cfg: &Cfg, kfuncs: Kfuncs<'_>, blocks: &Blocks, work: &mut Worklist) -> Vec<u16> {
+    let effects: Vec<(u16, u16)> =
+        insns.iter().zip(&cfg.points).map(|(i, p)| if p.second_half { (0, 0) } else { effect(*i, kfuncs) }).collect();
+    let before = |at: usize, after: u16| {
+        let (uses, defines) = effects[at];
+        uses | after & !defines
+    };
+    let range = |id: BlockId| {
+        let b = blocks.get(id);
+        (b.start as usize..b.end as usize).rev()
+    };
+    // A block lets through what it does not overwrite, and adds what it reads first.
+    let flows: Vec<(u16, u16)> = (0..blocks.len() as u32)
+        .map(|id| {
+            let reads = range(id).fold(0, |after, at| before(at, after));
+            (reads, range(id).fold(u16::MAX, |after, at| before(at, after)))
+        })
+        .collect();
+    let mut live = vec![0u16; blocks.len()];
+    (0..blocks.len() as u32).for_each(|id| work.push(id));
+    while let Some(id) = work.pop() {
+        let (reads, through) = flows[id as usize];
+        let now = reads | blocks.after(id, |next| live[next as usize]) & through;
+        if now != live[id as usize] {
+            live[id as usize] = now;
+            blocks.before(id).iter().for_each(|p| work.push(*p));
+        }
+    }
+    let mut regs = vec![0u16; insns.len()];
+    for id in 0..blocks.len() as u32 {
+        let mut after = blocks.after(id, |next| live[next as usize]);
+        for at in range(id) {
+            after = before(at, after);
+            regs[at] = after;
         }
     }
     regs

@@ -78,12 +78,12 @@ impl Env<'_> {
                     save = false;
                 }
             } else {
-                let unfinished = self.explored.unfinished(&self.cfg, id);
-                if !unfinished {
+                let exact = self.explored.exactness(&self.cfg, id);
+                if exact == Exact::No {
                     self.clean(id);
                 }
-                if self.covered(id, if unfinished { Exact::Within } else { Exact::No }) {
-                    return self.end_path(id, unfinished);
+                if self.covered(id, exact) {
+                    return self.end_path(id, exact != Exact::No);
                 }
             }
             if save {

@@ -125,7 +125,7 @@ impl Env<'_> {
                 let target = &mut self.state.frames[frame].stack[slot];
                 target.reg = Reg::NOT_INIT;
                 if target.is_spill() || target.holds_object() {
-                    target.scrub_spill();
+                    target.scrub();
                 }
                 for b in &mut target.bytes[(byte + 1).saturating_sub(a.size as usize)..=byte] {
                     *b = if zero { Byte::Zero } else { Byte::Misc };
@@ -322,7 +322,7 @@ impl Env<'_> {
                 }
                 Byte::Spill if s.is_spill() => {
                     if clobber {
-                        s.scrub_spill();
+                        s.scrub();
                     }
                 }
                 Byte::Spill | Byte::Dynptr | Byte::Iter | Byte::Irq => {
@@ -361,7 +361,7 @@ impl Env<'_> {
             let (slot, byte) = locate(at);
             let s: &mut Slot = &mut self.state.frames[usize::from(ptr.frame)].stack[slot];
             if s.is_spill() || s.holds_object() {
-                s.scrub_spill();
+                s.scrub();
             }
             s.reg = Reg::NOT_INIT;
             s.bytes[byte] = Byte::Misc;

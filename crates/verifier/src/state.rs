@@ -119,7 +119,15 @@ impl Slot {
         self.bytes.iter().any(|b| matches!(b, Byte::Iter | Byte::Irq))
     }
 
-    /// Makes what is left of a damaged spill, iterator or the like plain data.
+    /// Makes a damaged spill, iterator or the like plain data, the zeros beside it included.
+    pub fn scrub(&mut self) {
+        for b in self.bytes.iter_mut().filter(|b| **b != Byte::Invalid) {
+            *b = Byte::Misc;
+        }
+        self.reg = Reg::NOT_INIT;
+    }
+
+    /// The same for a write that may or may not hit: what is zero beside the spill stays so.
     pub fn scrub_spill(&mut self) {
         for b in &mut self.bytes {
             if matches!(*b, Byte::Spill | Byte::Iter | Byte::Irq) {
