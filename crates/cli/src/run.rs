@@ -36,19 +36,20 @@ struct Line<'a> {
 }
 
 pub fn main(args: &Run) -> Result<u8, Failure> {
-    if args.engine == Some(args::Engine::Jit) {
-        return Err(Failure::Input("--engine jit: no machine code in this build yet; use --engine interp".into()));
-    }
     let Some((last, before)) = args.progs.split_last() else { return Ok(status::OK) };
     let data = file(&args.data_in)?;
     let ctx = file(&args.ctx_in)?;
     let input = object(&args.object)?;
+    let engine = match args.engine {
+        Some(args::Engine::Jit) => Engine::Jit,
+        Some(args::Engine::Interp) | None => Engine::Interpreter,
+    };
     let linker = Linker::new(&args.load);
     let mut names = args.progs.clone();
     names.extend(crate::trace::plan::called(&input.object));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
-    let compiled = names.iter().map(|name| compile(&input.object, &linker, name, Engine::Interpreter));
+    let compiled = names.iter().map(|name| compile(&input.object, &linker, name, engine));
     let compiled = compiled.collect::<Result<Vec<_>, _>>()?;
     // Nobody waits for the program but the user: it may take as long as it takes.
     let options = Options { links: 1, budget: 0, ..Options::default() };
@@ -57,7 +58,7 @@ pub fn main(args: &Run) -> Result<u8, Failure> {
         run(&session, name, &data, &ctx, 1)?;
     }
     let output = run(&session, last, &data, &ctx, args.repeat)?;
-    print(args, last, &output)?;
+    print(args, last, engine, &output)?;
     Ok(status::OK)
 }
 
@@ -85,7 +86,7 @@ fn run(
     session.test_run(program, &input).map_err(|e| Failure::Input(format!("program {name}: {e}")))
 }
 
-fn print(args: &Run, name: &str, output: &TestOutput) -> Result<(), Failure> {
+fn print(args: &Run, name: &str, engine: Engine, output: &TestOutput) -> Result<(), Failure> {
     let mut out = Out::stdout();
     let line = Line {
         program: name,
@@ -93,7 +94,7 @@ fn print(args: &Run, name: &str, output: &TestOutput) -> Result<(), Failure> {
         duration_ns: output.duration_ns,
         data_out: output.data.as_deref().map(hex),
         ctx_out: output.ctx.as_deref().map(hex),
-        engine: "interp",
+        engine: engine.name(),
     };
     if args.json {
         out.json(&line)?;

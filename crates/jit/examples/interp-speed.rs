@@ -50,7 +50,7 @@ fn measure(path: &str) -> Result<f64, Error> {
         let (start, runs) = (Instant::now(), (2_000_000 / (insns + 10)).clamp(1, 20_000) as u32);
         for _ in 0..runs {
             // SAFETY: a context of the program's type.
-            result = unsafe { machine.run_image(work.image_ptr(), ctx.as_mut_ptr()) }.retval;
+            result = unsafe { machine.run_image(work.image_ptr().unwrap(), ctx.as_mut_ptr()) }.retval;
         }
         best = best.min(start.elapsed() / runs);
     }

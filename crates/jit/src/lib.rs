@@ -1,18 +1,23 @@
 //! From a verified program to one that runs.
 //!
-//! [`compile`] is the only way to a [`Compiled`], and takes a [`Verified`]: what was not verified cannot be run. Today a
-//! [`Compiled`] holds decoded bytecode for the interpreter.
+//! [`compile`] is the only way to a [`Compiled`], and takes a [`Verified`]: what was not verified cannot be run. A
+//! [`Compiled`] holds decoded bytecode for the interpreter, or machine code.
 
 mod calls;
 mod error;
+#[cfg(target_arch = "x86_64")]
+mod exec;
 mod fuse;
 mod lower;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
+use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
-use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image};
-use skep_runtime::op::Code;
+use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
 use skep_verifier::Verified;
 
 pub use error::CompileError;
@@ -44,6 +49,11 @@ pub struct Options {
     pub engine: Engine,
     /// Where the program's maps stand in the table of maps that it runs with.
     pub maps: MapIndices,
+    /// Machine code obeys the run-time budget: it ends at its next jump back, call or helper when that is spent. (The
+    /// interpreter always does.)
+    pub budget: bool,
+    /// Numbers of the program do not stand in machine code as they are, so that nobody can smuggle in instructions.
+    pub harden: bool,
 }
 
 /// Indices of a program's maps in the table of maps that it runs with.
@@ -80,6 +90,10 @@ pub struct Compiled {
     engine: Engine,
     helpers: Vec<u32>,
     maps: Vec<u32>,
+    /// Bytes of machine code, and where that of each instruction begins.
+    native: Option<(usize, Arc<[Option<u32>]>)>,
+    /// The image where it can be executed.
+    exec: Arc<OnceLock<exec::Exec>>,
 }
 
 impl Compiled {
@@ -92,9 +106,27 @@ impl Compiled {
     }
 
     /// The image in private memory, as [`Machine::run_image`](skep_runtime::Machine::run_image) takes it. Valid for as
-    /// long as this value is.
-    pub fn image_ptr(&self) -> *const Image {
-        self.words.as_ptr().cast()
+    /// long as this value or a clone of it is. The first call of a program of machine code maps memory for it.
+    pub fn image_ptr(&self) -> io::Result<*const Image> {
+        if self.native.is_none() {
+            return Ok(self.words.as_ptr().cast());
+        }
+        if let Some(exec) = self.exec.get() {
+            return Ok(exec.ptr().cast());
+        }
+        let exec = exec::Exec::new(self.image())?;
+        Ok(self.exec.get_or_init(|| exec).ptr().cast())
+    }
+
+    /// Its machine code, if it has any.
+    pub fn machine_code(&self) -> Option<&[u8]> {
+        let (len, _) = self.native.as_ref()?;
+        self.image().get(CODE_OFFSET..CODE_OFFSET + len)
+    }
+
+    /// Where the machine code of each instruction begins; none for those that have none.
+    pub fn code_offsets(&self) -> &[Option<u32>] {
+        self.native.as_ref().map_or(&[], |(_, offsets)| offsets)
     }
 
     /// C function name of the program.
@@ -137,7 +169,7 @@ pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, Compi
         prog_type: program.prog_type,
         insns: verified.insns(),
         subprogs: &subprogs,
-        nmaps: program.maps.len(),
+        maps: &program.maps,
     };
     translate(&source, options)
 }
@@ -148,45 +180,63 @@ struct Source<'a> {
     prog_type: ProgType,
     insns: &'a [skep_ebpf::Insn],
     subprogs: &'a [calls::Subprog],
-    nmaps: usize,
+    maps: &'a [MapDef],
 }
 
 fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, CompileError> {
-    if options.engine == Engine::Jit {
-        return Err(CompileError::NoMachineCode { program: source.name.into() });
-    }
     let chain = calls::longest_chain(source)?;
     let mut lowered = lower::lower(source, options)?;
-    fuse::fuse(&mut lowered.code);
+    let (mut code, mut native, mut flags) = (Vec::new(), None, 0);
+    match options.engine {
+        Engine::Interpreter => {
+            fuse::fuse(&mut lowered.code);
+            code.reserve(lowered.code.len() * 8);
+            for c in &lowered.code {
+                code.extend([c.op as u8, c.dst]);
+                code.extend(c.a.to_ne_bytes());
+                code.extend(c.imm.to_ne_bytes());
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Engine::Jit => {
+            let made = x86_64::translate(source, options);
+            flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
+            native = Some((made.code.len(), made.offsets.into()));
+            code = made.code;
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Engine::Jit => return Err(CompileError::NoMachineCode { program: source.name.into() }),
+    }
+    let slots = if native.is_some() { code.len() } else { lowered.code.len() };
     Ok(Compiled {
-        words: words(source, &lowered.code, chain),
+        words: words(source, &code, slots as u32, flags, chain),
         name: source.name.into(),
         prog_type: source.prog_type,
         engine: options.engine,
         helpers: lowered.helpers.into_iter().collect(),
         maps: lowered.maps.into_iter().collect(),
+        native,
+        exec: Arc::default(),
     })
 }
 
 /// Head and code of an image.
-fn words(source: &Source<'_>, code: &[Code], chain: calls::Chain) -> Vec<u64> {
+fn words(source: &Source<'_>, code: &[u8], slots: u32, flags: u32, chain: calls::Chain) -> Vec<u64> {
     let mut name = [0u8; 16];
     for (to, from) in name.iter_mut().take(15).zip(source.name.bytes()) {
         *to = from;
     }
-    let size = CODE_OFFSET + code.len() * 8;
+    let size = (CODE_OFFSET + code.len()).next_multiple_of(8);
     let mut bytes = Vec::with_capacity(size);
-    let head = [IMAGE_MAGIC, size as u32, code.len() as u32, source.prog_type as u32, chain.stack, chain.frames];
+    let head = [IMAGE_MAGIC, size as u32, slots, source.prog_type as u32, chain.stack, chain.frames];
     for field in head {
         bytes.extend(field.to_ne_bytes());
     }
     bytes.extend(name);
+    bytes.extend(flags.to_ne_bytes());
     bytes.resize(CODE_OFFSET, 0);
-    for c in code {
-        bytes.extend([c.op as u8, c.dst]);
-        bytes.extend(c.a.to_ne_bytes());
-        bytes.extend(c.imm.to_ne_bytes());
-    }
+    bytes.extend(code);
+    bytes.resize(size, 0xcc);
     bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b))).collect()
 }
 

@@ -48,7 +48,7 @@ impl Lowered {
             0 => (Op::LdImm64, insn.imm),
             src @ (pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE) => {
                 let index = insn.imm as u32;
-                let known = (index as usize) < source.nmaps;
+                let known = (index as usize) < source.maps.len();
                 let at = options.maps.of(index).and_then(|i| i32::try_from(i).ok()).filter(|_| known);
                 self.maps.insert(index);
                 let op = if src == pseudo::MAP_IDX { Op::LdMap } else { Op::LdMapValue };

@@ -7,16 +7,51 @@
 mod kernel;
 mod support;
 
+use std::cell::Cell;
+
 use skep_ebpf::Insn;
 use skep_ebpf::insn::{LD_IMM64, call, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags};
+use skep_jit::Engine;
 use support::Session;
 
 /// Bytes of the value that programs write results to.
 const OUT: usize = 256;
 /// What stands there before a run.
 const FILL: u8 = 0xaa;
+
+thread_local! {
+    static ENGINE: Cell<Engine> = const { Cell::new(Engine::Interpreter) };
+}
+
+/// Options for the engine that is tested.
+fn options() -> skep_jit::Options {
+    skep_jit::Options { engine: ENGINE.get(), budget: true, ..skep_jit::Options::default() }
+}
+
+/// Each test runs on each engine.
+macro_rules! on_each_engine {
+    ($($test:ident)*) => {
+        $(mod $test {
+            use super::{ENGINE, Engine};
+
+            #[test]
+            fn interpreter() {
+                ENGINE.set(Engine::Interpreter);
+                super::$test();
+            }
+
+            #[test]
+            fn machine_code() {
+                ENGINE.set(Engine::Jit);
+                super::$test();
+            }
+        })*
+    };
+}
+
+on_each_engine! { reads identity formats rings_and_perf_arrays tail_calls a_run_over_its_budget_keeps_no_record }
 
 fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
     Insn::new(code, dst, src, off, imm)
@@ -84,12 +119,12 @@ impl Pair {
         let mut program = Program::new("test", ProgType::RawTracepoint, "GPL", insns.to_vec());
         program.maps = self.defs.clone().into();
         let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
-        let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
+        let compiled = skep_jit::compile(&verified, &options()).unwrap();
         let zero = 0u32.to_ne_bytes();
         self.session.maps()[0].update(&zero, &[FILL; OUT], 0).unwrap();
         let mut ctx = [0u64; 4];
         // SAFETY: the context of a raw tracepoint with four arguments.
-        let run = unsafe { self.session.machine(0).run_image(compiled.image_ptr(), ctx.as_mut_ptr().cast()) };
+        let run = unsafe { self.session.machine(0).run_image(compiled.image_ptr().unwrap(), ctx.as_mut_ptr().cast()) };
         assert_eq!((run.retval, run.over_budget), (0, false));
         let ours = self.session.maps()[0].lookup(&zero, 0).unwrap();
         let Some(theirs) = &self.theirs else { return [ours.clone(), ours] };
@@ -125,7 +160,6 @@ fn put(at: u64, bytes: &[u8]) {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
 }
 
-#[test]
 fn reads() {
     let page = memory();
     let mut pair = Pair::new(&[]);
@@ -183,7 +217,6 @@ fn reads() {
     assert_eq!(pair.same("a long string", &long), 240);
 }
 
-#[test]
 fn identity() {
     let mut pair = Pair::new(&[]);
     for (name, id) in [("pid_tgid", 14), ("uid_gid", 15)] {
@@ -231,7 +264,6 @@ fn lines(session: &Session) -> Vec<String> {
     out
 }
 
-#[test]
 fn formats() {
     let page = memory();
     put(page, b"text\0");
@@ -302,7 +334,6 @@ fn formats() {
     }
 }
 
-#[test]
 fn rings_and_perf_arrays() {
     let maps =
         [MapDef::new("ring", MapType::Ringbuf, 0, 0, 4096), MapDef::new("perf", MapType::PerfEventArray, 4, 4, 8)];
@@ -326,7 +357,6 @@ fn rings_and_perf_arrays() {
     }
 }
 
-#[test]
 fn tail_calls() {
     let maps = [MapDef::new("programs", MapType::ProgArray, 4, 4, 4)];
     let mut pair = Pair::new(&maps);
@@ -346,7 +376,7 @@ fn tail_calls() {
     let mut source = Program::new("test", ProgType::RawTracepoint, "GPL", insns.clone());
     source.maps = pair.defs.clone().into();
     let verified = skep_verifier::verify(source, &skep_verifier::Options::default()).unwrap();
-    let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
+    let compiled = skep_jit::compile(&verified, &options()).unwrap();
     let ours = pair.session.add(&compiled);
     pair.session.maps()[1].set_program(0, Some(ours)).unwrap();
     if let Some(maps) = &pair.theirs {
@@ -362,17 +392,16 @@ fn tail_calls() {
     // A program of another type is not called.
     let packet = Program::new("packet", ProgType::Xdp, "GPL", vec![imm(0, 2), insn(0x95, 0, 0, 0, 0)]);
     let verified = skep_verifier::verify(packet, &skep_verifier::Options::default()).unwrap();
-    let other = pair.session.add(&skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap());
+    let other = pair.session.add(&skep_jit::compile(&verified, &options()).unwrap());
     pair.session.maps()[1].set_program(2, Some(other)).unwrap();
     let mut program = Program::new("test", ProgType::RawTracepoint, "GPL", counting(2));
     program.maps = pair.defs.clone().into();
     let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
-    let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
+    let compiled = skep_jit::compile(&verified, &options()).unwrap();
     let prog = pair.session.add(&compiled);
     assert_eq!(pair.session.run(prog, &mut [0; 32]).retval, 0);
 }
 
-#[test]
 fn a_run_over_its_budget_keeps_no_record() {
     let maps = [out_map(), MapDef::new("ring", MapType::Ringbuf, 0, 0, 4096)];
     // Reserves a record, counts to a million and submits it.
@@ -383,7 +412,7 @@ fn a_run_over_its_budget_keeps_no_record() {
     let mut program = Program::new("test", ProgType::RawTracepoint, "GPL", body);
     program.maps = maps.to_vec().into();
     let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
-    let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
+    let compiled = skep_jit::compile(&verified, &options()).unwrap();
     let mut session = Session::new(&maps).unwrap();
     let prog = session.add(&compiled);
     let mut consumer = session.maps()[1].ring_consumer().unwrap();

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use skep_ebpf::uapi::ProgType;
 use skep_elf::{LoadOptions, Object};
+use skep_jit::Engine;
 use support::{Session, skb};
 
 const PACKET: [u8; 64] = [0; 64];
@@ -32,16 +33,20 @@ fn checksums_are_the_kernels() {
     for path in paths {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let object = Object::parse(&name, &std::fs::read(&path).unwrap()).unwrap();
-        let mut session = Session::new(object.maps()).unwrap();
+        let engines = [Engine::Interpreter, Engine::Jit];
+        let mut sessions = engines.map(|engine| (engine, Session::new(object.maps()).unwrap()));
         let theirs: Vec<_> = object.maps().iter().map_while(|m| kernel::Map::create(m).ok()).collect();
         for program in ["setup", "work"] {
             let program = object.program(program, &LoadOptions::default()).unwrap();
             let insns = program.insns.clone();
             let verified = skep_verifier::verify(program, &skep_verifier::Options::default());
             let verified = verified.unwrap_or_else(|e| panic!("{name}: {e}"));
-            let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
-            let prog = session.add(&compiled);
-            let ours = session.run(prog, &mut skb(&PACKET, 0)).retval as u32;
+            let [ours, native] = sessions.each_mut().map(|(engine, session)| {
+                let options = skep_jit::Options { engine: *engine, ..skep_jit::Options::default() };
+                let prog = session.add(&skep_jit::compile(&verified, &options).unwrap());
+                session.run(prog, &mut skb(&PACKET, 0)).retval as u32
+            });
+            assert_eq!(ours, native, "{name}");
             if with_kernel {
                 let loaded = kernel::Program::load_linked(ProgType::SchedCls, &insns, &theirs).unwrap();
                 assert_eq!(ours, loaded.run_packet(&PACKET).unwrap(), "{name}");

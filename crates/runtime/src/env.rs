@@ -7,6 +7,8 @@ use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
+use crate::abi::Table;
+use crate::helpers;
 use crate::session::{Control, NONE, Proc, SLOT_STACK, SharedHead};
 
 /// Bytes of BPF stack of a slot: all frames of a run lie in it.
@@ -95,6 +97,17 @@ pub struct Env {
     pub(crate) prog_type: u32,
     /// True once the run was ended by its budget.
     pub(crate) over_budget: bool,
+    /// What machine code calls.
+    pub(crate) table: *const Table,
+    /// Machine code: what is left of the budget.
+    pub(crate) fuel: u64,
+    /// Machine code: where a run that is ended returns to.
+    pub(crate) entry_sp: u64,
+    /// Machine code: the stack pointer at the run's first tail call; 0 before.
+    pub(crate) stack_top: u64,
+    /// Machine code: tail calls so far.
+    pub(crate) tail_calls: u32,
+    pub(crate) pad: u32,
     pub(crate) guard_high: u64,
 }
 
@@ -123,6 +136,12 @@ impl Env {
             link: NONE,
             prog_type: 0,
             over_budget: false,
+            table: &raw const helpers::TABLE,
+            fuel: 0,
+            entry_sp: 0,
+            stack_top: 0,
+            tail_calls: 0,
+            pad: 0,
             guard_high: 0,
         }
     }

@@ -19,7 +19,7 @@ use crate::session::{
     Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
 };
 use crate::thread::{self, Refusal};
-use crate::{clock, interp, ret_entry, sys};
+use crate::{clock, native, ret_entry, sys};
 
 /// A probed place is reached; see [`HitFn`](crate::session::HitFn).
 ///
@@ -190,7 +190,7 @@ unsafe fn run(env: &mut Env, link: &Link, index: u32, ip: u64) {
         env.link = index;
         env.cookie = link.cookie;
         bump(&row.hits);
-        let retval = interp::run(env, image, control.budget);
+        let retval = native::run(env, image, control.budget);
         if !proc.alive() {
             return;
         }

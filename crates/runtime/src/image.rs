@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            Image
-//! CODE_OFFSET  [Code; ncode]
+//! CODE_OFFSET  [Code; ncode], or machine code
 //! ```
 
 use crate::op::Code;
@@ -16,6 +16,11 @@ pub const CODE_OFFSET: usize = size_of::<Image>();
 /// Alignment of images in the control arena: that of a cache line.
 pub const IMAGE_ALIGN: usize = 64;
 
+/// Flag: the image holds machine code (see [`abi`](crate::abi)).
+pub const NATIVE: u32 = 1;
+/// Flag: its machine code may end the run in the middle.
+pub const UNWINDS: u32 = 2;
+
 /// Head of an image. Only `skep-jit` makes them, from verified programs; what runs them trusts them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -24,7 +29,7 @@ pub struct Image {
     pub magic: u32,
     /// Bytes of the image, this head included.
     pub size: u32,
-    /// Slots of code, one per instruction slot of the bytecode.
+    /// Slots of code, one per instruction slot of the bytecode; of machine code, its bytes.
     pub ncode: u32,
     /// Program type (`enum bpf_prog_type`).
     pub prog_type: u32,
@@ -34,8 +39,10 @@ pub struct Image {
     pub frames: u32,
     /// Name, cut to 15 bytes, zero-terminated.
     pub name: [u8; 16],
+    /// Bits of [`NATIVE`] and [`UNWINDS`].
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 5],
 }
 
 const _: () = assert!(size_of::<Image>() == 64);

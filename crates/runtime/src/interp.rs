@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use skep_ebpf::insn::MAX_TAIL_CALLS;
 
 use crate::env::{Env, Frame, SAVED_FRAMES, STACK_BYTES};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::op::{Code, Op};
 use crate::{helpers, packet};
 
@@ -53,7 +53,7 @@ pub(crate) unsafe fn count(env: &mut Env, image: *const Image) -> u64 {
 ///
 /// # Safety
 /// `image` must be readable.
-unsafe fn fits(image: *const Image, stack: usize, frames: usize) -> bool {
+pub(crate) unsafe fn fits(image: *const Image, stack: usize, frames: usize) -> bool {
     // SAFETY: the caller's promise.
     let image = unsafe { &*image };
     image.stack as usize <= stack && image.frames as usize <= frames
@@ -64,7 +64,7 @@ unsafe fn fits(image: *const Image, stack: usize, frames: usize) -> bool {
 /// # Safety
 /// `map` is a prog array's handle.
 #[inline(never)]
-unsafe fn tail_call_target(
+pub(crate) unsafe fn tail_call_target(
     env: &Env,
     map: u64,
     index: u32,
@@ -481,12 +481,12 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                     let stack = (*r.add(10) - stack_base) as usize;
                     let left = SAVED_FRAMES + 1 - frame.offset_from_unsigned(frames_base);
                     match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, tail_calls) {
-                        Some(image) => {
+                        Some(image) if (*image).flags & image::NATIVE == 0 => {
                             tail_calls += 1;
                             *r.add(1) = env.ctx as u64;
                             pc = Image::code(image);
                         }
-                        None => next!(),
+                        _ => next!(),
                     }
                 }
                 Op::Exit => leave!(),

@@ -4,6 +4,7 @@
 //! allocate, block, panic or call libc.
 #![cfg_attr(not(feature = "control"), no_std)]
 
+pub mod abi;
 mod clock;
 pub mod env;
 mod format;
@@ -14,6 +15,7 @@ pub mod image;
 mod interp;
 #[cfg(feature = "control")]
 mod machine;
+mod native;
 pub mod op;
 pub mod packet;
 mod read;

@@ -5,8 +5,8 @@ use skep_maps::MapRef;
 
 use crate::env::{Env, SlotArea};
 use crate::image::Image;
-use crate::interp;
 use crate::session::{Control, SharedHead};
+use crate::{interp, native};
 
 /// What a run gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Machine {
     unsafe fn finish(&mut self, mut env: Env, image: *const Image) -> Run {
         // SAFETY: the promises of `new` and of the caller.
         unsafe {
-            let retval = interp::run(&mut env, image, (*self.control).budget);
+            let retval = native::run(&mut env, image, (*self.control).budget);
             if env.over_budget {
                 SlotArea::discard_reserved(&raw mut *self.area);
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use skep_ebpf::program::InitialValue;
 use skep_elf::{LoadOptions, Object};
+use skep_jit::Engine;
 use skep_subsystem::loaded::Loaded;
 use skep_subsystem::session::{Options, Session};
 use skep_subsystem::testrun::TestInput;
@@ -25,12 +26,19 @@ fn corpus() -> Option<PathBuf> {
 }
 
 fn run(object: &Object, row: &Value, options: &LoadOptions) -> Result<i32, String> {
+    let interp = run_by(object, row, options, Engine::Interpreter)?;
+    let native = run_by(object, row, options, Engine::Jit)?;
+    if interp == native { Ok(interp) } else { Err(format!("run: {interp} by interpreter, {native} by machine code")) }
+}
+
+fn run_by(object: &Object, row: &Value, options: &LoadOptions, engine: Engine) -> Result<i32, String> {
     let name = row["program"].as_str().unwrap_or_default();
     let load = |name: &str| {
         let mut program = object.program(name, options).map_err(|_| "link")?;
         program.flags |= row["prog_flags"].as_u64().unwrap_or(0) as u32;
         let verified = verify(program, &skep_verifier::Options::default()).map_err(|_| "verify")?;
-        Loaded::new(&verified, &skep_jit::Options::default()).map_err(|e| format!("compile: {e}"))
+        let compile = skep_jit::Options { engine, budget: true, ..skep_jit::Options::default() };
+        Loaded::new(&verified, &compile).map_err(|e| format!("compile: {e}"))
     };
     let called = object.maps().iter().flat_map(|m| &m.values).filter_map(|(_, v)| match v {
         InitialValue::Program(called) if called != name => Some(called.as_str()),

@@ -4,7 +4,8 @@ use skep_ebpf::Insn;
 use skep_ebpf::insn::LD_IMM64;
 use skep_ebpf::uapi::ProgType;
 
-use super::{Session, compile, kernel};
+use super::{Session, compile, compile_for, jit, kernel};
+use crate::Options;
 
 const TABLE: &str = include_str!("../../tests/data/isa.txt");
 
@@ -167,6 +168,15 @@ fn every_operation_as_in_the_kernel() {
             let mut ours = vec![0u8; cases.len() * 24];
             let run = session.run(&compiled, &mut ours);
             assert_eq!((run.retval, run.over_budget), (0, false), "{}", row.name);
+            for options in [jit(), Options { harden: true, ..jit() }] {
+                let native = compile_for(ProgType::Syscall, &insns, &options).unwrap();
+                let mut out = vec![0u8; cases.len() * 24];
+                let run = session.run(&native, &mut out);
+                assert_eq!((run.retval, run.over_budget), (0, false), "{}", row.name);
+                for (((what, _), interp), native) in cases.iter().zip(words(&ours)).zip(words(&out)) {
+                    assert_eq!(interp, native, "{} {what}: r1, r2, r0 by interpreter and machine code", row.kind);
+                }
+            }
             if !with_kernel {
                 continue;
             }

@@ -12,10 +12,20 @@ use skep_runtime::Machine;
 use skep_runtime::session::{Control, MAGIC, NONE, SharedHead};
 
 use crate::calls::Subprog;
-use crate::{CompileError, Compiled, Options, Source, translate};
+use crate::{CompileError, Compiled, Engine, Options, Source, translate};
 
 /// Compiles bytecode that the test answers for.
 fn compile(prog_type: ProgType, insns: &[Insn]) -> Result<Compiled, CompileError> {
+    compile_for(prog_type, insns, &Options::default())
+}
+
+/// Options for machine code.
+fn jit() -> Options {
+    Options { engine: Engine::Jit, ..Options::default() }
+}
+
+/// Compiles for an engine.
+fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result<Compiled, CompileError> {
     let mut starts = vec![0u32];
     for (i, insn) in insns.iter().enumerate().filter(|(_, x)| x.is_subprog_call()) {
         starts.push((i as i32 + 1 + insn.imm) as u32);
@@ -23,7 +33,7 @@ fn compile(prog_type: ProgType, insns: &[Insn]) -> Result<Compiled, CompileError
     starts.sort_unstable();
     starts.dedup();
     let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 64 }).collect();
-    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, nmaps: 0 }, &Options::default())
+    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[] }, options)
 }
 
 /// A session without maps, links and programs.
@@ -48,7 +58,7 @@ impl Session {
         // SAFETY: the session has no maps, and lives longer than the machine; the test answers for its bytecode.
         unsafe {
             let mut machine = Machine::new(&raw const *self.control, &raw const *self.shared, core::ptr::null(), 0);
-            machine.run_image(program.image_ptr(), ctx.as_mut_ptr())
+            machine.run_image(program.image_ptr().unwrap(), ctx.as_mut_ptr())
         }
     }
 }

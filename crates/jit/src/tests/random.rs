@@ -3,7 +3,8 @@
 use skep_ebpf::Insn;
 use skep_ebpf::uapi::ProgType;
 
-use super::{Session, compile, kernel};
+use super::{Session, compile, compile_for, jit, kernel};
+use crate::Options;
 
 /// A small generator (xorshift), so that failures repeat.
 struct Rng(u64);
@@ -85,6 +86,8 @@ fn random_programs_end_as_in_the_kernel() {
         let len = 10 + rng.below(60) as usize;
         let insns = program(&mut rng, len);
         let compiled = compile(ProgType::Syscall, &insns).unwrap();
+        let natives = [jit(), Options { harden: true, ..jit() }]
+            .map(|options| compile_for(ProgType::Syscall, &insns, &options).unwrap());
         let theirs = kernel::Program::load(ProgType::Syscall, &insns).unwrap_or_else(|e| panic!("round {round}: {e}"));
         for _ in 0..8 {
             let mut start = [0u8; 48];
@@ -94,6 +97,11 @@ fn random_programs_end_as_in_the_kernel() {
             }
             let (mut a, mut b) = (start, start);
             session.run(&compiled, &mut a);
+            for native in &natives {
+                let mut c = start;
+                session.run(native, &mut c);
+                assert_eq!(a, c, "round {round}, from {start:x?}: {insns:#?}");
+            }
             theirs.run_on(&mut b).unwrap();
             assert_eq!(a, b, "round {round}, from {start:x?}: {insns:#?}");
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 use skep_jit::Compiled;
+use skep_maps::control::Arena;
 use skep_maps::{Map, MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
 use skep_runtime::session::{Control, Link, LinkCount, MAGIC, ProgCell, SharedHead, link_state, shared_size};
@@ -32,7 +33,7 @@ fn memory(bytes: usize) -> Vec<Line> {
 
 /// Maps, and an arena that programs and links are added to.
 pub struct Session {
-    arena: Vec<Line>,
+    arena: Arena,
     used: usize,
     shared: Vec<Line>,
     maps: Vec<Map>,
@@ -61,7 +62,7 @@ impl Session {
         let used = offset(links + LINKS as usize * size_of::<Link>());
         let size = 64 << 20;
         let mut session = Session {
-            arena: memory(size),
+            arena: Arena::sparse("test-control", size).expect("an arena"),
             used,
             shared: memory(shared_size(SLOTS, LINKS)),
             refs: Vec::new(),
@@ -69,7 +70,7 @@ impl Session {
             progs: 0,
             links: 0,
         };
-        let base = session.arena.as_mut_ptr().cast::<u8>();
+        let base = session.arena.ptr();
         // SAFETY: the arena is large enough for its head and tables, and zero is valid for all of them.
         unsafe {
             let control = &mut *base.cast::<Control>();
@@ -91,11 +92,11 @@ impl Session {
     /// Gives a program a cell; returns its index.
     pub fn add(&mut self, program: &Compiled) -> u32 {
         let (at, image) = (self.used, program.image());
-        assert!(at + image.len() <= size_of_val(&*self.arena) && self.progs < PROGS, "the arena is full");
+        assert!(at + image.len() <= self.arena.len() && self.progs < PROGS, "the arena is full");
         self.used = offset(at + image.len());
         let index = self.progs;
         self.progs += 1;
-        let base = self.arena.as_mut_ptr().cast::<u8>();
+        let base = self.arena.ptr();
         // SAFETY: in range, as just checked.
         unsafe {
             ptr::copy_nonoverlapping(image.as_ptr(), base.add(at), image.len());
@@ -112,7 +113,7 @@ impl Session {
         assert!(self.links < LINKS, "the link table is full");
         let index = self.links;
         self.links += 1;
-        let base = self.arena.as_mut_ptr().cast::<u8>();
+        let base = self.arena.ptr();
         // SAFETY: the table has room for it.
         unsafe {
             let control = &*base.cast::<Control>();
@@ -132,7 +133,7 @@ impl Session {
 
     pub fn control(&self) -> &Control {
         // SAFETY: the arena begins with its head.
-        unsafe { &*self.arena.as_ptr().cast() }
+        unsafe { &*self.arena.ptr().cast() }
     }
 
     pub fn shared(&self) -> &SharedHead {
@@ -151,12 +152,13 @@ impl Session {
 
     pub fn set_budget(&mut self, budget: u64) {
         // SAFETY: the arena begins with its head.
-        unsafe { (*self.arena.as_mut_ptr().cast::<Control>()).budget = budget };
+        unsafe { (*self.arena.ptr().cast::<Control>()).budget = budget };
     }
 
     /// Something that runs programs of this session; it must not outlive it.
     pub fn machine(&mut self, slot: u32) -> Machine {
-        let (control, shared) = (self.arena.as_mut_ptr().cast(), self.shared.as_mut_ptr().cast::<SharedHead>());
+        let (control, shared) =
+            (self.arena.code().expect("memory for code").cast(), self.shared.as_mut_ptr().cast::<SharedHead>());
         // SAFETY: the arenas stay where they are for as long as the session lives.
         unsafe { Machine::new(control, shared, self.refs.as_ptr(), slot) }
     }
@@ -170,7 +172,7 @@ impl Session {
     /// The number of instructions that a run of the program executes.
     pub fn count(&mut self, program: &Compiled, ctx: &mut [u8]) -> u64 {
         // SAFETY: as in `run`.
-        unsafe { self.machine(0).count_image(program.image_ptr(), ctx.as_mut_ptr()) }
+        unsafe { self.machine(0).count_image(program.image_ptr().unwrap(), ctx.as_mut_ptr()) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -14,6 +15,8 @@ pub struct Arena {
     fd: OwnedFd,
     ptr: *mut u8,
     len: usize,
+    /// A second mapping of the same memory, for reading and executing.
+    code: OnceLock<usize>,
 }
 
 // SAFETY: the mapping is plain memory that lives as long as the arena; users synchronise what they store there.
@@ -66,12 +69,35 @@ impl Arena {
             rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         }
         .map_err(step("mmap"))?;
-        Ok(Arena { fd, ptr: ptr.cast(), len })
+        Ok(Arena { fd, ptr: ptr.cast(), len, code: OnceLock::new() })
     }
 
     /// Forbids every new writable mapping and every `write`; this one stays writable.
     pub fn seal_future_writes(&self) -> io::Result<()> {
         Ok(rustix::fs::fcntl_add_seals(&self.fd, SealFlags::FUTURE_WRITE)?)
+    }
+
+    /// The same memory in a second mapping, which can be read and executed but not written; made at the first call.
+    pub fn code(&self) -> io::Result<*const u8> {
+        if let Some(&at) = self.code.get() {
+            return Ok(at as *const u8);
+        }
+        // SAFETY: a new mapping at an address of the system's choice touches no other memory.
+        let new = unsafe {
+            let prot = ProtFlags::READ | ProtFlags::EXEC;
+            rustix::mm::mmap(std::ptr::null_mut(), self.len, prot, MapFlags::SHARED, &self.fd, 0)?
+        };
+        let at = *self.code.get_or_init(|| new as usize);
+        if at != new as usize {
+            // SAFETY: another thread was first: nobody knows this one.
+            unsafe { rustix::mm::munmap(new, self.len)? };
+        }
+        Ok(at as *const u8)
+    }
+
+    /// What [`Arena::code`] gave, if it was called.
+    pub fn mapped_code(&self) -> Option<*const u8> {
+        self.code.get().map(|&at| at as *const u8)
     }
 
     /// The memfd, to be passed on.
@@ -96,6 +122,11 @@ impl Drop for Arena {
         // SAFETY: this is the mapping made in `create`, and nobody can use it any more.
         let unmapped = unsafe { rustix::mm::munmap(self.ptr.cast(), self.len) };
         debug_assert!(unmapped.is_ok());
+        if let Some(&code) = self.code.get() {
+            // SAFETY: as above, the mapping made in `code`.
+            let unmapped = unsafe { rustix::mm::munmap(code as *mut _, self.len) };
+            debug_assert!(unmapped.is_ok());
+        }
     }
 }
 

@@ -11,7 +11,18 @@ mod probe;
 mod stack;
 mod task;
 
+use crate::abi::Table;
 use crate::env::Env;
+
+/// Places of what is not a helper in the table that machine code calls through.
+pub mod entry {
+    /// `tail_call`: map, index, frame pointer and stack pointer in r2 to r5; the code to go on with, or 0.
+    pub const TAIL_CALL: u32 = 0;
+    /// A load from the packet: context, offset and size in r1 to r3; a negative number if it is not there.
+    pub const PACKET: u32 = 1;
+    /// The first helper.
+    pub const FIRST: u32 = 2;
+}
 
 pub(crate) use maps::map_lookup_elem;
 
@@ -37,6 +48,34 @@ macro_rules! table {
         /// True if programs that call this helper can be run.
         pub const fn supported(id: u32) -> bool {
             matches!(id, TAIL_CALL $(| $id)*)
+        }
+
+        /// The helpers as machine code calls them.
+        mod native {
+            use super::*;
+            $(
+                #[allow(unused_variables)]
+                pub(super) unsafe extern "sysv64" fn $name(
+                    $r1: u64, $r2: u64, $r3: u64, $r4: u64, $r5: u64, env: *mut Env,
+                ) -> u64 {
+                    // SAFETY: machine code passes what the verified program does, and the environment it runs in.
+                    unsafe { $f(&mut *env $(, $arg)*) }
+                }
+            )*
+        }
+
+        const IDS: &[u32] = &[$($id),*];
+
+        /// How many functions machine code can call.
+        pub const COUNT: usize = IDS.len() + entry::FIRST as usize;
+
+        /// The functions that machine code calls.
+        pub(crate) static TABLE: Table =
+            [crate::native::tail_call, crate::native::packet_load $(, native::$name)*];
+
+        /// The place of a helper in the table that machine code calls through.
+        pub fn index(id: u32) -> Option<u32> {
+            IDS.iter().position(|&i| i == id).map(|n| n as u32 + entry::FIRST)
         }
     };
 }

@@ -407,7 +407,12 @@ impl Subsystem {
         })?;
         log.add(verified.log());
         let indices: Arc<[u32]> = maps.iter().map(|m| m.place.index()).collect();
-        let options = skep_jit::Options { engine: self.config.engine, maps: MapIndices::Each(indices) };
+        let options = skep_jit::Options {
+            engine: self.config.engine,
+            maps: MapIndices::Each(indices),
+            budget: true,
+            ..skep_jit::Options::default()
+        };
         self.fault(FaultPoint::ProgCompile)?;
         let loaded = Loaded::new(&verified, &options).map_err(|e| {
             log.add(&format!("{e}\n"));

@@ -62,6 +62,7 @@ impl Subsystem {
             TestRunError::Unsupported { .. } | TestRunError::NotYet { .. } => Errno::ENOTSUPP,
             TestRunError::NoProgram { .. } => Errno::EINVAL,
             TestRunError::NoSlot => Errno::EBUSY,
+            TestRunError::NoCode { .. } => Errno::ENOMEM,
             TestRunError::OverBudget { .. } => Errno::EINTR,
         })?;
         if over_budget {

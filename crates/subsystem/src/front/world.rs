@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
+use skep_jit::Engine;
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
@@ -333,6 +334,9 @@ impl World {
         let at = self.images + start * IMAGE_ALIGN;
         let cell = self.progs + index as usize * size_of::<ProgCell>();
         self.control.allocate(at, image.len()).map_err(out_of_memory)?;
+        if loaded.engine() == Engine::Jit {
+            self.control.code().map_err(out_of_memory)?;
+        }
         self.control.allocate(cell, size_of::<ProgCell>()).map_err(out_of_memory)?;
         // SAFETY: both parts are allocated and this program's own; the cell shows the image last.
         unsafe {
@@ -416,7 +420,9 @@ impl World {
             Some((i, slot))
         })?;
         let held = Held(slot);
-        let (control, shared) = (self.control.ptr().cast::<Control>(), self.shared.ptr().cast::<SharedHead>());
+        // Machine code has made the other mapping when it was added.
+        let control = self.control.mapped_code().unwrap_or(self.control.ptr()).cast::<Control>();
+        let shared = self.shared.ptr().cast::<SharedHead>();
         // SAFETY: `UnsafeCell<MapRef>` has the layout of `MapRef`; arenas and handles live as long as `self`, which
         // outlives the machine; the slot is held until then.
         let mut machine = unsafe { Machine::new(control, shared, self.handles.0.as_ptr().cast(), index) };

@@ -1,5 +1,6 @@
 //! Runs in this process.
 
+use skep_jit::Engine;
 use skep_maps::MapRef;
 use skep_maps::control::Arena;
 use skep_runtime::Machine;
@@ -44,7 +45,7 @@ impl Session {
     pub fn test_run(&self, program: usize, input: &TestInput<'_>) -> Result<TestOutput, TestRunError> {
         let compiled = self.programs.get(program).ok_or(TestRunError::NoProgram { index: program })?;
         let (slot, _held) = self.take_slot().ok_or(TestRunError::NoSlot)?;
-        let (control, shared) = (self.control.ptr().cast::<Control>(), self.shared.ptr().cast::<SharedHead>());
+        let (control, shared) = (self.runnable()?.cast::<Control>(), self.shared.ptr().cast::<SharedHead>());
         // SAFETY: the arenas and the maps live as long as `self`, and the slot is held.
         let mut machine = unsafe { Machine::new(control, shared, self.local.maps.as_ptr(), slot) };
         let mut over_budget = false;
@@ -59,6 +60,15 @@ impl Session {
             }
         })?;
         if over_budget { Err(TestRunError::OverBudget { budget: self.head().budget }) } else { Ok(output) }
+    }
+
+    /// The control arena as programs see it: executable if one of them is machine code.
+    fn runnable(&self) -> Result<*const u8, TestRunError> {
+        if self.programs.iter().any(|p| p.engine() == Engine::Jit) {
+            self.control.code().map_err(|e| TestRunError::NoCode { problem: e.to_string() })
+        } else {
+            Ok(self.control.ptr())
+        }
     }
 
     fn take_slot(&self) -> Option<(u32, Held<'_>)> {

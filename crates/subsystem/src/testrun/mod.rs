@@ -65,6 +65,12 @@ pub enum TestRunError {
     /// Every vCPU slot is taken.
     #[error("no vCPU slot is free")]
     NoSlot,
+    /// The memory of machine code could not be made executable.
+    #[error("machine code cannot be executed here: {problem}")]
+    NoCode {
+        /// What the system says.
+        problem: String,
+    },
     /// A run was ended: it took too long.
     #[error("the run-time budget of {budget} steps was spent")]
     OverBudget {

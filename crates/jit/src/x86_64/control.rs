@@ -1,0 +1,345 @@
+//! Jumps, calls and what ends functions.
+
+use skep_ebpf::uapi::MapType;
+use skep_runtime::abi;
+use skep_runtime::helpers::{self, entry};
+
+use super::asm::{Alu, Cc, Mem, Shift, Size};
+use super::emit::Emitter;
+use super::ir::{Cond, Src, Test, both};
+use super::layout::Label;
+use super::lazy::{Lazy, Sum, bits};
+use super::regs::{self, ENV, FP, R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP};
+
+/// `map_lookup_elem`.
+const LOOKUP: u32 = 1;
+/// `get_smp_processor_id`.
+const PROCESSOR: u32 = 8;
+
+impl Emitter<'_> {
+    /// Takes one from the budget.
+    fn spend(&mut self) {
+        if self.budget {
+            let over = match self.over {
+                Some(over) => over,
+                None => *self.over.insert(self.layout.label()),
+            };
+            self.asm().dec_mem(Mem::at(ENV, abi::FUEL));
+            self.layout.jcc(Cc::E, over);
+        }
+    }
+
+    pub(crate) fn jump_to(&mut self, i: usize, target: u32) {
+        if target as usize <= i {
+            self.spend();
+        }
+        self.layout.jmp(Label(target));
+    }
+
+    pub(crate) fn branch(&mut self, i: usize, cond: Cond, target: u32) {
+        let (cc, test) = match cond.test {
+            Test::Cmp(cc) => (cc, false),
+            Test::Set => (Cc::Ne, true),
+        };
+        self.branch_on(i, cc, test, cond.wide, cond.a, cond.b, target);
+    }
+
+    /// Jumps to `target` if `a - b` (with `test`, `a & b`) has the condition.
+    #[allow(clippy::too_many_arguments)] // an instruction has as many
+    pub(crate) fn branch_on(&mut self, i: usize, cc: Cc, test: bool, wide: bool, a: u8, b: Src, target: u32) {
+        // The operands last: what computes one may set the flags that are asked for.
+        let mut later = 1u16 << a;
+        if let Src::Reg(b) = b {
+            later |= 1 << b;
+        }
+        while let Some(r) = bits(self.pending & self.after & !later).next() {
+            self.force(r);
+        }
+        while let Some(r) = bits(self.pending & self.after).next() {
+            self.force(r);
+        }
+        let cc = self.compare(cc, test, wide, a, b);
+        if self.budget && target as usize <= i {
+            let not = self.layout.label();
+            self.layout.jcc(cc.not(), not);
+            self.jump_to(i, target);
+            self.layout.bind(not);
+        } else {
+            self.layout.jcc(cc, Label(target));
+        }
+    }
+
+    /// Sets the flags; the condition may become another one of the same meaning.
+    fn compare(&mut self, cc: Cc, test: bool, wide: bool, a: u8, b: Src) -> Cc {
+        let b = match b {
+            Src::Reg(r) => match self.constant(r) {
+                Some(k) if !wide => Src::Imm(k as i32),
+                Some(k) => i32::try_from(k as i64).map_or(b, Src::Imm),
+                None => b,
+            },
+            b => b,
+        };
+        // Numbers without sign are the same in half the width, if both are.
+        let wide = wide && !(self.zero >> a & 1 != 0 && matches!(b, Src::Imm(0..)) && unsigned(cc));
+        match b {
+            Src::Imm(k) => {
+                self.settle(&[(a, !wide)]);
+                let place = self.place(a, !wide);
+                if k == 0 && !test {
+                    let known = matches!(self.flags, Some((r, w)) if r == a && (w == wide || !w));
+                    if !(known && matches!(cc, Cc::E | Cc::Ne)) {
+                        self.asm().test_rr(wide, place, place);
+                        self.flags = Some((a, wide));
+                    }
+                    return cc;
+                }
+                if self.blinds() {
+                    self.load_constant(R10, k as i64 as u64);
+                    if test {
+                        self.asm().test_rr(wide, place, R10);
+                    } else {
+                        self.asm().alu_rr(Alu::Cmp, wide, place, R10);
+                    }
+                } else if test {
+                    self.asm().test_ri(wide, place, k);
+                } else {
+                    self.asm().alu_ri(Alu::Cmp, wide, place, k);
+                }
+            }
+            Src::Reg(r) => {
+                self.settle(&[(a, !wide), (r, !wide)]);
+                let (x, y) = (self.place(a, !wide), self.place(r, !wide));
+                if test {
+                    self.asm().test_rr(wide, x, y);
+                } else {
+                    self.asm().alu_rr(Alu::Cmp, wide, x, y);
+                }
+            }
+        }
+        self.flags = None;
+        cc
+    }
+
+    /// Unless the condition holds, `dst = src`: a conditional move.
+    pub(crate) fn select(&mut self, cond: Cond, wide: bool, dst: u8, src: Src) {
+        let upper = self.upper_live(dst);
+        self.force(dst);
+        self.spill(dst);
+        let mut regs: Vec<(u8, bool)> = Vec::with_capacity(3);
+        regs.push((cond.a, !cond.wide));
+        if let Src::Reg(b) = cond.b
+            && self.constant(b).is_none()
+        {
+            regs.push((b, !cond.wide));
+        }
+        let src = match src {
+            Src::Reg(r) => match self.constant(r) {
+                Some(k) => Err(if wide { k } else { k & 0xffff_ffff }),
+                None => {
+                    regs.push((r, !(wide && upper)));
+                    Ok(r)
+                }
+            },
+            Src::Imm(k) => Err(if wide { k as i64 as u64 } else { u64::from(k as u32) }),
+        };
+        self.settle(&regs);
+        let value = match src {
+            Err(k) => {
+                self.load_constant(R11, k);
+                R11
+            }
+            Ok(r) => {
+                let place = self.place(r, !(wide && upper));
+                if wide || !upper || self.zero >> r & 1 != 0 {
+                    place
+                } else {
+                    self.asm().mov_rr(false, R11, place);
+                    R11
+                }
+            }
+        };
+        self.flags = None;
+        let (cc, test) = match cond.test {
+            Test::Cmp(cc) => (cc, false),
+            Test::Set => (Cc::Ne, true),
+        };
+        let cc = self.compare(cc, test, cond.wide, cond.a, cond.b);
+        let d = self.write(dst);
+        self.asm().cmov(cc.not(), upper, d, value);
+    }
+
+    /// Puts the arguments of a call in their places and everything else where it survives the call.
+    fn arguments(&mut self, arguments: u16) {
+        self.forget(self.after & !0x3f | arguments);
+        while let Some(r) = bits(self.pending & arguments).next() {
+            self.force(r);
+        }
+        let survivors = self.pending;
+        for r in bits(survivors) {
+            if self.lazy(r).refs() & 0x3f != 0 {
+                self.force(r);
+            }
+        }
+    }
+
+    pub(crate) fn helper(&mut self, id: u32, args: u8) {
+        match id {
+            PROCESSOR if self.optimise => {
+                self.arguments(0);
+                return self.asm().load(Size::W, RAX, Mem::at(ENV, abi::SLOT));
+            }
+            LOOKUP if self.optimise && self.array_lookup() => return,
+            _ => {}
+        }
+        self.arguments((1u16 << (args + 1)) - 2);
+        self.spend();
+        self.call_out(helpers::index(id).unwrap_or(0));
+    }
+
+    /// Calls an entry of the run's table with the arguments in place.
+    fn call_out(&mut self, entry: u32) {
+        let asm = self.asm();
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::TABLE));
+        asm.mov_rr(true, R9, ENV);
+        asm.call_mem(Mem::at(R11, entry as i32 * 8));
+    }
+
+    /// A look-up in an array: where the value is follows from the key.
+    fn array_lookup(&mut self) -> bool {
+        let Lazy::Map { index } = self.lazy(1) else { return false };
+        let Some(map) = self.maps.get(index as usize) else { return false };
+        let per_cpu = match map.map_type {
+            MapType::Array => false,
+            MapType::PercpuArray => true,
+            _ => return false,
+        };
+        let (entries, Ok(stride)) = (map.max_entries, i32::try_from(map.value_size.next_multiple_of(8))) else {
+            return false;
+        };
+        let at = self.handle(index);
+        // The key is read through r2's formula; r1 is dead.
+        let key = self.key_address();
+        self.arguments(0);
+        let (null, done) = (self.layout.label(), self.layout.label());
+        let asm = &mut self.layout.asm;
+        asm.load(Size::W, RAX, key);
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::MAPS));
+        asm.alu_ri(Alu::Cmp, false, RAX, entries as i32);
+        self.layout.jcc(Cc::Ae, null);
+        let asm = &mut self.layout.asm;
+        if per_cpu {
+            // How far the values of a slot are apart depends on how many slots there are: the header says it.
+            asm.load(Size::Dw, R10, Mem::at(R11, at + abi::MAP_REF_HEADER));
+            asm.load(Size::Dw, R9, Mem::at(R10, abi::HEADER_STRIDE));
+            asm.imul_rr(true, RAX, R9);
+            asm.load(Size::W, R9, Mem::at(ENV, abi::SLOT));
+            asm.load(Size::W, R10, Mem::at(R10, abi::HEADER_CPU_STRIDE));
+            asm.imul_rr(true, R9, R10);
+            asm.alu_rr(Alu::Add, true, RAX, R9);
+        }
+        asm.load(Size::Dw, R11, Mem::at(R11, at + abi::MAP_REF_DATA));
+        match stride {
+            _ if per_cpu => asm.alu_rr(Alu::Add, true, RAX, R11),
+            8 => asm.lea(true, RAX, Mem { base: Some(R11), index: Some((RAX, 3)), disp: 0 }),
+            s if s.count_ones() == 1 => {
+                asm.shift_ri(Shift::Shl, true, RAX, s.trailing_zeros() as u8);
+                asm.alu_rr(Alu::Add, true, RAX, R11);
+            }
+            s => {
+                asm.imul_rri(true, RAX, RAX, s);
+                asm.alu_rr(Alu::Add, true, RAX, R11);
+            }
+        }
+        self.layout.jmp(done);
+        self.layout.bind(null);
+        self.asm().zero(RAX);
+        self.layout.bind(done);
+        true
+    }
+
+    pub(crate) fn call_function(&mut self, target: u32) {
+        let Some(n) = self.flow.function_at(target) else { return };
+        let callee = &self.flow.functions[n];
+        let wanted = (1..=5u8).filter(|&r| callee.needs & both(r) != 0).fold(0, |m, r| m | 1 << r);
+        self.arguments(wanted);
+        // The callee's frame is below that of this function.
+        let frame = if callee.uses_fp { self.function.frame as i32 } else { 0 };
+        self.spend();
+        if frame != 0 {
+            self.asm().alu_ri(Alu::Add, true, FP, -frame);
+        }
+        self.layout.call(self.entries[n]);
+        if frame != 0 {
+            self.asm().alu_ri(Alu::Sub, true, FP, -frame);
+        }
+    }
+
+    /// A tail call: what this function has pushed is taken back, and the other program returns to its caller.
+    pub(crate) fn tail_call(&mut self) {
+        self.arguments(0b1100);
+        self.spend();
+        let asm = self.asm();
+        // Arguments: context, map, index, frame pointer, stack pointer.
+        asm.mov_rr(true, RCX, FP);
+        asm.mov_rr(true, R8, RSP);
+        self.call_out(entry::TAIL_CALL);
+        let failed = self.layout.label();
+        self.asm().test_rr(true, RAX, RAX);
+        self.layout.jcc(Cc::E, failed);
+        let asm = self.asm();
+        asm.mov_rr(true, RDI, ENV);
+        asm.load(Size::Dw, RSI, Mem::at(ENV, abi::CTX));
+        asm.mov_rr(true, RDX, FP);
+        self.pop_all();
+        self.asm().jmp_reg(RAX);
+        self.layout.bind(failed);
+    }
+
+    /// A load from the packet; where there is none the function ends with 0.
+    pub(crate) fn packet(&mut self, size: Size, index: Option<u8>, at: i32) {
+        self.force(6);
+        let place = index.map(|r| self.read(r, true));
+        let place = place.map(|p| (p, regs::of(6)));
+        match place {
+            Some((p, _)) if !self.blinds() => self.asm().lea(false, R9, Mem::at(p, at)),
+            Some((p, _)) => {
+                self.asm().mov_rr(false, R9, p);
+                self.alu_imm(Alu::Add, false, R9, at);
+            }
+            None => self.load_constant(R9, u64::from(at as u32)),
+        }
+        self.arguments(0);
+        self.spend();
+        let bytes = match size {
+            Size::B => 1,
+            Size::H => 2,
+            _ => 4,
+        };
+        let asm = self.asm();
+        asm.mov_rr(true, RDI, regs::of(6));
+        asm.mov_rr(false, RSI, R9);
+        asm.mov_ri(RDX, bytes);
+        self.call_out(entry::PACKET);
+        let fail = match self.fail {
+            Some(fail) => fail,
+            None => *self.fail.insert(self.layout.label()),
+        };
+        self.asm().test_rr(true, RAX, RAX);
+        self.layout.jcc(Cc::S, fail);
+    }
+
+    /// The address in r2, without putting it in its place.
+    fn key_address(&mut self) -> Mem {
+        let sum = self.sum(2);
+        if !sum.wide || sum.base.is_none() {
+            self.force(2);
+        }
+        let Sum { base, index, disp, .. } = self.sum(2);
+        Mem { base: base.map(regs::of), index: index.map(|(i, k)| (regs::of(i), k)), disp }
+    }
+}
+
+/// True if numbers without sign are compared.
+fn unsigned(cc: Cc) -> bool {
+    matches!(cc, Cc::E | Cc::Ne | Cc::B | Cc::Ae | Cc::A | Cc::Be)
+}

@@ -1,0 +1,332 @@
+//! The translation of a program: state, functions and blocks.
+
+use skep_ebpf::program::MapDef;
+use skep_runtime::abi;
+
+use super::asm::{Alu, Asm, Mem};
+use super::flow::{Block, Flow, Function};
+use super::ir::{Live, Op};
+use super::layout::{Label, Layout};
+use super::lazy::{Lazy, bits};
+use super::regs::{self, ENV, FP, R10, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
+use super::{Features, Tuning};
+use crate::MapIndices;
+
+/// Loops start at multiples of this.
+const LOOP_ALIGN: u8 = 16;
+
+/// What is known while code is emitted.
+pub(crate) struct Emitter<'a> {
+    pub(crate) ops: &'a [Op],
+    pub(crate) flow: &'a Flow,
+    pub(crate) maps: &'a [MapDef],
+    pub(crate) indices: &'a MapIndices,
+    pub(crate) features: Features,
+    pub(crate) optimise: bool,
+    pub(crate) budget: bool,
+    pub(crate) layout: Layout,
+    /// Formulas of registers that are not in their place, and which those are.
+    pub(crate) lazy: [Lazy; 16],
+    pub(crate) pending: u16,
+    /// What is live behind the instruction, by halves and as registers.
+    pub(crate) live: Live,
+    pub(crate) after: u16,
+    /// Registers whose upper half is zero.
+    pub(crate) zero: u16,
+    /// The zero flag tells whether this register (of this width) is zero.
+    pub(crate) flags: Option<(u8, bool)>,
+    /// The function that is emitted.
+    pub(crate) function: &'a Function,
+    pub(crate) pushed: Vec<Reg>,
+    /// Where its blocks leave it with 0.
+    pub(crate) fail: Option<Label>,
+    /// Its first epilogue.
+    leave: Option<Label>,
+    /// Where a spent budget leads.
+    pub(crate) over: Option<Label>,
+    /// Entry of each function.
+    pub(crate) entries: Vec<Label>,
+    blinding: Option<u64>,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(
+        ops: &'a [Op],
+        flow: &'a Flow,
+        maps: &'a [MapDef],
+        indices: &'a MapIndices,
+        tuning: &Tuning,
+    ) -> Emitter<'a> {
+        let mut layout = Layout::new(ops.len() + 1);
+        let entries = flow.functions.iter().map(|_| layout.label()).collect();
+        Emitter {
+            ops,
+            flow,
+            maps,
+            indices,
+            features: tuning.features,
+            optimise: tuning.optimise,
+            budget: tuning.budget,
+            layout,
+            lazy: [Lazy::No; 16],
+            pending: 0,
+            live: 0,
+            after: 0,
+            zero: 0,
+            flags: None,
+            function: &flow.functions[0],
+            pushed: Vec::new(),
+            fail: None,
+            leave: None,
+            over: None,
+            entries,
+            blinding: tuning.blinding,
+        }
+    }
+
+    pub(crate) fn asm(&mut self) -> &mut Asm {
+        &mut self.layout.asm
+    }
+
+    /// The code of all functions.
+    pub(crate) fn program(mut self) -> super::layout::Placed {
+        let flow = self.flow;
+        for (n, function) in flow.functions.iter().enumerate() {
+            if n == 0 || function.blocks.first().is_some_and(|b| b.reachable) {
+                self.emit_function(n, function);
+            }
+        }
+        if let Some(over) = self.over {
+            self.layout.bind(over);
+            let asm = &mut self.layout.asm;
+            asm.store_imm(super::asm::Size::B, Mem::at(ENV, abi::OVER_BUDGET), 1);
+            asm.load(super::asm::Size::Dw, RSP, Mem::at(ENV, abi::ENTRY_SP));
+            asm.zero(RAX);
+            asm.ret();
+        }
+        self.layout.finish()
+    }
+
+    fn emit_function(&mut self, n: usize, function: &'a Function) {
+        self.function = function;
+        self.fail = None;
+        self.leave = None;
+        self.pushed.clear();
+        if n > 0 && self.optimise {
+            self.layout.align(LOOP_ALIGN);
+        }
+        self.layout.bind(self.entries[n]);
+        if n == 0 {
+            let env = function.uses_env || self.budget;
+            self.pushed.extend(function.uses_fp.then_some(FP));
+            self.pushed.extend(env.then_some(ENV));
+        }
+        self.pushed.extend(function.saved.iter().map(|&r| regs::of(r)));
+        // The stack is to be at a multiple of 16 where something is called; the return address is on it.
+        if function.calls_out && self.pushed.len().is_multiple_of(2) {
+            self.pushed.push(RCX);
+        }
+        for i in 0..self.pushed.len() {
+            let r = self.pushed[i];
+            self.asm().push(r);
+        }
+        if n == 0 {
+            let asm = &mut self.layout.asm;
+            if self.pushed.contains(&ENV) {
+                asm.mov_rr(true, ENV, RDI);
+            }
+            if function.uses_fp {
+                asm.mov_rr(true, FP, RDX);
+            }
+            if function.needs & 2 != 0 {
+                asm.mov_rr(true, RDI, RSI);
+            }
+        }
+        for block in function.blocks.iter().filter(|b| b.reachable) {
+            self.block(block);
+        }
+        if let Some(fail) = self.fail {
+            self.layout.bind(fail);
+            self.asm().zero(RAX);
+            self.epilogue();
+        }
+    }
+
+    fn block(&mut self, block: &Block) {
+        if block.loop_head && self.optimise {
+            self.layout.align(LOOP_ALIGN);
+        }
+        self.lazy = [Lazy::No; 16];
+        self.pending = 0;
+        self.flags = None;
+        self.zero = block.zero_in;
+        let mut i = block.start;
+        while i < block.end {
+            self.layout.bind(Label(i as u32));
+            i += self.step(i, block.end);
+        }
+        self.settle_all();
+    }
+
+    /// Emits the instruction at `i`, and those behind it that become part of it; returns how many.
+    fn step(&mut self, i: usize, end: usize) -> usize {
+        let op = self.ops[i];
+        self.look_at(i);
+        if let Some(dst) = op.pure_result()
+            && self.after >> dst & 1 == 0
+        {
+            self.forget(self.after);
+            self.zero = op.zero_after(self.zero, self.live);
+            return 1;
+        }
+        if !matches!(op, Op::Branch { .. } | Op::Select { .. } | Op::Nop) {
+            self.flags = None;
+        }
+        let done = self.insn(op, i, end);
+        for k in i..i + done {
+            self.zero = self.ops[k].zero_after(self.zero, self.flow.live[k]);
+        }
+        self.look_at(i + done - 1);
+        self.forget(self.after);
+        done
+    }
+
+    /// Makes the instruction at `i` the one whose liveness counts.
+    pub(crate) fn look_at(&mut self, i: usize) {
+        self.live = self.flow.live[i];
+        self.after = ((self.live | self.live >> 16) & 0x7ff) as u16;
+    }
+
+    fn insn(&mut self, op: Op, i: usize, end: usize) -> usize {
+        match op {
+            Op::Nop => {}
+            Op::Trap => {
+                self.asm().zero(RAX);
+                self.pending = 0;
+                self.lazy = [Lazy::No; 16];
+                self.epilogue();
+            }
+            Op::Bin { op, wide, dst, src } => return self.bin(i, end, op, wide, dst, src),
+            Op::Div { signed, rem, wide, dst, src } => self.div(signed, rem, wide, dst, src),
+            Op::Neg { wide, dst } => self.neg(wide, dst),
+            Op::Mov { wide, dst, src } => self.mov(wide, dst, src),
+            Op::MovSx { size, wide, dst, src } => {
+                let from = self.read(src, true);
+                let d = self.write(dst);
+                self.asm().movsx(size, wide, d, from);
+            }
+            Op::Swap { size, dst } => self.swap(size, dst),
+            Op::Low16 { dst } => {
+                let from = self.read(dst, true);
+                let d = self.write(dst);
+                self.asm().movzx(super::asm::Size::H, d, from);
+            }
+            Op::Imm64 { dst, value } => {
+                let d = self.write(dst);
+                self.load_constant(d, value);
+            }
+            Op::Map { dst, index } => self.put_off(dst, Lazy::Map { index }),
+            Op::MapValue { dst, index, off } => self.map_value(dst, index, off),
+            Op::Load { .. } => return self.load(i, end),
+            Op::Store { .. } => return self.store(i, end),
+            Op::Atomic { op, wide, base, off, src } => self.atomic(op, wide, base, off, src),
+            Op::Fetch { op, wide, base, off, src } => self.fetch(op, wide, base, off, src),
+            Op::Packet { size, index, at } => self.packet(size, index, at),
+            Op::Jump { target } => {
+                self.settle_all();
+                if target as usize != i + 1 {
+                    self.jump_to(i, target);
+                }
+            }
+            Op::Branch { cond, target } => self.branch(i, cond, target),
+            Op::Select { cond, wide, dst, src } => self.select(cond, wide, dst, src),
+            Op::Helper { id, args } => self.helper(id, args),
+            Op::Sub { target } => self.call_function(target),
+            Op::TailCall => self.tail_call(),
+            Op::Exit => {
+                self.force(0);
+                self.lazy = [Lazy::No; 16];
+                self.pending = 0;
+                self.epilogue();
+            }
+        }
+        1
+    }
+
+    /// Puts every value that is live behind this instruction in its place.
+    pub(crate) fn settle_all(&mut self) {
+        self.forget(self.after);
+        while let Some(r) = bits(self.pending).next() {
+            self.force(r);
+        }
+    }
+
+    /// True if the upper half of the register is needed behind this instruction.
+    pub(crate) fn upper_live(&self, r: u8) -> bool {
+        self.live >> (16 + r) & 1 != 0
+    }
+
+    /// Restores what the function has pushed, and returns.
+    pub(crate) fn epilogue(&mut self) {
+        match self.leave {
+            // Two bytes for a short jump.
+            Some(leave) if self.pushed.len() > 2 => self.layout.jmp(leave),
+            _ => {
+                let label = self.layout.label();
+                self.layout.bind(label);
+                self.leave = Some(label);
+                self.pop_all();
+                self.asm().ret();
+            }
+        }
+    }
+
+    pub(crate) fn pop_all(&mut self) {
+        for i in (0..self.pushed.len()).rev() {
+            let r = self.pushed[i];
+            self.asm().pop(r);
+        }
+    }
+
+    /// True if numbers of the program must not stand in the code.
+    pub(crate) fn blinds(&self) -> bool {
+        self.blinding.is_some()
+    }
+
+    fn next_random(&mut self) -> Option<u64> {
+        let state = self.blinding.as_mut()?;
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(z ^ (z >> 31))
+    }
+
+    /// `d = value`. Flags change when numbers are blinded.
+    pub(crate) fn load_constant(&mut self, d: Reg, value: u64) {
+        match self.next_random() {
+            None if value == 0 => self.asm().zero(d),
+            None => self.asm().mov_ri(d, value),
+            Some(random) => {
+                let small = i32::try_from(value as i64).is_ok();
+                let random = if small { random as i32 as i64 as u64 } else { random };
+                self.asm().mov_ri(d, value ^ random);
+                if small {
+                    self.asm().alu_ri(Alu::Xor, true, d, random as i32);
+                } else {
+                    self.asm().mov_ri(R10, random);
+                    self.asm().alu_rr(Alu::Xor, true, d, R10);
+                }
+            }
+        }
+    }
+
+    /// `d op= imm`.
+    pub(crate) fn alu_imm(&mut self, op: Alu, wide: bool, d: Reg, imm: i32) {
+        if self.blinds() {
+            self.load_constant(R10, imm as i64 as u64);
+            self.asm().alu_rr(op, wide, d, R10);
+        } else {
+            self.asm().alu_ri(op, wide, d, imm);
+        }
+    }
+}

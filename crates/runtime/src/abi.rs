@@ -1,0 +1,49 @@
+//! What machine code knows of the memory that it runs with: distances in [`Env`] and in map handles.
+//!
+//! # The contract
+//!
+//! The code of an image is position independent and the same in every process. It is called with the environment, the
+//! context and the frame pointer of its first frame, by the C calling convention, and returns r0. Everything else it
+//! finds in the environment: the table of map handles, and the table of functions of the runtime ([`Table`]), which it
+//! calls with r1 to r5 and the environment as arguments. A tail call jumps to the other program's code with the same
+//! three arguments.
+
+use core::mem::offset_of;
+
+use skep_maps::{MapHeader, MapRef};
+
+use crate::env::Env;
+use crate::helpers::COUNT;
+
+/// A function of the runtime that machine code calls: r1 to r5, and the environment.
+pub type HelperFn = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut Env) -> u64;
+
+/// The functions that machine code calls, by [`helpers::index`](crate::helpers::index) and
+/// [`helpers::entry`](crate::helpers::entry).
+pub type Table = [HelperFn; COUNT];
+
+/// Map handles.
+pub const MAPS: i32 = offset_of!(Env, maps) as i32;
+/// The context that the program was started with.
+pub const CTX: i32 = offset_of!(Env, ctx) as i32;
+/// The slot's number, 32 bits.
+pub const SLOT: i32 = offset_of!(Env, slot) as i32;
+/// Address of the [`Table`].
+pub const TABLE: i32 = offset_of!(Env, table) as i32;
+/// What is left of the budget.
+pub const FUEL: i32 = offset_of!(Env, fuel) as i32;
+/// The stack pointer behind the call of the program; what is there is where a run that is ended returns to.
+pub const ENTRY_SP: i32 = offset_of!(Env, entry_sp) as i32;
+/// A byte: the budget was spent.
+pub const OVER_BUDGET: i32 = offset_of!(Env, over_budget) as i32;
+
+/// Bytes of a map handle.
+pub const MAP_REF_SIZE: i32 = size_of::<MapRef>() as i32;
+/// In a map handle: the address of the header.
+pub const MAP_REF_HEADER: i32 = offset_of!(MapRef, hdr) as i32;
+/// In a map handle: the address of the data.
+pub const MAP_REF_DATA: i32 = offset_of!(MapRef, data) as i32;
+/// In a map header: bytes between elements, 64 bits.
+pub const HEADER_STRIDE: i32 = offset_of!(MapHeader, stride) as i32;
+/// In a map header: bytes between the values of slots, 32 bits.
+pub const HEADER_CPU_STRIDE: i32 = offset_of!(MapHeader, cpu_stride) as i32;

@@ -1,0 +1,113 @@
+//! Runs of images, by whichever engine they were made for.
+//!
+//! # Invariants
+//!
+//! * The code of an image of machine code keeps the contract of [`abi`](crate::abi); it does what its verified bytecode
+//!   does, and leaves the stack and the registers that the C calling convention preserves as it found them.
+//! * The memory that such an image lies in is mapped executable wherever it is run.
+
+use core::arch::naked_asm;
+use core::mem::{offset_of, transmute};
+
+use crate::env::{Env, SAVED_FRAMES, STACK_BYTES};
+use crate::image::{self, CODE_OFFSET, Image};
+use crate::{interp, packet};
+
+/// Bytes of the thread's stack that the frames of tail calls' callers may take.
+const NATIVE_STACK: u64 = 16 << 10;
+
+/// The code of an image.
+type Code = unsafe extern "sysv64" fn(*mut Env, *mut u8, u64) -> u64;
+
+/// Runs an image on `env.ctx` and returns its r0; 0 if the budget was spent (`env.over_budget`).
+///
+/// # Safety
+/// As [`interp::run`]; an image of machine code lies in executable memory.
+#[inline]
+pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64 {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let flags = (*image).flags;
+        if flags & image::NATIVE == 0 {
+            return interp::run(env, image, budget);
+        }
+        if !interp::fits(image, STACK_BYTES, SAVED_FRAMES + 1) {
+            return 0;
+        }
+        (env.prog_type, env.over_budget) = ((*image).prog_type, false);
+        (env.tail_calls, env.stack_top) = (0, 0);
+        let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
+        let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64;
+        let env: *mut Env = env;
+        if flags & image::UNWINDS != 0 {
+            (*env).fuel = if budget == 0 { u64::MAX } else { budget };
+            enter(env, (*env).ctx, fp, code)
+        } else {
+            code(env, (*env).ctx, fp)
+        }
+    }
+}
+
+/// Calls code that may be ended in the middle: it then loads its stack pointer from `entry_sp` and returns.
+///
+/// # Safety
+/// As for the code itself.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn enter(env: *mut Env, ctx: *mut u8, fp: u64, code: Code) -> u64 {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        // Where the return address of the call will be.
+        "lea rax, [rsp - 8]",
+        "mov [rdi + {entry_sp}], rax",
+        "call rcx",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+        entry_sp = const offset_of!(Env, entry_sp),
+    )
+}
+
+/// The entry of the table behind `tail_call`: the code to go on with, or 0.
+///
+/// # Safety
+/// Called by machine code: `map` is a prog array's handle, `fp` the frame pointer, `sp` the stack pointer.
+pub(crate) unsafe extern "sysv64" fn tail_call(_: u64, map: u64, index: u64, fp: u64, sp: u64, env: *mut Env) -> u64 {
+    // SAFETY: the environment is that of the run that calls.
+    unsafe {
+        let env = &mut *env;
+        let stack = fp.wrapping_sub((&raw const (*env.area).stack) as u64) as usize;
+        // The thread's stack grows by what the functions on the way have saved.
+        let entry = if env.stack_top == 0 { sp } else { env.stack_top };
+        env.stack_top = entry;
+        if entry.wrapping_sub(sp) > NATIVE_STACK {
+            return 0;
+        }
+        match interp::tail_call_target(env, map, index as u32, stack, SAVED_FRAMES + 1, env.tail_calls) {
+            Some(image) if (*image).flags & image::NATIVE != 0 => {
+                env.tail_calls += 1;
+                image.cast::<u8>().add(CODE_OFFSET) as u64
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The entry of the table behind loads from the packet: the number, or all ones if it is not there.
+///
+/// # Safety
+/// Called by machine code: `ctx` is a packet context of the running program.
+pub(crate) unsafe extern "sysv64" fn packet_load(ctx: u64, at: u64, size: u64, _: u64, _: u64, env: *mut Env) -> u64 {
+    // SAFETY: as above.
+    unsafe { packet::load(ctx as *const u8, (*env).prog_type, at as i32, size).map_or(u64::MAX, u64::from) }
+}
