@@ -173,7 +173,7 @@ impl Env<'_> {
         let src = if i.is_x() { *self.state.reg(i.src()) } else { Reg::constant(i.imm as i64 as u64) };
         match (dst.is_scalar(), src.is_scalar()) {
             (true, true) => {
-                if i.is_x() && dst.precise {
+                if i.is_x() && (dst.precise || dst.relied) {
                     self.mark_precise(i.src())?;
                 }
                 let dst = if src.as_const().is_some() { self.split_sign(i, dst)? } else { dst };

@@ -131,7 +131,10 @@ impl Env<'_> {
             }
         };
         for (f, frame) in self.state.frames.iter().enumerate().rev() {
-            for (n, r) in frame.regs.iter().enumerate().take(FP) {
+            let at = self.state.frames.get(f + 1).map_or(self.insn, |callee| callee.callsite);
+            // What is never read needs to learn nothing; the kernel leaves out all of it but r0.
+            let read = self.live.regs.get(at).map_or(!0, |live| live | 1);
+            for (n, r) in frame.regs.iter().enumerate().take(FP).filter(|(n, _)| read & 1 << n != 0) {
                 add(r, Place::Reg { frame: f as u8, reg: n as u8 });
             }
             for (n, slot) in frame.stack.iter().enumerate() {
@@ -258,7 +261,7 @@ fn sync_linked(state: &mut State, known: &Reg, linked: &[Place]) {
             arith::apply(alu::ADD, &mut num, Scalar::constant(delta as u64), narrow);
             settle(&mut num);
             reg.num = num;
-            reg.precise = known.precise;
+            (reg.precise, reg.relied) = (known.precise, known.relied);
         }
     }
 }

@@ -149,7 +149,7 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
     }
     match old.kind {
         Kind::Scalar => {
-            if !old.precise && exact == Exact::No {
+            if !old.precise && !old.relied && exact == Exact::No {
                 return true;
             }
             if old.linked_delta && (!cur.linked_delta || old.narrow_delta != cur.narrow_delta || old.off != cur.off) {
@@ -181,7 +181,7 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
 
 /// Same in all but the names of ids.
 pub(crate) fn same(old: &Reg, cur: &Reg, ids: &mut IdMap) -> bool {
-    let blank = |r: &Reg| Reg { id: 0, ref_id: 0, precise: false, ..*r };
+    let blank = |r: &Reg| Reg { id: 0, ref_id: 0, precise: false, relied: false, ..*r };
     blank(old) == blank(cur) && ids.same(old.id, cur.id) && ids.same(old.ref_id, cur.ref_id)
 }
 
@@ -262,6 +262,6 @@ pub(crate) fn rounds_since(old: &State, cur: &State) -> bool {
 
 /// Quick test before the exact comparison: the registers of the active frame are the same, by name too.
 pub(crate) fn maybe_looping(old: &State, cur: &State) -> bool {
-    let blank = |r: &Reg| Reg { frame: 0, precise: false, ..*r };
+    let blank = |r: &Reg| Reg { frame: 0, precise: false, relied: false, ..*r };
     old.frames.len() == cur.frames.len() && old.regs().iter().zip(cur.regs()).all(|(a, b)| blank(a) == blank(b))
 }

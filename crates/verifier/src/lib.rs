@@ -61,6 +61,8 @@ pub mod rewrite;
 mod scalar;
 mod scc;
 mod sections;
+#[cfg(test)]
+mod small_widths;
 mod spill_pairs;
 mod stack;
 mod stack_depth;

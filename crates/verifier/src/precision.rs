@@ -16,11 +16,17 @@ const ARGS: u16 = 0b11_1110;
 const TAIL_CALL: i32 = 12;
 
 /// What is still wanted: registers and slots, by frame.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backtrack {
     frame: usize,
     regs: [u16; 8],
     slots: [u64; 8],
+    /// Numbers that atomic operations fetched from the stack are followed to where they were stored. Linux 6.18 does
+    /// not, and forgets them between the rounds of loops; so first all is done without, and with it only what that left
+    /// out is marked ([`Reg::relied`]).
+    through_atomics: bool,
+    /// The walk came through such an operation.
+    met_atomic: bool,
 }
 
 /// The walk met something that it cannot follow.
@@ -144,15 +150,16 @@ impl Walk<'_> {
             class::STX if i.mode() == mode::ATOMIC && i.imm == atomic::LOAD_ACQ => undo_load(want, i.dst(), stack),
             class::STX if i.mode() == mode::ATOMIC && i.imm != atomic::STORE_REL => {
                 let result = if i.imm == atomic::CMPXCHG { 0 } else { i.src() };
-                if i.imm & atomic::FETCH != 0 && want.has(result) {
-                    // What was fetched came from memory; operands may have been in the same register.
-                    if let Some((frame, slot)) = stack {
-                        want.want(Place::Slot { frame, slot });
-                    }
-                }
+                let fetched = i.imm & atomic::FETCH != 0 && want.has(result);
                 if want.has(i.dst()) {
                     return Err(Lost);
                 }
+                let Some((frame, slot)) = stack else { return Ok(()) };
+                if fetched && want.through_atomics {
+                    // What was fetched came from memory; operands may have been in the same register.
+                    want.want(Place::Slot { frame, slot });
+                }
+                want.met_atomic |= fetched;
             }
             class::STX | class::ST => {
                 if want.has(i.dst()) {
@@ -312,38 +319,58 @@ impl Env<'_> {
     /// marked anything new.
     pub fn propagate_precision(&mut self, old: StateId) -> bool {
         self.backtrack.begin(self.state.depth());
-        let mut want = std::mem::take(&mut self.backtrack);
+        let (mut want, mut more) = (self.backtrack, self.backtrack);
+        more.through_atomics = true;
         for (f, (frame, cur)) in self.explored.state(old).frames.iter().zip(&self.state.frames).enumerate().take(8) {
             // What is no number in the current state needs no marks.
             for (r, (reg, now)) in frame.regs.iter().zip(&cur.regs).enumerate().take(FP) {
-                if reg.precise && reg.is_scalar() && now.is_scalar() {
+                if (reg.precise || reg.relied) && reg.is_scalar() && now.is_scalar() {
+                    let want = if reg.precise { &mut want } else { &mut more };
                     want.want(Place::Reg { frame: f as u8, reg: r as u8 });
                 }
             }
             for (s, (slot, now)) in frame.stack.iter().zip(cur.stack.iter()).enumerate() {
-                if slot.reg.precise && slot.is_scalar_spill() && now.is_scalar_spill() {
+                if (slot.reg.precise || slot.reg.relied) && slot.is_scalar_spill() && now.is_scalar_spill() {
+                    let want = if slot.reg.precise { &mut want } else { &mut more };
                     want.want(Place::Slot { frame: f as u8, slot: s as u8 });
                 }
             }
         }
         self.backtrack = want;
-        self.walk_back()
+        let changed = self.walk_back();
+        self.backtrack = more;
+        self.walk_back() | changed
     }
 
     /// Marks every number in every saved state on the path: always right, never cheap. True if one was not marked yet.
     pub fn mark_all_precise(&mut self) -> bool {
+        self.mark_all(false)
+    }
+
+    fn mark_all(&mut self, through_atomics: bool) -> bool {
         let mut changed = false;
         let mut parent = self.state.parent;
         while let Some(id) = parent {
             let state = self.explored.state_mut(id);
-            changed |= state.change_regs(|r| r.is_scalar() && !r.precise, |r| r.precise = true);
+            changed |= state.change_regs(|r| unmarked(r, through_atomics), |r| mark(r, through_atomics));
             parent = state.parent;
         }
         changed
     }
 
-    /// Walks back from the current instruction, itself left out. True if that marked anything new.
+    /// Walks back from the current instruction, itself left out, and once more where atomic operations fetched what is
+    /// wanted. True if that marked anything new.
     fn walk_back(&mut self) -> bool {
+        let again = Backtrack { through_atomics: true, ..self.backtrack };
+        let mut changed = self.walk_once();
+        if self.backtrack.met_atomic && !self.backtrack.through_atomics {
+            self.backtrack = again;
+            changed |= self.walk_once();
+        }
+        changed
+    }
+
+    fn walk_once(&mut self) -> bool {
         if self.backtrack.is_empty() {
             return false;
         }
@@ -403,40 +430,50 @@ impl Env<'_> {
         // At the entry only arguments are left, of which the caller knows nothing.
         let entry_only = want.slots == [0; 8] && want.regs[0] & !ARGS == 0 && want.regs[1..] == [0; 7];
         if lost || !entry_only {
-            changed |= self.mark_all_precise();
+            changed |= self.mark_all(want.through_atomics);
         }
         self.backtrack = want;
         changed
     }
 }
 
+/// A number that a walk of this kind has not marked yet.
+fn unmarked(reg: &Reg, through_atomics: bool) -> bool {
+    reg.is_scalar() && !reg.precise && !(through_atomics && reg.relied)
+}
+
+fn mark(reg: &mut Reg, through_atomics: bool) {
+    let mark = if through_atomics { &mut reg.relied } else { &mut reg.precise };
+    *mark = true;
+}
+
 /// Marks what is wanted in a saved state; what is marked already, or is no number, is wanted no longer. True if there
 /// was something to mark.
 fn mark_wanted(state: &mut State, want: &mut Backtrack) -> bool {
     let mut changed = false;
+    let kind = want.through_atomics;
     for (f, shared) in state.frames.iter_mut().enumerate().take(8) {
         let frame: &Frame = shared;
-        let mark = |reg: &Reg| reg.is_scalar() && !reg.precise;
         for (r, reg) in frame.regs.iter().enumerate() {
-            if !mark(reg) {
+            if !unmarked(reg, kind) {
                 want.regs[f] &= !(1 << r);
             }
         }
         let wanted = want.slots[f];
         for s in (0..64).filter(|s| wanted & 1 << s != 0) {
-            if !frame.stack.get(s).is_some_and(|slot| slot.is_spill() && mark(&slot.reg)) {
+            if !frame.stack.get(s).is_some_and(|slot| slot.is_spill() && unmarked(&slot.reg, kind)) {
                 want.slots[f] &= !(1 << s);
             }
         }
         if want.regs[f] != 0 {
             changed = true;
             let regs = shared.regs.iter_mut().enumerate();
-            regs.filter(|(r, _)| want.regs[f] & 1 << r != 0).for_each(|(_, reg)| reg.precise = true);
+            regs.filter(|(r, _)| want.regs[f] & 1 << r != 0).for_each(|(_, reg)| mark(reg, kind));
         }
         if want.slots[f] != 0 {
             changed = true;
             let slots = shared.stack.iter_mut().enumerate();
-            slots.filter(|(s, _)| want.slots[f] & 1 << s != 0).for_each(|(_, slot)| slot.reg.precise = true);
+            slots.filter(|(s, _)| want.slots[f] & 1 << s != 0).for_each(|(_, slot)| mark(&mut slot.reg, kind));
         }
     }
     changed

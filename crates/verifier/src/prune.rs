@@ -100,7 +100,7 @@ impl Env<'_> {
         self.explored.last_jumps = self.jumps;
         self.explored.last_insns = self.stats.insns_processed;
         self.stats.states += 1;
-        self.state.change_regs(|r| r.precise, |r| r.precise = false);
+        self.state.change_regs(|r| r.precise || r.relied, |r| (r.precise, r.relied) = (false, false));
         let steps = std::mem::take(&mut self.state.steps);
         let copy = State { steps, insn: at, branches: 1, cleaned: false, ..self.state.clone() };
         let id = self.explored.insert(&self.cfg, copy);

@@ -185,7 +185,7 @@ impl ValueRecorder {
 
 /// What a value means is the same, whatever is known of its history.
 pub(crate) fn same(a: &Reg, b: &Reg) -> bool {
-    let plain = |r: &Reg| Reg { precise: false, ..*r };
+    let plain = |r: &Reg| Reg { precise: false, relied: false, ..*r };
     plain(a) == plain(b)
 }
 

@@ -100,6 +100,8 @@ pub(crate) struct Reg {
     pub frame: u8,
     /// A number that must be compared when states are: something depended on it.
     pub precise: bool,
+    /// The same, found on a way that the kernel does not follow: rounds of loops may forget it.
+    pub relied: bool,
     /// `off` says by how much a linked number differs.
     pub linked_delta: bool,
     /// That delta was added with 32 bits.
@@ -126,6 +128,7 @@ impl Reg {
         flags: 0,
         frame: 0,
         precise: false,
+        relied: false,
         linked_delta: false,
         narrow_delta: false,
         off: 0,

@@ -157,6 +157,19 @@ impl Scalar {
         self.smax = self.smax.min((value | (mask & !sign)) as i64);
         self.umin = self.umin.max(value);
         self.umax = self.umax.min(value | mask);
+        if let Some(x) = self.only_one() {
+            *self = Scalar::constant(x);
+        }
+    }
+
+    /// The number, if the bits leave only one between the unsigned bounds. (If they leave none, perhaps another one.)
+    fn only_one(&self) -> Option<u64> {
+        let next = self.bits.after(self.umin);
+        if self.bits.contains(self.umin) {
+            return (next > self.umax).then_some(self.umin);
+        }
+        let alone = next == self.bits.max() || next <= self.umax && self.bits.after(next) > self.umax;
+        alone.then_some(next)
     }
 
     /// Bounds of the low half from those of the whole, and signed from unsigned and back.

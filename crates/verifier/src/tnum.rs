@@ -185,6 +185,28 @@ impl Tnum {
         (self.value | self.mask) & (size.wrapping_sub(1)) == 0
     }
 
+    /// The least number of the set that is greater than `x`; its greatest if there is none.
+    pub const fn after(self, x: u64) -> u64 {
+        if x >= self.max() {
+            return self.max();
+        }
+        let x = x + 1;
+        let wrong = (x ^ self.value) & !self.mask;
+        if wrong == 0 {
+            return x;
+        }
+        let top = 1u64 << (63 - wrong.leading_zeros());
+        // Where the first wrong bit must become one, all below it start anew; else an unknown bit above must step up.
+        let step = if self.value & top != 0 {
+            top
+        } else {
+            let above = self.mask & !x & !(top | (top - 1));
+            above & above.wrapping_neg()
+        };
+        let kept = !(step | step.wrapping_sub(1));
+        x & kept | step | self.value & !kept
+    }
+
     /// The greatest number of the set.
     pub const fn max(self) -> u64 {
         self.value | self.mask
@@ -247,6 +269,21 @@ mod tests {
                 assert_eq!(a.includes(b), members(b, 4).all(|x| a.contains(x)));
             }
         }
+    }
+
+    #[test]
+    fn numbers_in_order() {
+        for t in all(5) {
+            for x in 0..40 {
+                let next = members(t, 5).find(|m| *m > x).unwrap_or(t.max());
+                assert_eq!(t.after(x), next, "{t} after {x}");
+            }
+            let high = Tnum { value: t.value << 59, mask: t.mask << 59 };
+            for x in 0..32u64 {
+                assert_eq!(high.after(x << 59), t.after(x) << 59, "{high} after {x} << 59");
+            }
+        }
+        assert_eq!(Tnum::UNKNOWN.after(u64::MAX - 1), u64::MAX);
     }
 
     #[test]

@@ -295,7 +295,7 @@ fn stores_to(insn: Insn, before: &[Frame], depth: u8) -> Option<Place> {
 /// Equal but for what only the checker cares for.
 fn means_same(a: &Reg, b: &Reg) -> bool {
     let plain = |r: &Reg| {
-        let r = Reg { precise: false, linked_delta: false, id: 0, ..*r };
+        let r = Reg { precise: false, relied: false, linked_delta: false, id: 0, ..*r };
         if r.is_scalar() { Reg { off: 0, ..r } } else { r }
     };
     plain(a) == plain(b)
