@@ -7,16 +7,25 @@ use std::sync::OnceLock;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A memfd of fixed size, mapped writable here, all of its memory allocated unless it was made [sparse](Arena::sparse).
+use super::slab::Part;
+
+/// A memfd of fixed size, mapped writable here, all of its memory allocated unless it was made [sparse](Arena::sparse);
+/// or a part of one that many share ([`Slabs`](super::Slabs)).
 ///
 /// Since nobody can shrink it and nothing is left to allocate, accesses do not fault.
 #[derive(Debug)]
 pub struct Arena {
-    fd: OwnedFd,
+    memory: Memory,
     ptr: *mut u8,
     len: usize,
     /// A second mapping of the same memory, for reading and executing.
     code: OnceLock<usize>,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Own(OwnedFd),
+    Part(Part),
 }
 
 // SAFETY: the mapping is plain memory that lives as long as the arena; users synchronise what they store there.
@@ -49,8 +58,11 @@ impl Arena {
 
     /// Allocates the pages of a part. Accesses to it do not fault from then on.
     pub fn allocate(&self, start: usize, len: usize) -> io::Result<()> {
+        if matches!(self.memory, Memory::Part(_)) {
+            return Ok(());
+        }
         loop {
-            match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), start as u64, len as u64) {
+            match rustix::fs::fallocate(self.fd(), FallocateFlags::empty(), start as u64, len as u64) {
                 Err(rustix::io::Errno::INTR) => {}
                 other => return Ok(other?),
             }
@@ -69,12 +81,23 @@ impl Arena {
             rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         }
         .map_err(step("mmap"))?;
-        Ok(Arena { fd, ptr: ptr.cast(), len, code: OnceLock::new() })
+        Ok(Arena { memory: Memory::Own(fd), ptr: ptr.cast(), len, code: OnceLock::new() })
+    }
+
+    /// A part of shared memory, which is allocated.
+    pub(super) fn part(part: Part) -> Arena {
+        Arena { ptr: part.ptr(), len: part.len(), memory: Memory::Part(part), code: OnceLock::new() }
     }
 
     /// Forbids every new writable mapping and every `write`; this one stays writable.
+    ///
+    /// A part of shared memory is sealed from the beginning, or refuses.
     pub fn seal_future_writes(&self) -> io::Result<()> {
-        Ok(rustix::fs::fcntl_add_seals(&self.fd, SealFlags::FUTURE_WRITE)?)
+        match &self.memory {
+            Memory::Own(fd) => Ok(rustix::fs::fcntl_add_seals(fd, SealFlags::FUTURE_WRITE)?),
+            Memory::Part(part) if part.is_sealed() => Ok(()),
+            Memory::Part(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// The same memory in a second mapping, which can be read and executed but not written; made at the first call.
@@ -85,7 +108,7 @@ impl Arena {
         // SAFETY: a new mapping at an address of the system's choice touches no other memory.
         let new = unsafe {
             let prot = ProtFlags::READ | ProtFlags::EXEC;
-            rustix::mm::mmap(std::ptr::null_mut(), self.len, prot, MapFlags::SHARED, &self.fd, 0)?
+            rustix::mm::mmap(std::ptr::null_mut(), self.len, prot, MapFlags::SHARED, self.fd(), self.offset())?
         };
         let at = *self.code.get_or_init(|| new as usize);
         if at != new as usize {
@@ -100,9 +123,20 @@ impl Arena {
         self.code.get().map(|&at| at as *const u8)
     }
 
-    /// The memfd, to be passed on.
+    /// The memfd, to be passed on; the arena begins at [`Arena::offset`] in it.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.memory {
+            Memory::Own(fd) => fd.as_fd(),
+            Memory::Part(part) => part.fd(),
+        }
+    }
+
+    /// Where in the memfd it begins: 0 unless it is a part of shared memory.
+    pub fn offset(&self) -> u64 {
+        match &self.memory {
+            Memory::Own(_) => 0,
+            Memory::Part(part) => part.offset(),
+        }
     }
 
     /// Where it is mapped in this process; page aligned.
@@ -119,6 +153,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if matches!(self.memory, Memory::Part(_)) {
+            return;
+        }
         // SAFETY: this is the mapping made in `create`, and nobody can use it any more.
         let unmapped = unsafe { rustix::mm::munmap(self.ptr.cast(), self.len) };
         debug_assert!(unmapped.is_ok());
@@ -131,7 +168,7 @@ impl Drop for Arena {
 }
 
 /// Bytes the machine can give without swapping. Allocating a memfd is not refused in time: it ends in the OOM killer.
-fn available() -> u64 {
+pub(super) fn available() -> u64 {
     let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return u64::MAX };
     info.lines()
         .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())

@@ -12,7 +12,7 @@ use skep_ebpf::uapi::map_flags as f;
 use skep_ebpf::uapi::update::{ANY, EXIST, LOCK, NOEXIST};
 
 use super::{
-    Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, hollow, is_hash, is_hollow, layout_with, lpm,
+    Arena, Layout, MapError, Options, PerfConsumer, RingConsumer, Slabs, hollow, is_hash, is_hollow, layout_with, lpm,
 };
 use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
 use crate::pool::Elem;
@@ -47,24 +47,33 @@ impl Map {
 
     /// [`Map::create`] with options.
     pub fn create_with(def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
+        Map::create_in(None, def, nslots, options)
+    }
+
+    /// [`Map::create_with`]; a small map gets its memory from `slabs` unless user space may map it.
+    pub fn create_in(slabs: Option<&Slabs>, def: &MapDef, nslots: u32, options: Options) -> Result<Map, MapError> {
         let Layout { mut header, data_size } = layout_with(def, nslots, options)?;
-        let seeded = is_pool(def.map_type) || def.map_type == MapType::BloomFilter;
-        if seeded && def.flags & f::ZERO_SEED == 0 {
-            header.seed = RandomState::new().build_hasher().finish() as u32;
-        }
-        let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
-        let arena = usize::try_from(data_size)
-            .map_err(|_| ("check", std::io::ErrorKind::OutOfMemory.into()))
-            .and_then(|len| Arena::create(&format!("skep-map:{}", def.name), len))
-            .map_err(memory)?;
         let mut def = def.clone();
         if matches!(def.map_type, MapType::Devmap | MapType::DevmapHash) {
             // Values are the kernel's: it makes them read-only for programs.
             def.flags |= f::RDONLY_PROG;
             header.flags = def.flags;
         }
+        let seeded = is_pool(def.map_type) || def.map_type == MapType::BloomFilter;
+        if seeded && def.flags & f::ZERO_SEED == 0 {
+            header.seed = RandomState::new().build_hasher().finish() as u32;
+        }
+        let memory = |(step, source)| MapError::Memory { map: def.name.clone(), size: data_size, step, source };
+        let mapped = is_ring(def.map_type) || def.flags & f::MMAPABLE != 0;
+        let arena = usize::try_from(data_size)
+            .map_err(|_| ("check", std::io::ErrorKind::OutOfMemory.into()))
+            .and_then(|len| {
+                let own = || Arena::create(&format!("skep-map:{}", def.name), len);
+                slabs.filter(|_| !mapped).and_then(|s| s.take(len, is_read_only(&def))).unwrap_or_else(own)
+            })
+            .map_err(memory)?;
         let map = Map {
-            def,
+            def: def.clone(),
             header: Box::new(header),
             arena: Arc::new(arena),
             frozen: AtomicBool::new(false),
@@ -72,7 +81,6 @@ impl Map {
             sorted: Mutex::default(),
         };
         map.init();
-        let def = &map.def;
         if let Some(initial) = &def.initial {
             if initial.len() > def.value_size as usize || def.map_type != MapType::Array {
                 return Err(MapError::Refused {
@@ -134,11 +142,7 @@ impl Map {
     /// True if traced processes get a writable mapping of the data region: programs may write it, and it is not what a
     /// verdict or the control flow relies on.
     pub fn target_writable(&self) -> bool {
-        let lookups_write = matches!(self.def.map_type, MapType::LruHash | MapType::LruPercpuHash);
-        let read_only = names_objects(self.def.map_type)
-            || self.def.frozen
-            || (self.def.flags & f::RDONLY_PROG != 0 && !lookups_write);
-        !read_only
+        !is_read_only(&self.def)
     }
 
     /// True once [`Map::freeze`] has succeeded.
@@ -583,6 +587,12 @@ fn is_pool(t: MapType) -> bool {
 
 fn is_ring(t: MapType) -> bool {
     matches!(t, MapType::Ringbuf | MapType::UserRingbuf)
+}
+
+/// True if programs do not write the map.
+fn is_read_only(def: &MapDef) -> bool {
+    let lookups_write = matches!(def.map_type, MapType::LruHash | MapType::LruPercpuHash);
+    names_objects(def.map_type) || def.frozen || (def.flags & f::RDONLY_PROG != 0 && !lookups_write)
 }
 
 /// True for the types whose values are indices of programs or maps, which programs must not write.

@@ -7,6 +7,7 @@ mod lpm;
 mod map;
 mod perf;
 mod ringbuf;
+mod slab;
 mod validate;
 
 use skep_ebpf::Errno;
@@ -18,6 +19,7 @@ pub use layout::{Layout, Options, layout, layout_with};
 pub use map::Map;
 pub use perf::{PerfConsumer, PerfRecord};
 pub use ringbuf::RingConsumer;
+pub use slab::Slabs;
 pub use validate::validate;
 
 /// True for the types that are hash maps.

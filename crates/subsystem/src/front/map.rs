@@ -151,7 +151,7 @@ impl Subsystem {
         let bytes = layout_with(&def, self.slots(), options).map_err(|e| e.errno())?.data_size;
         let charge = self.charge(client, bytes)?;
         self.fault(FaultPoint::MapAlloc)?;
-        let map = Map::create_with(&def, self.slots(), options).map_err(|e| match e {
+        let map = Map::create_in(Some(&self.slabs), &def, self.slots(), options).map_err(|e| match e {
             MapError::Memory { .. } => Errno::ENOMEM,
             other => other.errno(),
         })?;

@@ -40,6 +40,7 @@ use std::sync::atomic::AtomicU64;
 use skep_ebpf::btf::Btf;
 use skep_ebpf::uapi::MapType;
 use skep_jit::Engine;
+use skep_maps::control::Slabs;
 
 pub use client::{Caps, Client, OwnFiles};
 pub use command::Command;
@@ -99,6 +100,8 @@ pub struct Subsystem {
     config: Config,
     slots: u32,
     world: Arc<World>,
+    /// The memory of small maps.
+    slabs: Slabs,
     maps: Arc<Ids<MapObject>>,
     progs: Arc<Ids<ProgObject>>,
     btfs: Arc<Ids<BtfObject>>,
@@ -151,6 +154,7 @@ impl Subsystem {
             config,
             slots,
             world,
+            slabs: Slabs::default(),
             maps: Arc::default(),
             progs: Arc::default(),
             btfs: Arc::default(),
