@@ -1,113 +1,182 @@
-//! Look-ups of objects by number: among a hundred, and among a hundred thousand.
+//! How a subsystem does with many live objects: making them, finding them by their numbers, memory and descriptors.
 //!
-//! `cargo run --release -p skep-benches --bin objects [TOTAL]`. One map in ten objects: each map keeps a memfd, and
-//! descriptors are limited. Rounds of both subsystems alternate; medians of nanoseconds per look-up.
+//! Nothing holds a descriptor of an object: pins do, as a manager's would. Rounds with a hundred objects and with many
+//! alternate; medians. `cargo run --release -p skep-benches --bin objects [NUMBER]` (100,000 maps and as many programs).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
-use skep_subsystem::front::client::{Files, OwnMemory};
+use skep_benches::median;
+use skep_subsystem::front::client::Files;
 use skep_subsystem::front::object::Object;
-use skep_subsystem::front::{Caps, Client, Config, Errno, Subsystem};
+use skep_subsystem::front::{Client, Config, Errno, OwnFiles, Subsystem};
 
-const PROG_LOAD: u32 = 5;
 const MAP_CREATE: u32 = 0;
+const PROG_LOAD: u32 = 5;
+const OBJ_PIN: u32 = 6;
 const PROG_BY_ID: u32 = 13;
 const MAP_BY_ID: u32 = 14;
-const ROUNDS: usize = 31;
+const MAP_NEXT: u32 = 12;
+const PROG_NEXT: u32 = 11;
+/// Look-ups in one measurement, and measurements.
 const LOOKUPS: u32 = 20_000;
+const ROUNDS: usize = 15;
 
-/// Descriptors that are numbers only: a hundred thousand real ones are not to be had.
-#[derive(Default)]
-struct Table(Mutex<(i32, HashMap<i32, Object>)>);
+/// Descriptors that are closed at once: what is left is the look-up.
+struct Nothing;
 
-impl Files for Table {
+impl Files for Nothing {
     fn install(&self, object: Object) -> Result<i32, Errno> {
-        let mut table = self.0.lock().map_err(|_| Errno::EIO)?;
-        table.0 += 1;
-        let fd = table.0;
-        table.1.insert(fd, object);
-        Ok(fd)
+        drop(std::hint::black_box(object));
+        Ok(0)
     }
 
-    fn get(&self, fd: i32) -> Result<Object, Errno> {
-        self.0.lock().map_err(|_| Errno::EIO)?.1.get(&fd).cloned().ok_or(Errno::EBADF)
+    fn get(&self, _: i32) -> Result<Object, Errno> {
+        Err(Errno::EBADF)
     }
 }
 
-struct World {
+struct Front {
     subsystem: Subsystem,
-    files: Arc<Table>,
     client: Client,
-    maps: u32,
-    progs: u32,
+    looker: Client,
+    files: Arc<OwnFiles>,
+    paths: Vec<Vec<u8>>,
 }
 
-impl World {
-    fn new(total: u32) -> World {
-        let subsystem = Subsystem::new(Config { slots: 2, ..Config::default() }).expect("memory");
-        let files: Arc<Table> = Arc::default();
-        let client = Client {
-            memory: Box::new(OwnMemory),
-            files: Box::new(Arc::clone(&files)),
-            caps: Caps::ALL,
-            uid: 0,
-            memlock: u64::MAX,
-        };
-        let maps = total / 10;
-        let progs = total - maps;
+impl Front {
+    fn new() -> std::io::Result<Front> {
+        let files = Arc::new(OwnFiles::new());
+        let config = Config { slots: 4, ..Config::default() };
+        let client = Client::own(Arc::clone(&files));
+        let looker = Client::with_files(Nothing);
+        Ok(Front { subsystem: Subsystem::new(config)?, client, looker, files, paths: Vec::new() })
+    }
+
+    fn bpf(&self, cmd: u32, words: &[(usize, u64, usize)], size: usize) -> Result<i32, String> {
+        self.bpf_as(&self.client, cmd, words, size)
+    }
+
+    fn bpf_as(&self, who: &Client, cmd: u32, words: &[(usize, u64, usize)], size: usize) -> Result<i32, String> {
+        let mut attr = vec![0u8; size];
+        for &(at, value, len) in words {
+            attr[at..at + len].copy_from_slice(&value.to_ne_bytes()[..len]);
+        }
+        self.subsystem.bpf(who, cmd, &mut attr).map_err(|e| format!("command {cmd}: {e}"))
+    }
+
+    /// Pins the object behind a descriptor, and closes it.
+    fn keep(&mut self, fd: i32, name: &str) -> Result<(), String> {
+        let path = format!("/sys/fs/bpf/{name}\0").into_bytes();
+        self.bpf(OBJ_PIN, &[(0, path.as_ptr() as u64, 8), (8, fd as u64, 4)], 16)?;
+        self.files.close(fd);
+        self.paths.push(path);
+        Ok(())
+    }
+
+    /// As many maps (of three kinds) and programs as are missing.
+    fn fill(&mut self, from: u32, to: u32) -> Result<(), String> {
         let code = [0xb7u64, 0x95];
-        for _ in 0..maps {
-            let mut attr = [0u32; 11];
-            attr[..4].copy_from_slice(&[2, 4, 8, 1]);
-            call(&subsystem, &client, MAP_CREATE, &attr);
+        for n in from..to {
+            let kind = [1, 2, 3][n as usize % 3];
+            let words =
+                [(0, kind, 4), (4, 4, 4), (8, if kind == 3 { 4 } else { 8 }, 4), (12, u64::from(1 + n % 16), 4)];
+            let map = self.bpf(MAP_CREATE, &words, 48)?;
+            self.keep(map, &format!("map{n}"))?;
+            let words = [(0, 1, 4), (4, 2, 4), (8, code.as_ptr() as u64, 8), (16, b"GPL\0".as_ptr() as u64, 8)];
+            let prog = self.bpf(PROG_LOAD, &words, 48)?;
+            self.keep(prog, &format!("prog{n}"))?;
         }
-        for _ in 0..progs {
-            let mut attr = [0u32; 12];
-            (attr[0], attr[1]) = (1, 2);
-            let (code, license) = (code.as_ptr() as u64, c"GPL".as_ptr() as u64);
-            (attr[2], attr[3]) = (code as u32, (code >> 32) as u32);
-            (attr[4], attr[5]) = (license as u32, (license >> 32) as u32);
-            call(&subsystem, &client, PROG_LOAD, &attr);
-        }
-        World { subsystem, files, client, maps, progs }
+        Ok(())
     }
 
-    /// Nanoseconds of one look-up by number, its close included.
-    fn round(&self, seed: u32) -> f64 {
-        let mut x = seed | 1;
-        let start = Instant::now();
+    /// Nanoseconds of opening an object by its number, of maps and programs in turn, and closing it.
+    fn open_by_id(&self, live: u32) -> Result<f64, String> {
+        let mut seed = 1u64;
+        let begin = Instant::now();
         for n in 0..LOOKUPS {
-            x ^= x << 13;
-            x ^= x >> 17;
-            x ^= x << 5;
-            let (cmd, count) = if n % 10 == 0 { (MAP_BY_ID, self.maps) } else { (PROG_BY_ID, self.progs) };
-            let fd = call(&self.subsystem, &self.client, cmd, &[1 + x % count]);
-            if let Ok(mut table) = self.files.0.lock() {
-                table.1.remove(&fd);
-            }
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let id = (seed >> 33) % u64::from(live) + 1;
+            let (cmd, size) = if n % 2 == 0 { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
+            let fd = self.bpf(cmd, &[(0, id, 4)], size)?;
+            self.files.close(fd);
         }
-        start.elapsed().as_nanos() as f64 / f64::from(LOOKUPS)
+        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
+    }
+
+    /// The same without a descriptor.
+    fn look_up(&self, live: u32) -> Result<f64, String> {
+        let mut seed = 1u64;
+        let begin = Instant::now();
+        for n in 0..LOOKUPS {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let id = (seed >> 33) % u64::from(live) + 1;
+            let (cmd, size) = if n % 2 == 0 { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
+            self.bpf_as(&self.looker, cmd, &[(0, id, 4)], size)?;
+        }
+        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
+    }
+
+    /// No object at all: the next number of a number.
+    fn next_id(&self, live: u32) -> Result<f64, String> {
+        let mut seed = 1u64;
+        let begin = Instant::now();
+        for n in 0..LOOKUPS {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let id = (seed >> 33) % u64::from(live);
+            self.bpf(if n % 2 == 0 { MAP_NEXT } else { PROG_NEXT }, &[(0, id, 4)], 8)?;
+        }
+        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
     }
 }
 
-fn call(subsystem: &Subsystem, client: &Client, cmd: u32, attr: &[u32]) -> i32 {
-    let mut bytes: Vec<u8> = attr.iter().flat_map(|w| w.to_ne_bytes()).collect();
-    subsystem.bpf(client, cmd, &mut bytes).unwrap_or_else(|e| panic!("command {cmd}: {e:?}"))
+/// Figures of `/proc/self/status`, in KiB.
+fn status() -> HashMap<String, u64> {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    text.lines()
+        .filter_map(|l| {
+            let (name, rest) = l.split_once(':')?;
+            Some((name.to_owned(), rest.split_whitespace().next()?.parse().ok()?))
+        })
+        .collect()
 }
 
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
-}
-
-fn main() {
-    let total = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(100_000);
-    let start = Instant::now();
-    let (few, many) = (World::new(100), World::new(total));
-    println!("{} maps and {} programs made in {:.1?}", many.maps, many.progs, start.elapsed());
-    let rounds: Vec<_> = (0..ROUNDS as u32).map(|n| (few.round(n * 7 + 3), many.round(n * 7 + 3))).collect();
-    let (a, b) = (median(rounds.iter().map(|r| r.0).collect()), median(rounds.iter().map(|r| r.1).collect()));
-    println!("look-up by number: {a:.0} ns among 100, {b:.0} ns among {total}: {:.2} times", b / a);
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let many: u32 = std::env::args().nth(1).map_or(Ok(100_000), |n| n.parse())?;
+    let (mut few, mut full) = (Front::new()?, Front::new()?);
+    few.fill(0, 100)?;
+    let before = status();
+    let begin = Instant::now();
+    full.fill(0, many)?;
+    let made = begin.elapsed().as_nanos() as f64 / f64::from(many);
+    let (mut open, mut look, mut next) = <([Vec<f64>; 2], [Vec<f64>; 2], [Vec<f64>; 2])>::default();
+    for _ in 0..ROUNDS {
+        for (n, (front, live)) in [(&few, 100), (&full, many)].into_iter().enumerate() {
+            open[n].push(front.open_by_id(live)?);
+            look[n].push(front.look_up(live)?);
+            next[n].push(front.next_id(live)?);
+        }
+    }
+    let [open_few, open_full] = open.map(|mut f| median(&mut f));
+    let [look_few, look_full] = look.map(|mut f| median(&mut f));
+    let [next_few, next_full] = next.map(|mut f| median(&mut f));
+    let after = status();
+    let grown = |name| {
+        (after.get(name).copied().unwrap_or(0) as f64 - before.get(name).copied().unwrap_or(0) as f64) / f64::from(many)
+    };
+    let count = |path| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let mappings = std::fs::read_to_string("/proc/self/maps")?.lines().count();
+    println!("| maps and programs, of each | 100 | {many} | ratio |");
+    println!("|---|---|---|---|");
+    println!("| open by number and close, ns | {open_few:.0} | {open_full:.0} | {:.2} |", open_full / open_few);
+    println!("| find by number, ns | {look_few:.0} | {look_full:.0} | {:.2} |", look_full / look_few);
+    println!("| next number, ns | {next_few:.0} | {next_full:.0} | {:.2} |", next_full / next_few);
+    println!();
+    println!("Making a map and a program, pinned: {:.1} µs. Memory of both: {:.1} KiB.", made / 1e3, grown("VmRSS"));
+    println!("Descriptors of the process: {}; mappings: {mappings}.", count("/proc/self/fd"));
+    let begin = Instant::now();
+    drop(full);
+    println!("Dropping all: {:.1} µs each.", begin.elapsed().as_nanos() as f64 / f64::from(many) / 1e3);
+    Ok(())
 }
