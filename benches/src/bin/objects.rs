@@ -84,7 +84,7 @@ impl Front {
                 [(0, kind, 4), (4, 4, 4), (8, if kind == 3 { 4 } else { 8 }, 4), (12, u64::from(1 + n % 16), 4)];
             let map = self.bpf(MAP_CREATE, &words, 48)?;
             self.keep(map, &format!("map{n}"))?;
-            let words = [(0, 1, 4), (4, 2, 4), (8, code.as_ptr() as u64, 8), (16, b"GPL\0".as_ptr() as u64, 8)];
+            let words = [(0, 1, 4), (4, 2, 4), (8, code.as_ptr() as u64, 8), (16, c"GPL".as_ptr() as u64, 8)];
             let prog = self.bpf(PROG_LOAD, &words, 48)?;
             self.keep(prog, &format!("prog{n}"))?;
         }

@@ -153,15 +153,10 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if matches!(self.memory, Memory::Part(_)) {
-            return;
-        }
-        // SAFETY: this is the mapping made in `create`, and nobody can use it any more.
-        let unmapped = unsafe { rustix::mm::munmap(self.ptr.cast(), self.len) };
-        debug_assert!(unmapped.is_ok());
-        if let Some(&code) = self.code.get() {
-            // SAFETY: as above, the mapping made in `code`.
-            let unmapped = unsafe { rustix::mm::munmap(code as *mut _, self.len) };
+        let own = matches!(self.memory, Memory::Own(_)).then_some(self.ptr);
+        for mapping in own.into_iter().chain(self.code.get().map(|&code| code as *mut u8)) {
+            // SAFETY: these are the mappings made in `create` and in `code`, and nobody can use them any more.
+            let unmapped = unsafe { rustix::mm::munmap(mapping.cast(), self.len) };
             debug_assert!(unmapped.is_ok());
         }
     }
