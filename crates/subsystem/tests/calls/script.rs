@@ -110,9 +110,49 @@ impl<'k> Script<'k> {
         }
     }
 
+    /// Notes what another call answered: a descriptor if it is to be one, which stays open until the end.
+    pub fn answered(&mut self, name: &str, r: i64, gives_fd: bool) -> i64 {
+        let answer = match r {
+            e if e < 0 => Answer::Errno(-e),
+            _ if gives_fd => {
+                self.open.push(r);
+                Answer::Fd
+            }
+            n => Answer::Number(n),
+        };
+        self.answers.push((name.to_owned(), answer));
+        r
+    }
+
+    /// Opens an event.
+    pub fn event(&mut self, name: &str, attr: &Attrs, pid: i32, cpu: i32, group: i64, flags: u64) -> i64 {
+        let attr = attr.clone();
+        let r = self.kernel.perf_open(attr.0.as_ptr() as u64, pid, cpu, group as i32, flags);
+        self.answered(name, r, true)
+    }
+
+    /// As [`Script::event`], and closes it.
+    pub fn try_event(&mut self, name: &str, attr: &Attrs, pid: i32, cpu: i32, group: i64, flags: u64) {
+        let fd = self.event(name, attr, pid, cpu, group, flags);
+        if fd >= 0 {
+            self.close(fd);
+        }
+    }
+
+    /// `ioctl(2)`.
+    pub fn ioctl(&mut self, name: &str, fd: i64, request: u32, arg: u64) -> i64 {
+        let r = self.kernel.ioctl(fd, request, arg);
+        self.answered(name, r, false)
+    }
+
     /// Notes bytes that a call wrote.
     pub fn note(&mut self, name: &str, bytes: &[u8]) {
         self.answers.push((name.to_owned(), Answer::Bytes(bytes.to_vec())));
+    }
+
+    /// Takes a pin away.
+    pub fn unpin(&mut self, path: &str) {
+        self.kernel.unpin(path);
     }
 
     /// Closes a descriptor now.

@@ -99,7 +99,9 @@ impl Subsystem {
                 Some(AttachType::PerfEvent) => self.perf_link(client, attr, &prog),
                 Some(AttachType::TraceUprobeMulti) => self.uprobe_multi(client, attr, &prog),
                 Some(AttachType::TraceKprobeMulti) => self.kprobe_multi(client, attr, &prog),
-                _ => Err(Errno::EOPNOTSUPP),
+                // Sessions are not there yet; for a program that was not loaded for one they are wrong.
+                session if session == prog.verified.program().attach_type => Err(Errno::EOPNOTSUPP),
+                _ => Err(Errno::EINVAL),
             },
             other => Err(nothing_there(client, attr, other)),
         }
@@ -177,7 +179,8 @@ fn nothing_there(client: &Client, attr: &Attr<'_>, prog_type: ProgType) -> Errno
             0 => Errno::EBADF,
             _ => Errno::EINVAL,
         },
-        ProgType::Xdp | ProgType::SchedCls => Errno::ENODEV,
+        ProgType::SchedCls => Errno::ENODEV,
+        ProgType::Xdp => Errno::EINVAL,
         ProgType::FlowDissector | ProgType::SkLookup => match client.files.get(target) {
             Err(Errno::EBADF) => Errno::EBADF,
             _ => Errno::EINVAL,

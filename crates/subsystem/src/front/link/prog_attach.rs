@@ -107,7 +107,6 @@ fn no_target(client: &Client, target: i32, prog_type: ProgType) -> Errno {
             Ok(Object::Map(..)) => Errno::EOPNOTSUPP,
             Ok(_) => Errno::EINVAL,
         },
-        ProgType::LircMode2 => Errno::ENODEV,
         _ => Errno::EINVAL,
     }
 }

@@ -77,6 +77,7 @@ mod bit {
     pub const SAMPLE_ID_ALL: u64 = 1 << 18;
     pub const WRITE_BACKWARD: u64 = 1 << 27;
     pub const USE_CLOCKID: u64 = 1 << 25;
+    pub const AUX_OUTPUT: u64 = 1 << 31;
     pub const INHERIT_THREAD: u64 = 1 << 35;
     pub const REMOVE_ON_EXEC: u64 = 1 << 36;
     pub const SIGTRAP: u64 = 1 << 37;
@@ -141,7 +142,7 @@ impl PerfAttr {
             || self.read_format() & !format::ALL != 0
             || has(sample::BRANCH_STACK) && self.bad_branches()
             || has(sample::REGS_USER) && bad_registers(self.u64(80))
-            || has(sample::STACK_USER) && (stack == 0 || stack >= u32::from(u16::MAX) || !stack.is_multiple_of(8))
+            || has(sample::STACK_USER) && (stack >= u32::from(u16::MAX) || !stack.is_multiple_of(8))
             || has(sample::REGS_INTR) && bad_registers(self.u64(96))
             || has(sample::WEIGHT) && has(sample::WEIGHT_STRUCT)
             || self.flag(bit::INHERIT_THREAD) && !self.flag(bit::INHERIT)
@@ -199,6 +200,16 @@ impl PerfAttr {
     /// It wants to be alone, or always there.
     pub fn wants_all(&self) -> bool {
         self.flag(bit::EXCLUSIVE) || self.flag(bit::PINNED)
+    }
+
+    /// It asks for what only hardware has: registers of vectors, or an output to hardware's own buffer.
+    pub fn wants_hardware(&self) -> bool {
+        self.flag(bit::AUX_OUTPUT) || (self.u64(80) | self.u64(96)) >> 32 != 0
+    }
+
+    /// It asks for parts of hardware's own buffer in its samples.
+    pub fn wants_aux(&self) -> bool {
+        self.u32(112) != 0
     }
 
     /// A signal for each occurrence.

@@ -45,7 +45,8 @@ fn may_redirect(event: &Arc<PerfEvent>, to: &Arc<PerfEvent>) -> Result<(), Errno
         && same_task
         && event.attr.clock() == to.attr.clock()
         && event.attr.backward() == to.attr.backward()
-        && event.ring().is_none();
+        && event.ring().is_none()
+        && to.ring().is_some();
     if fits { Ok(()) } else { Err(Errno::EINVAL) }
 }
 

@@ -70,7 +70,7 @@ impl Subsystem {
             pid if pid > 0 && std::path::Path::new(&format!("/proc/{pid}")).exists() => Some(pid.cast_unsigned()),
             _ => return Err(Errno::ESRCH),
         };
-        if leader.as_ref().is_some_and(|l| l.attr.inherit() != attr.inherit()) {
+        if tid.is_some() && leader.as_ref().is_some_and(|l| l.attr.inherit() != attr.inherit()) {
             return Err(Errno::EINVAL);
         }
         let any_cpu = cpu == -1 && tid.is_some();
@@ -81,6 +81,19 @@ impl Subsystem {
             return Err(Errno::EINVAL);
         }
         let source = self.source(client, &attr, tid)?;
+        if attr.wants_hardware() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let clocks = [
+            libc::CLOCK_MONOTONIC,
+            libc::CLOCK_MONOTONIC_RAW,
+            libc::CLOCK_REALTIME,
+            libc::CLOCK_BOOTTIME,
+            libc::CLOCK_TAI,
+        ];
+        if attr.wants_aux() || attr.clock().is_some_and(|c| !clocks.contains(&c)) {
+            return Err(Errno::EINVAL);
+        }
         if let Some(leader) = &leader
             && (leader.leader.is_some() || leader.cpu != cpu || leader.tid != tid || attr.wants_all())
         {
@@ -180,8 +193,8 @@ impl Subsystem {
         }
         let len = file_len(&path)?.ok_or(Errno::EINVAL)?;
         let (offset, counter) = (attr.config2(), attr.config() >> 32);
-        // The counter is a 16-bit word.
-        if offset > len || counter % 2 != 0 {
+        // The counter is a 16-bit word. Offsets are signed, and only those beyond the end are looked at.
+        if offset.cast_signed() > len.cast_signed() || counter % 2 != 0 {
             return Err(Errno::EINVAL);
         }
         let when = if attr.config() & 1 != 0 { When::Return } else { When::Entry };

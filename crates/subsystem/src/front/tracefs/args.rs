@@ -223,10 +223,10 @@ fn bit_field(suffix: &str) -> Result<(Option<Type>, Bits), Errno> {
     let number = |s| unsigned(s).and_then(|n| u32::try_from(n).ok()).ok_or(Errno::EINVAL);
     let (width, shift, size) = (number(width)?, number(shift)?, number(size)?);
     let ty = match size {
-        8 => "x8",
-        16 => "x16",
-        32 => "x32",
-        64 => "x64",
+        8 => "u8",
+        16 => "u16",
+        32 => "u32",
+        64 => "u64",
         _ => return Err(Errno::EINVAL),
     };
     if width == 0 || width.checked_add(shift).is_none_or(|end| end > size) {
@@ -421,9 +421,9 @@ pub fn describe(arguments: &[Argument], at: u32) -> (String, String, String) {
     let (mut fields, mut print, mut values) = (String::new(), String::new(), String::new());
     let mut at = at;
     for a in arguments {
-        let (ty, array) = (a.ty.field, if a.count == 0 { String::new() } else { format!("[{}]", a.count) });
+        let (ty, array) = (a.ty.field, if a.count == 0 { "" } else { "[]" });
         fields += &format!(
-            "\tfield:{ty}{array} {};\toffset:{at};\tsize:{};\tsigned:{};\n",
+            "\tfield:{ty} {}{array};\toffset:{at};\tsize:{};\tsigned:{};\n",
             a.name,
             a.size(),
             u8::from(a.ty.signed)

@@ -139,6 +139,13 @@ impl TraceFs {
         }
         .address;
         let mut events = self.lock();
+        if let What::File { path, offset, counter } = &point.what {
+            // A place has one counter, or none.
+            let other = |what: &What| matches!(what, What::File { path: p, offset: o, counter: c } if p == path && o == offset && c != counter);
+            if counter % 2 != 0 || events.iter().any(|e| e.probes().iter().any(|p| other(&p.point.what))) {
+                return Err(Errno::EINVAL);
+            }
+        }
         if let Some(event) = events.iter().find(|e| e.group == group && e.name == name).cloned() {
             let probes = event.probes();
             let alike = event.kind == kind
