@@ -277,7 +277,7 @@ unsafe fn recover_maps(proc: &Proc, slot: u32) {
     // SAFETY: the table has a handle for each map, valid while programs run.
     unsafe {
         let (maps, mut records) = (proc.map_refs(), 0u32);
-        for n in 0..proc.control().nmaps {
+        for n in 0..proc.nmaps {
             // A child that was forked meanwhile leaves to its parent what is its parent's.
             if !proc.alive() {
                 return;

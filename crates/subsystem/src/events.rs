@@ -169,7 +169,7 @@ impl Fields<'_> {
     }
 }
 
-fn sample(bytes: &[u8]) -> Option<SampleRecord> {
+pub(crate) fn sample(bytes: &[u8]) -> Option<SampleRecord> {
     let mut f = Fields(bytes);
     Some(SampleRecord {
         link: f.u32()?,

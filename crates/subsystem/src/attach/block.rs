@@ -135,7 +135,7 @@ impl Block {
             trap_state: a.trap_state,
             traps: at + self.traps as u64,
             ntraps: traps.len() as u32,
-            reserved: 0,
+            nmaps: maps.len() as u32,
             description: a.description,
         };
         self.put(0, proc);

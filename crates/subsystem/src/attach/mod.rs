@@ -44,6 +44,13 @@ mod unwind;
 mod wire;
 mod world;
 
+/// Addresses of a place in a process, without touching it.
+pub(crate) fn resolve(pid: u32, target: &ProbeTarget) -> Result<Vec<u64>, AttachError> {
+    let maps = procfs::maps(pid)?;
+    let modules = symbols::Modules::of(pid, &maps, &procfs::Auxv::read(pid)?);
+    Ok(modules.find(target)?.into_iter().map(|f| f.address.wrapping_add(f.offset)).collect())
+}
+
 pub use error::AttachError;
 pub use injector::{Injector, main_if_requested};
 pub use request::{

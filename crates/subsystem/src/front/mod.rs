@@ -57,7 +57,7 @@ use link::{LinkObject, RawTracepoints};
 use object::{BtfObject, MapObject, Object, ProgObject};
 use offload::Devices;
 use pin::Pins;
-use probe::{AllSites, Functions, ProbeSites, Runner};
+use probe::{AllSites, Functions, ProbeSites, Processes, Runner};
 use tracefs::TraceFs;
 use tracefs::event::Means;
 use world::World;
@@ -92,6 +92,10 @@ pub struct Config {
     pub slots: u32,
     /// What can be probed, besides the functions that this process publishes.
     pub sites: Vec<Arc<dyn ProbeSites>>,
+    /// Events get into running processes. The program's `main` must begin with `attach::main_if_requested`.
+    pub processes: bool,
+    /// The process whose functions kprobe events mean, and that uprobes of all processes go into.
+    pub traced: Option<u32>,
 }
 
 /// A kernel's eBPF subsystem, in this process.
@@ -149,6 +153,9 @@ impl Subsystem {
         let functions: Arc<Functions> = Arc::default();
         let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
         sites.extend(config.sites.iter().cloned());
+        if config.processes {
+            sites.push(Arc::new(Processes::new(&world, config.traced)?));
+        }
         let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
         Ok(Subsystem {
             config,

@@ -17,7 +17,10 @@ use skep_jit::Engine;
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
-use skep_runtime::session::{CONTROL_NAME, Control, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
+use skep_runtime::session::{
+    CONTROL_NAME, Control, Link as LinkRow, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, count_offset, link_flags,
+    link_kind, link_state, shared_size,
+};
 use skep_runtime::{Machine, session};
 
 use super::bells::Bells;
@@ -25,13 +28,18 @@ use super::ids::{Id, Ids};
 use super::object::MapObject;
 use crate::keeper::Keeper;
 use crate::loaded::Loaded;
+use crate::place::When;
 
 /// Most maps and most programs of a subsystem.
 const CAPACITY: u32 = 1 << 18;
+/// A row of the map headers that stays empty.
+const NO_MAP: u32 = CAPACITY - 1;
 /// Address space for images.
 const IMAGES: usize = 1 << 30;
 /// Rings of the world's own, in front of the maps.
 const INTERNAL: u32 = 2;
+/// Most programs at places in processes.
+const LINKS: u32 = 1024;
 const SAMPLES: u32 = 0;
 const PRINTK: u32 = 1;
 /// Run-time budget of a run, in back edges, calls and helper calls.
@@ -54,7 +62,7 @@ impl Places {
             return Some(place);
         }
         let place = self.next;
-        self.next = (place < CAPACITY).then(|| place + 1)?;
+        self.next = (place < NO_MAP).then(|| place + 1)?;
         Some(place)
     }
 }
@@ -106,6 +114,7 @@ struct Gone {
 struct Tables {
     maps: Places,
     progs: Places,
+    links: Places,
     space: Space,
     gone: Vec<Gone>,
 }
@@ -193,16 +202,102 @@ fn out_of_memory(_: io::Error) -> Errno {
     Errno::ENOMEM
 }
 
+/// A program at a place in processes, until this goes.
+#[derive(Debug)]
+pub struct WorldLink {
+    index: u32,
+    world: Weak<World>,
+}
+
+impl WorldLink {
+    /// Its row in the table of links.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Drop for WorldLink {
+    fn drop(&mut self) {
+        if let Some(world) = self.world.upgrade() {
+            if let Some(row) = world.head().link(self.index) {
+                row.state.store(link_state::OFF, Ordering::Release);
+            }
+            world.lock().links.free.push(self.index);
+        }
+    }
+}
+
 impl World {
+    fn head(&self) -> &Control {
+        // SAFETY: `Control` stands at offset 0 of an arena that lives as long as `self`; what changes in it is atomic.
+        unsafe { &*self.control.ptr().cast::<Control>() }
+    }
+
+    /// Links a program to a place: from now on a site that names the link runs it.
+    pub fn add_link(self: &Arc<Self>, prog: u32, when: When, cookie: u64, kernel: bool) -> Result<WorldLink, Errno> {
+        let index = {
+            let mut tables = self.lock();
+            let index = tables.links.take().ok_or(Errno::ENOMEM)?;
+            if index >= LINKS {
+                tables.links.free.push(index);
+                return Err(Errno::ENOMEM);
+            }
+            index
+        };
+        let link = WorldLink { index, world: Arc::downgrade(self) };
+        let counts = count_offset(self.slots, index, 0);
+        let end = count_offset(self.slots, index, self.slots + 1);
+        self.shared.allocate(counts, end - counts).map_err(out_of_memory)?;
+        let row = self.head().links as usize + index as usize * size_of::<LinkRow>();
+        // SAFETY: the row is in the table, which is allocated; nobody looks at it before it is ON.
+        unsafe {
+            self.control.ptr().add(row).cast::<LinkRow>().write(LinkRow {
+                state: AtomicU32::new(link_state::OFF),
+                kind: if when == When::Return { link_kind::RETURN } else { link_kind::ENTRY },
+                prog: AtomicU32::new(prog),
+                flags: if kernel { link_flags::KERNEL } else { 0 },
+                cookie,
+                reserved: 0,
+            });
+        }
+        if let Some(row) = self.head().link(index) {
+            row.state.store(link_state::ON, Ordering::Release);
+        }
+        Ok(link)
+    }
+
+    /// The control arena and the shared one, as processes map them.
+    pub fn arenas(&self) -> (&Arena, &Arena) {
+        (&self.control, &self.shared)
+    }
+
+    /// Where the header of a map stands in the control arena; without one, an empty header.
+    pub fn header_of(&self, map: Option<u32>) -> u64 {
+        self.header(map.unwrap_or(NO_MAP)) as u64
+    }
+
+    /// The world's own rings, which come before all maps: samples, and lines of `trace_printk`.
+    pub fn rings(&self) -> &[Map] {
+        &self.rings
+    }
+
+    /// vCPU slots.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
     /// An empty world with this many vCPU slots.
     pub fn new(slots: u32) -> io::Result<World> {
         let align = |n: usize| n.next_multiple_of(4096);
-        let progs = align(size_of::<Control>());
+        let links = align(size_of::<Control>());
+        let progs = align(links + LINKS as usize * size_of::<LinkRow>());
         let headers = align(progs + CAPACITY as usize * size_of::<ProgCell>());
         let images = align(headers + CAPACITY as usize * size_of::<MapHeader>());
         let control = Arena::sparse(CONTROL_NAME, images + IMAGES)?;
-        control.allocate(0, size_of::<Control>())?;
-        let shared = Arena::new(SHARED_NAME, shared_size(slots, 0))?;
+        control.allocate(0, progs)?;
+        // Counters of links are allocated with their links.
+        let shared = Arena::sparse(SHARED_NAME, shared_size(slots, LINKS))?;
+        shared.allocate(0, shared_size(slots, 0))?;
         let ring = |name: &str| {
             let def = MapDef::new(name, MapType::Ringbuf, 0, 0, 1 << 18);
             Map::create(&def, slots).map_err(|e| io::Error::other(e.to_string()))
@@ -218,8 +313,8 @@ impl World {
                 nslots: slots,
                 robust_node: 0,
                 size: control.len() as u64,
-                links: 0,
-                nlinks: 0,
+                links: links as u32,
+                nlinks: LINKS,
                 progs: progs as u32,
                 nprogs: CAPACITY,
                 map_headers: headers as u32,
@@ -232,6 +327,7 @@ impl World {
         let tables = Tables {
             maps: Places::from(INTERNAL),
             progs: Places::from(0),
+            links: Places::from(0),
             space: Space { free: BTreeMap::from([(0, IMAGES / IMAGE_ALIGN)]) },
             gone: Vec::new(),
         };
@@ -251,6 +347,9 @@ impl World {
         for (index, ring) in [SAMPLES, PRINTK].into_iter().zip(&world.rings) {
             world.show_map(index, ring)?;
         }
+        // Where no map is, an empty header stands: the last row is never given out.
+        world.control.allocate(world.header(NO_MAP), size_of::<MapHeader>())?;
+        world.control.seal_future_writes()?;
         Ok(world)
     }
 
@@ -284,9 +383,13 @@ impl World {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn header(&self, index: u32) -> usize {
+        self.headers + index as usize * size_of::<MapHeader>()
+    }
+
     /// Puts a map's header and handle where programs find them.
     fn show_map(&self, index: u32, map: &Map) -> io::Result<()> {
-        let at = self.headers + index as usize * size_of::<MapHeader>();
+        let at = self.header(index);
         self.control.allocate(at, size_of::<MapHeader>())?;
         let header = self.control.ptr().wrapping_add(at).cast::<MapHeader>();
         // SAFETY: the row is allocated, and no program names this index yet.

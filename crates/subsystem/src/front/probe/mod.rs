@@ -6,6 +6,7 @@
 
 mod functions;
 mod nest;
+mod processes;
 mod runner;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use skep_ebpf::uapi::PtRegs;
 pub use crate::place::When;
 pub use functions::{Function, Functions};
 pub(super) use nest::{Inside, Nesting, enter};
+pub(super) use processes::Processes;
 pub(super) use runner::Results;
 pub use runner::Runner;
 

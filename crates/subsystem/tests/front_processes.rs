@@ -1,0 +1,299 @@
+//! Events of the front on functions of another process: its programs run there, and what they tell arrives in maps and
+//! rings here. The process is this test's own program, started again.
+
+#[path = "calls/kernel.rs"]
+mod kernel;
+#[path = "calls/script.rs"]
+mod script;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kernel::{Kernel, Ours, probed, probed_offset};
+use libtest_mimic::{Arguments, Trial};
+use script::Attrs;
+use skep_subsystem::attach::main_if_requested;
+use skep_subsystem::front::Config;
+
+const PROG_LOAD: u32 = 5;
+const LINK_CREATE: u32 = 28;
+const SET_BPF: u32 = 0x4004_2408;
+const UPROBE: u32 = 9;
+const KPROBE: u32 = 8;
+const SELF: &[u8] = b"/proc/self/exe\0";
+
+/// What kprobe events name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn skep_test_function(x: u64) -> u64 {
+    std::hint::black_box(x) * 3
+}
+
+fn main() {
+    main_if_requested();
+    if std::env::args().nth(1).as_deref() == Some("be-a-child") {
+        return child();
+    }
+    let args = Arguments::from_args();
+    let tests: [(&str, fn()); 4] = [
+        ("uprobe", uprobe),
+        ("kprobe_of_the_traced_process", kprobe_of_the_traced_process),
+        ("many_places_with_cookies", many_places_with_cookies),
+        ("perf_buffer", perf_buffer),
+    ];
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit();
+}
+
+/// Calls both functions as often as a line says, and answers.
+fn child() {
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        let times: u64 = line.ok().and_then(|l| l.parse().ok()).unwrap_or(0);
+        for n in 0..times {
+            std::hint::black_box(probed(n));
+            std::hint::black_box(skep_test_function(n));
+        }
+        println!("done");
+    }
+}
+
+struct Traced {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    ours: Ours,
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Traced {
+    fn start() -> Traced {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.arg("be-a-child").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let config = Config { slots: 4, processes: true, traced: Some(child.id()), ..Config::default() };
+        let mut traced = Traced { child, stdin, stdout, ours: Ours::with(config) };
+        assert_eq!(traced.line(), "ready\n");
+        traced
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn calls(&mut self, times: u64) {
+        writeln!(self.stdin, "{times}").unwrap();
+        assert_eq!(self.line(), "done\n");
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn load(&self, attach: u32, code: &[u64]) -> i64 {
+        let attr = Attrs::new(168).u32(0, 2).u32(4, code.len() as u32).ptr(8, code).ptr(16, b"GPL\0").u32(68, attach);
+        let fd = self.ours.bpf(PROG_LOAD, &mut attr.clone().0);
+        assert!(fd >= 0, "{fd}");
+        fd
+    }
+
+    fn array(&self, ty: u32, value: u32, entries: u32) -> i64 {
+        self.ours.bpf(0, &mut Attrs::new(44).u32(0, ty).u32(4, 4).u32(8, value).u32(12, entries).0)
+    }
+
+    fn value(&self, map: i64, key: u32) -> u64 {
+        let (key, value) = ([key], [0u64]);
+        let mut attr = Attrs::new(32).u32(0, map as u32).ptr(8, &key).ptr(16, &value);
+        assert_eq!(self.ours.bpf(1, &mut attr.0), 0);
+        // SAFETY: the call has written it.
+        unsafe { value.as_ptr().read_volatile() }
+    }
+
+    fn open(&self, attr: &Attrs) -> i64 {
+        self.ours.perf_open(attr.0.as_ptr() as u64, self.pid(), -1, -1, 0)
+    }
+
+    fn count(&self, fd: i64) -> u64 {
+        let mut bytes = [0; 8];
+        assert_eq!(self.ours.read(fd, &mut bytes), 8);
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// Waits until an event has counted so many: its process tells in its own time.
+    fn counted(&self, fd: i64, expected: u64) {
+        let start = Instant::now();
+        while self.count(fd) != expected && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(self.count(fd), expected);
+    }
+}
+
+/// Adds to the value of an array what a helper returns (0 for one), and returns 1.
+fn adds(map: i64, helper: u64) -> Vec<u64> {
+    vec![
+        0xb7 | 0x07 << 8 | 1 << 32, // r7 = 1
+        if helper == 0 { 0xb7 | 1 << 32 } else { 0x85 | helper << 32 },
+        0xbf | 0x07 << 8,                // r7 = r0
+        0x62 | 0x0a << 8 | 0xfffc << 16, // *(u32 *)(r10 - 4) = 0
+        0x18 | 0x11 << 8 | (map as u64) << 32,
+        0,
+        0xbf | 0xa2 << 8,
+        0x07 | 0x02 << 8 | 0xffff_fffc << 32,
+        0x85 | 1 << 32,   // map_lookup_elem
+        0x15 | 1 << 16,   // if r0 == 0 goto +1
+        0xdb | 0x70 << 8, // lock *(u64 *)r0 += r7
+        0xb7 | 1 << 32,
+        0x95,
+    ]
+}
+
+fn sampling(kind: u32, config: u64) -> Attrs {
+    Attrs::new(136).u32(0, kind).u32(4, 136).u64(8, config).u64(16, 1).u64(24, 1 | 2 | 1 << 10)
+}
+
+/// Records in a ring: their sizes.
+fn records(at: i64) -> Vec<u16> {
+    let base = at as *const u8;
+    let mut sizes = Vec::new();
+    // SAFETY: a mapped ring, of which only what is complete is read.
+    unsafe {
+        let (head, mut tail) = (base.add(1024).cast::<u64>().read_volatile(), base.add(1032).cast::<u64>().read());
+        while tail < head {
+            let size = base.add(4096 + (tail as usize & 0x3fff) + 6).cast::<u16>().read();
+            sizes.push(size);
+            tail += u64::from(size.max(8));
+        }
+    }
+    sizes
+}
+
+fn uprobe() {
+    let mut t = Traced::start();
+    let attr = sampling(UPROBE, 0).ptr(56, SELF).u64(64, probed_offset());
+    let event = t.open(&attr);
+    assert!(event >= 0, "{event}");
+    let ring = t.ours.map(event, 5 * 4096, 0, true);
+    let map = t.array(2, 8, 1);
+    let prog = t.load(0, &adds(map, 0));
+    assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
+    t.calls(5);
+    assert_eq!(t.value(map, 0), 5, "the program runs in the process");
+    t.counted(event, 5);
+    assert_eq!(records(ring), [48; 5]);
+    t.ours.ioctl(event, 0x2401, 0);
+    t.calls(2);
+    assert_eq!(t.value(map, 0), 7, "programs do not care that the event is disabled");
+    t.ours.unmap(ring, 5 * 4096);
+    t.ours.close(event);
+    t.calls(3);
+    assert_eq!(t.value(map, 0), 7);
+    for fd in [map, prog] {
+        t.ours.close(fd);
+    }
+    assert_eq!(t.ours.left(), Default::default());
+    // A process that is not there.
+    let _ = t.child.kill();
+    let _ = t.child.wait();
+    assert_eq!(t.open(&attr), -3);
+}
+
+fn kprobe_of_the_traced_process() {
+    let mut t = Traced::start();
+    let named = |name: &'static [u8], ret: u64| sampling(KPROBE, ret).ptr(56, name);
+    assert_eq!(t.open(&named(b"no_function_of_that_name\0", 0)), -2);
+    let entry = t.open(&named(b"skep_test_function\0", 0));
+    let exit = t.open(&named(b"skep_test_function\0", 1));
+    assert!(entry >= 0 && exit >= 0, "{entry} {exit}");
+    let map = t.array(2, 8, 1);
+    let one = t.load(0, &adds(map, 0));
+    let link = t.ours.bpf(LINK_CREATE, &mut Attrs::new(64).u32(0, one as u32).u32(4, entry as u32).u32(8, 41).0);
+    assert!(link >= 0, "{link}");
+    let other = t.load(0, &adds(map, 0));
+    assert_eq!(t.ours.ioctl(exit, SET_BPF, other as u64), 0);
+    t.calls(4);
+    assert_eq!(t.value(map, 0), 8);
+    t.counted(entry, 4);
+    t.counted(exit, 4);
+    t.ours.close(link);
+    t.calls(4);
+    assert_eq!(t.value(map, 0), 12, "the other one is still there");
+    // The same by the tracefs.
+    let path = "/sys/kernel/tracing/kprobe_events";
+    assert_eq!(t.ours.write(path, "p:fn skep_test_function", false), 0);
+    assert_eq!(t.ours.write(path, "p:fn2 no_function_of_that_name", false), -22);
+    let id = t.ours.file("/sys/kernel/tracing/events/kprobes/fn/id").unwrap();
+    let traced = t.open(&sampling(2, id.trim().parse().unwrap()));
+    assert_eq!(t.ours.ioctl(traced, SET_BPF, one as u64), 0);
+    t.calls(1);
+    assert_eq!(t.value(map, 0), 14);
+    t.counted(traced, 1);
+}
+
+fn many_places_with_cookies() {
+    let mut t = Traced::start();
+    let map = t.array(2, 8, 1);
+    let prog = t.load(48, &adds(map, 174));
+    let (offsets, cookies) = ([probed_offset()], [1000u64]);
+    let attr = Attrs::new(64).u32(0, prog as u32).u32(8, 48).ptr(16, SELF).ptr(24, &offsets).ptr(40, &cookies);
+    let attr = attr.u32(48, 1).u32(56, t.child.id());
+    let link = t.ours.bpf(LINK_CREATE, &mut attr.clone().0);
+    assert!(link >= 0, "{link}");
+    t.calls(3);
+    assert_eq!(t.value(map, 0), 3000);
+    t.ours.close(link);
+    t.calls(3);
+    assert_eq!(t.value(map, 0), 3000);
+}
+
+/// What programs of another process write to a perf event array arrives in the ring of the CPU's event.
+fn perf_buffer() {
+    let mut t = Traced::start();
+    let array = t.array(4, 4, 4);
+    let mut rings = Vec::new();
+    for cpu in 0..4 {
+        let attr = Attrs::new(136).u32(0, 1).u32(4, 136).u64(8, 10).u64(16, 1).u64(24, 1 << 10).u32(48, 1);
+        let event = t.ours.perf_open(attr.0.as_ptr() as u64, -1, cpu, -1, 8);
+        rings.push((event, t.ours.map(event, 5 * 4096, 0, true)));
+        let (key, value) = ([cpu as u32], [event as u32]);
+        let mut update = Attrs::new(32).u32(0, array as u32).ptr(8, &key).ptr(16, &value);
+        assert_eq!(t.ours.bpf(2, &mut update.0), 0);
+    }
+    let code = [
+        0x7a | 0x0a << 8 | 0xfff8 << 16 | 7 << 32, // *(u64 *)(r10 - 8) = 7
+        0x18 | 0x12 << 8 | (array as u64) << 32,   // r2 = array
+        0,
+        0x18 | 0x03 << 8 | 0xffff_ffff << 32, // r3 = current CPU
+        0,
+        0xbf | 0xa4 << 8, // r4 = r10 - 8
+        0x07 | 0x04 << 8 | 0xffff_fff8 << 32,
+        0xb7 | 0x05 << 8 | 8 << 32,
+        0x85 | 25 << 32, // perf_event_output
+        0xb7,
+        0x95,
+    ];
+    let prog = t.load(0, &code);
+    let event = t.open(&sampling(UPROBE, 0).ptr(56, SELF).u64(64, probed_offset()));
+    assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
+    t.calls(6);
+    let start = Instant::now();
+    let found = || rings.iter().flat_map(|(_, at)| records(*at)).collect::<Vec<_>>();
+    while found().len() < 6 && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(found(), [24; 6]);
+}
