@@ -521,7 +521,7 @@ fn uprobes(s: &mut Script<'_>, pmu: u32) {
     s.ioctl("uprobe: second program", event, SET_BPF, three as u64);
     s.ioctl("uprobe: query", event, QUERY_BPF, [0u32; 2].as_ptr() as u64);
     fd_query(s, "uprobe", event);
-    s.ioctl("uprobe: filter", event, SET_FILTER, b"x\0".as_ptr() as u64);
+    s.ioctl("uprobe: filter", event, SET_FILTER, c"x".as_ptr() as u64);
     if at > 0 {
         s.kernel.unmap(at, 3 * PAGE);
     }
@@ -974,7 +974,7 @@ fn kprobe_files(s: &mut Script<'_>) {
 fn kprobe_multi(s: &mut Script<'_>) {
     let prog = load(s, "kprobe_multi program", 2, KPROBE_MULTI, 0);
     let plain = load(s, "program without attach type for kprobe_multi", 2, 0, 0);
-    let (one, none) = (b"__x64_sys_getpgid\0".as_ptr(), b"nothing_of_that_name\0".as_ptr());
+    let (one, none) = (c"__x64_sys_getpgid".as_ptr(), c"nothing_of_that_name".as_ptr());
     let (good_names, bad_names, twice) = ([one as u64], [one as u64, none as u64], [one as u64, one as u64]);
     let (addresses, bad_pointers, cookies) = ([1u64, 2], [BAD], [7u64]);
     let good = Attrs::new(64).u32(0, prog as u32).u32(8, KPROBE_MULTI).u32(20, 1).ptr(24, &good_names);
