@@ -22,7 +22,9 @@ impl Env<'_> {
                 }
                 let value = *self.read_reg(i.dst())?;
                 self.may_write_reg(i.dst())?;
-                if value.is_scalar() {
+                if value.is_scalar() && !self.options.profile.follows_negation() {
+                    self.set_unknown(i.dst());
+                } else if value.is_scalar() {
                     let reg = self.state.reg_mut(i.dst());
                     arith::apply(alu::NEG, &mut reg.num, Scalar::constant(0), is32);
                     reg.unlink();
@@ -43,7 +45,9 @@ impl Env<'_> {
                 }
                 let value = *self.read_reg(i.dst())?;
                 self.may_write_reg(i.dst())?;
-                if value.is_scalar() {
+                if value.is_scalar() && !self.options.profile.follows_negation() {
+                    self.set_unknown(i.dst());
+                } else if value.is_scalar() {
                     let reg = self.state.reg_mut(i.dst());
                     // Little-endian is what the machine is: only `bswap` and `be` turn bytes around.
                     reg.num.swap_bytes(i.imm as u32 / 8, swap64 || i.is_x());
@@ -211,7 +215,10 @@ impl Env<'_> {
     fn split_sign(&mut self, i: Insn, mut dst: Reg) -> Check<Reg> {
         let n = dst.num;
         let whole = n.smin == -1 && n.smax == 0;
-        if !matches!(i.op(), alu::AND | alu::OR) || !(whole || n.smin32 == -1 && n.smax32 == 0) {
+        if !self.options.profile.splits_signs()
+            || !matches!(i.op(), alu::AND | alu::OR)
+            || !(whole || n.smin32 == -1 && n.smax32 == 0)
+        {
             return Ok(dst);
         }
         let at = self.insn;
@@ -227,12 +234,16 @@ impl Env<'_> {
     }
 
     fn scalar_op(&mut self, i: Insn, is32: bool, mut dst: Reg, src: Reg) -> Check {
+        self.check_number_window(i)?;
         // A 32-bit sum says something of the whole number only where that has no upper half.
         let whole = !is32 || dst.num.umax <= u64::from(u32::MAX);
         arith::apply(i.op(), &mut dst.num, src.num, is32);
         // A number that is another plus a constant stays linked to it.
-        match delta(i, is32, &src.num) {
-            Some(delta) if whole && dst.id != 0 && !dst.linked_delta => {
+        let added = delta(i, is32, &src.num);
+        // At first only plain additions of what is not negative were followed.
+        let simple = i.op() == alu::ADD && !is32 && added.is_some_and(|d| d >= 0);
+        match added.filter(|_| simple || self.options.profile.links_all_sums()) {
+            Some(delta) if whole && dst.id != 0 && !dst.linked_delta && self.tracks_numbers() => {
                 (dst.linked_delta, dst.narrow_delta, dst.off) = (true, is32, delta);
             }
             _ => dst.unlink(),
@@ -247,7 +258,6 @@ impl Env<'_> {
         let d = i.dst();
         let op = i.op();
         let n = number.num;
-        self.speculates |= i.is_x();
         let known = n.as_const();
         if known.is_some() && (n.smin != n.smax || n.umin != n.umax) || n.smin > n.smax || n.umin > n.umax {
             self.set_unknown(d);
@@ -289,6 +299,7 @@ impl Env<'_> {
         }
         check_sane(&number, &ptr)?;
         check_sane(&ptr, &ptr)?;
+        let masking = self.begin_masking(i, &ptr, &n, flipped)?;
 
         let mut dst = ptr;
         dst.num.forget_bounds32();
@@ -353,6 +364,7 @@ impl Env<'_> {
         dst.num.sync();
         settle(&mut dst.num);
         self.check_pointer_stays(d, &dst)?;
+        self.end_masking(i, &dst, masking)?;
         *self.state.reg_mut(d) = dst;
         Ok(())
     }

@@ -19,6 +19,7 @@ impl Env<'_> {
         }
         match i.src() {
             call::HELPER => {
+                self.note_tail_call(i.imm as u32 == TAIL_CALL);
                 self.check_helper(i.imm as u32)?;
                 if i.imm as u32 == TAIL_CALL {
                     return self.check_tail_call();

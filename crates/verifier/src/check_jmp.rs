@@ -42,14 +42,15 @@ impl Env<'_> {
         let next = self.insn + 1;
 
         if let Some(taken) = decided(op, &a, &b, is32) {
-            self.speculates = true;
             if a.is_scalar() {
                 self.mark_precise(i.dst())?;
             }
             if i.is_x() && b.is_scalar() {
                 self.mark_precise(i.src())?;
             }
-            return Ok(Next::At(if taken { target } else { next }));
+            let (next, other) = if taken { (target, next) } else { (next, target) };
+            self.guess_branch(i, other)?;
+            return Ok(Next::At(next));
         }
 
         let null_check = !is32 && !i.is_x() && i.imm == 0 && matches!(op, jmp::JEQ | jmp::JNE) && a.nullable();

@@ -80,6 +80,9 @@ impl Env<'_> {
 
     pub fn check_atomic(&mut self, i: Insn) -> Check {
         match i.imm {
+            atomic::LOAD_ACQ | atomic::STORE_REL if !self.options.profile.has_ordered_accesses() => {
+                return invalid!(InvalidOpcode, "loads that acquire and stores that release do not exist yet");
+            }
             atomic::LOAD_ACQ => return self.check_load_acquire(i),
             atomic::STORE_REL => return self.check_store_release(i),
             _ => {}
@@ -113,6 +116,7 @@ impl Env<'_> {
             // The old value would stand where the pointer is needed for the write.
             return denied!(NotAPointer, "the old value is fetched into r{result}, which holds the address");
         }
+        self.check_no_pointer_saved(a)?;
         // The old value is read first; then the slot holds something that is not known.
         self.check_access(a, if fetch { Operand::Reg(result) } else { Operand::None })?;
         self.check_access(Access { write: true, ..a }, Operand::None)
@@ -432,7 +436,8 @@ impl Env<'_> {
             return self.check_hook_context(a, off);
         }
         let access = ctx::Access { off, size: a.size, write: a.write, signed: a.signed };
-        let Some(loaded) = ctx::access(self.prog.prog_type, self.attach, access) else {
+        let permitted = self.check_context_privilege(off, a.write);
+        let Some(loaded) = ctx::access(self.prog.prog_type, self.attach, access).filter(|_| permitted) else {
             let verb = if a.write { "written" } else { "read" };
             return denied!(
                 ContextAccess,

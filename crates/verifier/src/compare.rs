@@ -4,6 +4,7 @@
 //! [`State`] says here what it takes to be as safe as before: [`states_equal`] for the state, [`frames_equal`],
 //! [`reg_safe`], and [`slot_safe`] with [`object_safe`] for objects that live on the stack.
 
+use crate::Privilege;
 use crate::irq::SavedIrqs;
 use crate::liveness::Liveness;
 use crate::reg::{Kind, Reg};
@@ -30,12 +31,17 @@ pub(crate) struct IdMap {
     unnamed: u32,
     /// Stack that was never written must not be read.
     strict_stack: bool,
+    /// Every number is relied on.
+    all_precise: bool,
+    /// Numbers must be the same.
+    pub strict_numbers: bool,
 }
 
 impl IdMap {
-    /// No pairs. With `strict_stack` stack that was never written must not be read.
-    pub fn new(strict_stack: bool) -> IdMap {
-        IdMap { strict_stack, ..IdMap::default() }
+    /// No pairs, for programs of processes that may do this.
+    pub fn new(privilege: Privilege) -> IdMap {
+        let (strict_stack, all_precise) = (privilege != Privilege::Full, privilege == Privilege::None);
+        IdMap { strict_stack, all_precise, ..IdMap::default() }
     }
 
     /// Forgets all pairs.
@@ -86,6 +92,7 @@ pub(crate) fn states_equal(live: &Liveness, ids: &mut IdMap, old: &State, cur: &
         || old.held.len() != cur.held.len()
         || old.rcu != cur.rcu
         || old.sleepable != cur.sleepable
+        || old.speculative && !cur.speculative
     {
         return false;
     }
@@ -149,7 +156,12 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
     }
     match old.kind {
         Kind::Scalar => {
-            if !old.precise && !old.relied && exact == Exact::No {
+            if ids.strict_numbers {
+                return old.num == cur.num
+                    && (old.linked_delta, old.narrow_delta, old.off) == (cur.linked_delta, cur.narrow_delta, cur.off)
+                    && ids.same_scalar(old.id, cur.id);
+            }
+            if !old.precise && !old.relied && !ids.all_precise && exact == Exact::No {
                 return true;
             }
             if old.linked_delta && (!cur.linked_delta || old.narrow_delta != cur.narrow_delta || old.off != cur.off) {

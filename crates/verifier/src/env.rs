@@ -50,6 +50,16 @@ pub(crate) struct Fact {
     pub pointer_load: Option<i16>,
     /// It saves or restores a register around a call that keeps it.
     pub spill_pair: bool,
+    /// A barrier before it ends paths that only a processor takes.
+    pub barrier: bool,
+    /// The same behind it.
+    pub barrier_behind: bool,
+    /// How its number is masked, where it is added to a pointer.
+    pub window: Option<crate::speculation::Window>,
+    /// The table of a tail call.
+    pub table: Option<u32>,
+    /// The tail call uses different tables.
+    pub tables: bool,
 }
 
 /// What a function of the program turned out to be.
@@ -109,8 +119,6 @@ pub(crate) struct Env<'p> {
     pub ids: IdMap,
 
     last_id: u32,
-    /// The processor may try what no path does: a branch that is never taken, a pointer with another number added.
-    pub speculates: bool,
     pub jumps: u32,
     pub stats: Stats,
     /// Lowest and highest byte of the context that is read, when anything is.
@@ -160,9 +168,8 @@ impl<'p> Env<'p> {
             backtrack: Backtrack::default(),
             step_open: false,
             written: [0; 8],
-            ids: IdMap::new(options.privilege != crate::Privilege::Full),
+            ids: IdMap::new(options.privilege),
             last_id: 0,
-            speculates: false,
             jumps: 0,
             stats: Stats::default(),
             ctx_reads: Vec::new(),
@@ -208,7 +215,7 @@ impl<'p> Env<'p> {
             }
         }
         self.check_stack_depth()?;
-        self.check_speculation()
+        self.check_tail_calls()
     }
 
     /// Follows every path through one function (and the static ones that it calls).
@@ -301,9 +308,15 @@ impl<'p> Env<'p> {
         if point.jump {
             self.record_step(None, Vec::new());
         }
-        self.facts[self.insn].seen = true;
+        self.facts[self.insn].seen |= !self.state.speculative;
+        if self.stopped_by_barrier() {
+            return Ok(Next::Done);
+        }
         let (at, instance, depth) = (self.insn, self.state.frame().instance, self.state.depth());
-        let next = self.check_insn(insn)?;
+        let next = match self.check_insn(insn) {
+            Ok(next) => next,
+            Err(f) => return self.put_barrier(at, f),
+        };
         if self.options.log {
             self.log.after(&self.state);
         }
@@ -312,7 +325,7 @@ impl<'p> Env<'p> {
         if stores || insn.class() == class::JMP && insn.op() == jmp::CALL {
             self.live.commit_writes(instance, at, &self.written, depth);
         }
-        Ok(next)
+        Ok(if self.stopped_behind(at) { Next::Done } else { next })
     }
 
     /// Records how the path came here, or adds to what is recorded for this instruction.

@@ -266,7 +266,8 @@ impl Env<'_> {
         // An inner map made with this flag may have fewer elements than its definition says.
         let sized = map.def.flags & map_flags::INNER_MAP == 0;
         self.check_helper_memory(r, size, false, false, None, false)?;
-        if sized && matches!(map_type, MapType::Array | MapType::PercpuArray) {
+        let elides = self.tracks_numbers() && self.options.profile.since(6, 14);
+        if elides && sized && matches!(map_type, MapType::Array | MapType::PercpuArray) {
             facts.constant_key = self.constant_key(reg, size as usize)?;
         }
         Ok(())

@@ -63,6 +63,7 @@ mod scc;
 mod sections;
 #[cfg(test)]
 mod small_widths;
+mod speculation;
 mod spill_pairs;
 mod stack;
 mod stack_depth;
@@ -347,7 +348,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     let maps = map_facts::collect(program, kernel, &structs);
     let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options), exception_callback)?;
     privilege::check_loops(&cfg, options.privilege)?;
-    map_facts::check_references(program, &maps)?;
+    map_facts::check_references(program, &maps, &options)?;
     let moves_packet = cfg.functions.first().is_some_and(|f| f.moves_packet);
     let hook = hook::resolve(program, &options, moves_packet)?;
     let mut env = Env::new(effective.as_ref().unwrap_or(program), &options, cfg, maps, structs);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
-use skep_ebpf::insn::{Insn, pseudo};
+use skep_ebpf::insn::{Insn, class, mode, pseudo, size};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, map_flags, prog_flags};
 
@@ -13,6 +13,7 @@ use crate::object::timer::has_identity;
 use crate::object::{self, FieldKind, Record, Structs, arena};
 use crate::reason::Reason;
 use crate::reg::{Kind, Reg, flag};
+use crate::{Options, Privilege};
 
 /// A map as the checker sees it.
 #[derive(Debug)]
@@ -111,11 +112,17 @@ pub(crate) fn is_tracing(prog: ProgType) -> bool {
 }
 
 /// Checks every map reference of the program, and that the map can be used by it.
-pub(crate) fn check_references(prog: &Program, maps: &[MapFacts<'_>]) -> Check {
+pub(crate) fn check_references(prog: &Program, maps: &[MapFacts<'_>], options: &Options) -> Check {
     let mut used = vec![false; prog.maps.len()];
     let mut at = 0;
     while let Some(&i) = prog.insns.get(at) {
         crate::check_insn::check_encoding(i).map_err(|f| f.at(at))?;
+        let narrow_atomic =
+            i.class() == class::STX && i.mode() == mode::ATOMIC && matches!(i.size(), size::B | size::H);
+        if narrow_atomic && !options.profile.has_ordered_accesses() {
+            return invalid!(InvalidOpcode, "opcode {:#04x} does not exist yet", i.code)
+                .map_err(|f: Box<Failure>| f.at(at));
+        }
         if i.is_ld_imm64() {
             let next = prog.insns.get(at + 1).copied();
             check_wide(i, next).map_err(|f| f.at(at))?;
@@ -125,6 +132,11 @@ pub(crate) fn check_references(prog: &Program, maps: &[MapFacts<'_>]) -> Check {
             at += 1;
         }
         at += 1;
+    }
+    let arena = prog.maps.iter().zip(&used).any(|(m, used)| *used && m.map_type == MapType::Arena);
+    if arena && options.privilege != Privilege::Full {
+        let text = "arenas need CAP_BPF and CAP_PERFMON".into();
+        return Err(Failure::new(Errno::EPERM, Reason::CallNeedsPrivilege, text).whole());
     }
     check_storages(prog, &used)?;
     if used.iter().filter(|u| **u).count() > 64 {

@@ -298,7 +298,7 @@ impl Env<'_> {
     /// A check relied on this register of the active frame.
     pub fn mark_precise(&mut self, r: u8) -> Check {
         let frame = self.state.depth();
-        if !self.state.reg(r).is_scalar() {
+        if !self.state.reg(r).is_scalar() || !self.tracks_numbers() {
             return Ok(());
         }
         self.backtrack.begin(frame);

@@ -9,7 +9,7 @@ use skep_ebpf::uapi::ProgType;
 
 use crate::cfg::Cfg;
 use crate::env::Env;
-use crate::fail::{Check, Failure, denied, invalid, unsupported};
+use crate::fail::{Check, Failure, denied, invalid};
 use crate::reason::Reason;
 use crate::reg::{Kind, Reg};
 use crate::state::STACK_BYTES;
@@ -28,9 +28,12 @@ pub enum Privilege {
 
 /// Most instructions of a program without `CAP_BPF`.
 const MAX_INSNS: usize = 4096;
-/// Helpers that need no capability.
-const OPEN: [u32; 25] =
-    [1, 2, 3, 5, 7, 8, 12, 14, 25, 26, 42, 46, 47, 68, 87, 88, 89, 105, 106, 120, 125, 195, 182, 208, 130];
+/// Helpers that need no capability where the program's type has them, asked of a running 6.18.
+#[rustfmt::skip]
+const OPEN: [u32; 43] = [
+    1, 2, 3, 5, 7, 8, 12, 14, 15, 25, 26, 42, 46, 47, 68, 79, 81, 83, 84, 85, 86, 87, 88, 89, 95, 96, 97, 98, 99, 105,
+    106, 107, 108, 120, 122, 125, 128, 129, 130, 160, 182, 195, 208,
+];
 /// Ring buffer helpers need none, either.
 const OPEN_RING: std::ops::RangeInclusive<u32> = 131..=134;
 /// Helpers that need `CAP_PERFMON`, asked of a running 6.18.
@@ -71,11 +74,7 @@ pub(crate) fn check_program(program: &Program, privilege: Privilege) -> Check {
         )
         .whole()),
         Privilege::None => match ty {
-            T::SocketFilter => check_calls(program),
-            T::CgroupSkb => {
-                unsupported!(UnsupportedFeature, "cgroup_skb programs without privilege are not judged yet")
-                    .map_err(|f: Box<Failure>| f.whole())
-            }
+            T::SocketFilter | T::CgroupSkb => check_calls(program),
             _ => barred(format!("programs of type {ty} need CAP_BPF")),
         },
     }
@@ -152,16 +151,18 @@ impl Env<'_> {
         }
     }
 
-    /// What the kernel makes of paths that only a processor tries is not followed here.
-    pub fn check_speculation(&self) -> Check {
-        if self.keeps_secrets() && self.speculates {
-            return unsupported!(
-                UnsupportedFeature,
-                "the processor may try paths that the program does not take; without CAP_PERFMON that is not judged yet"
-            )
-            .map_err(|f: Box<Failure>| f.whole());
-        }
-        Ok(())
+    /// Without `CAP_BPF` control groups' programs do not see the packet itself, nor set when it is sent.
+    pub fn check_context_privilege(&self, off: i64, write: bool) -> bool {
+        let (data, time) = (76..84, 152..160);
+        self.options.privilege != Privilege::None
+            || self.prog.prog_type != ProgType::CgroupSkb
+            || !(data.contains(&off) || write && time.contains(&off))
+    }
+
+    /// What is known of numbers is kept on the stack and in sums, and what is relied on is told from the rest; without
+    /// `CAP_BPF` every number is relied on.
+    pub fn tracks_numbers(&self) -> bool {
+        self.options.privilege != Privilege::None
     }
 
     /// Objects of the kernel and maps themselves are for processes with `CAP_PERFMON`.

@@ -61,9 +61,38 @@ impl KernelProfile {
         self.since(6, 18)
     }
 
+    /// What is known of a number is known of it negated, or with its bytes swapped.
+    pub(crate) fn follows_negation(&self) -> bool {
+        self.since(6, 18)
+    }
+
+    /// A number that is all ones or zero goes two ways where it meets a mask.
+    pub(crate) fn splits_signs(&self) -> bool {
+        self.since(6, 18)
+    }
+
+    /// Numbers stay linked over subtractions, 32-bit sums, and sums with what is negative.
+    pub(crate) fn links_all_sums(&self) -> bool {
+        self.since(6, 18)
+    }
+
+    /// Loads that acquire and stores that release, of all sizes.
+    pub(crate) fn has_ordered_accesses(&self) -> bool {
+        self.since(6, 15)
+    }
+
     /// True unless programs of this type got the helper later.
     pub(crate) fn has_helper(&self, helper: u32, prog: ProgType) -> bool {
+        const GET_CURRENT_COMM: u32 = 16;
         const GET_CGROUP_CLASSID: u32 = 17;
+        let cgroup = matches!(
+            prog,
+            ProgType::CgroupSock
+                | ProgType::CgroupSockAddr
+                | ProgType::CgroupSysctl
+                | ProgType::CgroupSockopt
+                | ProgType::CgroupDevice
+        );
         let tracer = matches!(
             prog,
             ProgType::Kprobe
@@ -76,7 +105,12 @@ impl KernelProfile {
                 | ProgType::Syscall
                 | ProgType::StructOps
         );
-        helper != GET_CGROUP_CLASSID || !tracer || self.since(6, 18)
+        match helper {
+            _ if self.since(6, 18) => true,
+            GET_CGROUP_CLASSID => !tracer,
+            GET_CURRENT_COMM => tracer || cgroup,
+            _ => true,
+        }
     }
 
     /// The profile with this name.

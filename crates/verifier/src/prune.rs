@@ -28,6 +28,8 @@ use crate::state::{FP, Slot, State, StateId};
 
 /// Rounds over the back edges of a loop before everything in it is taken as relied on.
 const MAX_SETTLING: u32 = 64;
+/// States at one instruction of a program without `CAP_BPF`; with more of them no others are saved.
+const MAX_STATES: usize = 64;
 /// Longer paths without a saved state make walking back expensive.
 const MAX_STEPS: usize = 40;
 
@@ -41,10 +43,12 @@ impl Env<'_> {
         let point = self.cfg.points[at];
         let jumps = self.jumps - self.explored.last_jumps;
         let insns = self.stats.insns_processed - self.explored.last_insns;
-        let force = point.force || self.options.save_often || self.state.steps.len() > MAX_STEPS;
+        let force =
+            point.force || self.options.save_often && self.tracks_numbers() || self.state.steps.len() > MAX_STEPS;
         let mut save = force || jumps >= 2 && insns >= 8;
 
         let mut n = self.explored.count(at);
+        let states = n;
         self.stats.states_per_insn = self.stats.states_per_insn.max(n as u32);
         while n > 0 {
             n -= 1;
@@ -90,7 +94,7 @@ impl Env<'_> {
                 self.explored.miss(&self.cfg, n, id);
             }
         }
-        if save {
+        if save && (self.tracks_numbers() || states <= MAX_STATES) {
             self.save_state(at);
         }
         Ok(false)

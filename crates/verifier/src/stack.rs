@@ -92,11 +92,13 @@ impl Env<'_> {
             return denied!(SpilledPointerCorrupt, "a part of the pointer saved at offset {min} is overwritten");
         }
         let whole = min % 8 == 0;
+        let kept = *kept;
+        self.note_store(&kept, byte, a.size as usize, value.as_ref().map(|(_, r)| r));
         if whole && a.size == 8 {
             self.mark_stack_written(frame, slot);
         }
         match (value, operand) {
-            (Some((r, mut reg)), _) if whole && reg.is_scalar() => {
+            (Some((r, mut reg)), _) if whole && reg.is_scalar() && self.tracks_numbers() => {
                 let fits = width(&reg) <= a.size * 8;
                 if fits {
                     self.link(&mut reg);
@@ -107,7 +109,9 @@ impl Env<'_> {
                 }
                 self.save(frame, slot, reg, a.size);
             }
-            (None, Operand::Imm(x)) if whole => self.save(frame, slot, Reg::constant(x as i64 as u64), a.size),
+            (None, Operand::Imm(x)) if whole && self.tracks_numbers() => {
+                self.save(frame, slot, Reg::constant(x as i64 as u64), a.size)
+            }
             (Some((_, reg)), _) if reg.is_pointer() && !matches!(reg.kind, Kind::Dynptr | Kind::TpBuffer) => {
                 if a.size != 8 {
                     return denied!(SpilledPointerCorrupt, "a pointer is saved with {} of its 8 bytes", a.size);
@@ -251,6 +255,9 @@ impl Env<'_> {
         if bytes.iter().any(|b| matches!(b, Byte::Dynptr | Byte::Iter | Byte::Irq)) {
             return denied!(SpecialField, "a dynptr or iterator on the stack cannot be read");
         }
+        if self.keeps_secrets() && bytes.contains(&Byte::Invalid) {
+            return denied!(StackUninitialized, "{} bytes are read of a slot that was not written whole", a.size);
+        }
         let all = |kind| bytes.iter().all(|b| *b == kind);
         if all(Byte::Spill) && s.reg.is_null() {
             self.record_step(Some((frame as u8, slot as u8)), Vec::new());
@@ -287,6 +294,24 @@ impl Env<'_> {
         Ok(())
     }
 
+    /// An atomic operation on a saved pointer would show it.
+    pub fn check_no_pointer_saved(&self, a: Access) -> Check {
+        let ptr = self.state.reg(a.reg);
+        let at = ptr.num.as_const().map(|k| i64::from(ptr.off).wrapping_add(k as i64) + i64::from(a.off));
+        let at = at.filter(|at| (-i64::from(STACK_BYTES)..0).contains(at));
+        let (Some(at), Kind::Stack, true, 8) = (at, ptr.kind, self.keeps_secrets(), a.size) else { return Ok(()) };
+        let frame = self.state.frames.get(usize::from(ptr.frame));
+        match frame.and_then(|f| f.stack.get(locate(at).0)) {
+            Some(s) if s.is_full_spill() && s.reg.is_pointer() => {
+                denied!(
+                    PointerStore,
+                    "the operation would show the address saved at offset {at}, which needs CAP_PERFMON"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What reading bytes as data gives.
     fn bytes_value(&self, frame: usize, min: i64, end: i64) -> Reg {
         let zero = (min..end).all(|at| {
@@ -306,6 +331,12 @@ impl Env<'_> {
             let s = &mut self.state.frames[frame].stack[slot];
             match s.bytes[byte] {
                 Byte::Misc => {}
+                // What a number was saved beside counts as written.
+                Byte::Invalid if secrets && s.is_scalar_spill() => {
+                    if clobber {
+                        s.scrub_spill();
+                    }
+                }
                 Byte::Invalid if secrets => {
                     return denied!(
                         StackUninitialized,
@@ -357,6 +388,11 @@ impl Env<'_> {
     pub fn fill_stack(&mut self, ptr: &Reg, off: i64, size: u64) {
         let Some(k) = ptr.num.as_const() else { return };
         let min = off.wrapping_add(k as i64);
+        for at in min..min.saturating_add(size as i64) {
+            let (slot, byte) = locate(at);
+            let kept = self.state.frames[usize::from(ptr.frame)].stack[slot];
+            self.note_store(&kept, byte, 1, None);
+        }
         for at in min..min.saturating_add(size as i64) {
             let (slot, byte) = locate(at);
             let s: &mut Slot = &mut self.state.frames[usize::from(ptr.frame)].stack[slot];

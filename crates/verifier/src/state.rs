@@ -272,6 +272,8 @@ pub(crate) struct State {
     pub callback_unroll: u32,
     /// What runs may sleep.
     pub sleepable: bool,
+    /// Only a processor gets here, by a wrong guess.
+    pub speculative: bool,
 
     /// Where the path since the last saved state began.
     pub first_insn: usize,
@@ -301,6 +303,7 @@ impl State {
             may_goto_depth: 0,
             callback_unroll: 0,
             sleepable: false,
+            speculative: false,
             first_insn: insn,
             last_insn: insn,
             insn,

@@ -326,7 +326,11 @@ fn assemble_raw(text: &str) -> Result<Vec<Insn>, AsmError> {
 
 fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objects::Ids>, privilege: Privilege) {
     let fds = if kernel::available() && objects.is_none() { kernel::maps(maps) } else { None };
-    let kernel_there = kernel::available();
+    let closed = privilege == Privilege::None && !kernel::lets_anybody_load();
+    if closed {
+        eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0, so the kernel is not asked");
+    }
+    let kernel_there = kernel::available() && !closed;
     let only = std::env::var("SKEP_CASE").ok();
     let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok()).map(Arc::new);
     let mut faults = Vec::new();
@@ -351,7 +355,11 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
         let own = if objects.is_some() { btf.as_ref().and_then(|b| kernel::typed_maps(maps, b)) } else { None };
         let fds = own.as_ref().or(fds.as_ref()).expect("the kernel makes the maps");
         let ask = || kernel::load_typed(&program, fds, btf.as_ref(), 1).expect("maps");
-        let answer = if privilege == Privilege::Full { ask() } else { kernel::without_perfmon(ask) };
+        let answer = match privilege {
+            Privilege::Full => ask(),
+            Privilege::Bpf => kernel::without_perfmon(ask),
+            Privilege::None => kernel::without_capabilities(ask),
+        };
         if only.is_some() {
             println!("{}\nhere: {verdict} {message}", answer.log);
         }
@@ -452,4 +460,10 @@ fn later() {
 #[test]
 fn leaks() {
     check(include_str!("cases/leaks.txt"), &maps().into(), None, Privilege::Bpf);
+}
+
+/// Asked of a process without capabilities, where the kernel lets such processes load programs.
+#[test]
+fn unprivileged() {
+    check(include_str!("cases/unprivileged.txt"), &maps().into(), None, Privilege::None);
 }

@@ -5,7 +5,8 @@
 //! asks nobody, `SKEP_FUZZ_LOG` prints both logs, and `SKEP_FUZZ_MIN` makes a program that is judged differently as small as possible. A program of which more than
 //! `SKEP_FUZZ_LIMIT` instructions are processed here is not put to the kernel: it would take seconds. Where the kernel
 //! takes more than two seconds it is interrupted, and the program is listed as unanswered. `SKEP_FUZZ_LEAKS` judges
-//! for a process without `CAP_PERFMON`.
+//! for a process without `CAP_PERFMON`, `SKEP_FUZZ_UNPRIVILEGED` for one without capabilities (which is asked only while
+//! `kernel.unprivileged_bpf_disabled` is 0).
 //!
 //! A campaign: `SKEP_FUZZ=2000000 SKEP_FUZZ_THREADS=2 cargo test --release -p skep-verifier --test differential --
 //! --nocapture`. Needs `bpf(2)`; skipped without.
@@ -25,7 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep_ebpf::btf::Btf;
+use skep_ebpf::insn::pseudo;
 use skep_ebpf::program::{MapDef, Program};
+use skep_ebpf::uapi::ProgType;
 use skep_verifier::{KernelProfile, Options, Outcome, Privilege, verify};
 
 fn env(name: &str, default: u64) -> u64 {
@@ -59,6 +62,11 @@ enum Verdict {
     WrongReject(&'static str),
 }
 
+/// True for a program with functions of its own.
+fn has_calls(program: &Program) -> bool {
+    program.insns.iter().any(|i| i.is_subprog_call() || i.is_ld_imm64() && i.src() == pseudo::FUNC)
+}
+
 /// The two judges.
 struct Judges {
     maps: Arc<[MapDef]>,
@@ -72,14 +80,29 @@ impl Judges {
             return None;
         }
         let maps: Arc<[MapDef]> = generator::maps().into();
-        let Some(fds) = kernel::maps(&maps) else {
+        let leaks = std::env::var_os("SKEP_FUZZ_LEAKS").is_some();
+        let unprivileged = std::env::var_os("SKEP_FUZZ_UNPRIVILEGED").is_some();
+        let privilege = match (unprivileged, leaks) {
+            (true, _) => Privilege::None,
+            (false, true) => Privilege::Bpf,
+            _ => Privilege::Full,
+        };
+        if privilege == Privilege::None && !kernel::lets_anybody_load() {
+            eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0");
+            return None;
+        }
+        // A kernel masks accesses to maps of such a process.
+        let fds = if privilege == Privilege::Full {
+            kernel::maps(&maps)
+        } else {
+            kernel::without_perfmon(|| kernel::maps(&maps))
+        };
+        let Some(fds) = fds else {
             eprintln!("skipped: the maps cannot be made here");
             return None;
         };
         let max_processed = env("SKEP_FUZZ_LIMIT", 8_000);
-        let profile = KernelProfile { cpus: kernel::cpus(), max_processed, ..KernelProfile::LINUX_6_18 };
-        let leaks = std::env::var_os("SKEP_FUZZ_LEAKS").is_some();
-        let privilege = if leaks { Privilege::Bpf } else { Privilege::Full };
+        let profile = KernelProfile { max_processed, ..kernel::profile() };
         let btf = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|raw| Btf::parse(&raw).ok()).map(Arc::new);
         Some(Judges { maps, fds, options: Options { profile, privilege, btf, ..Options::default() } })
     }
@@ -87,12 +110,29 @@ impl Judges {
     /// The program with this seed.
     fn make(&self, seed: u64) -> generator::Made {
         let mut rng = generator::Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        generator::program(&mut rng, &self.maps, seed % 2 == 1)
+        // With fewer capabilities, the first that is not refused for its type or for calling functions.
+        loop {
+            let typed = seed % 2 == 1 && self.options.privilege != Privilege::None;
+            let made = generator::program(&mut rng, &self.maps, typed);
+            let ty = made.program.prog_type;
+            let may = match self.options.privilege {
+                Privilege::Full => true,
+                Privilege::Bpf => matches!(ty, ProgType::SocketFilter | ProgType::SchedCls | ProgType::Xdp),
+                Privilege::None => ty == ProgType::SocketFilter && !has_calls(&made.program),
+            };
+            if may {
+                return made;
+            }
+        }
     }
 
     fn ask(&self, program: &Program, btf: Option<&OwnedFd>, level: u32) -> kernel::Answer {
         let ask = || kernel::load_typed(program, &self.fds, btf, level).expect("the kernel is asked");
-        if self.options.privilege == Privilege::Full { ask() } else { kernel::without_perfmon(ask) }
+        match self.options.privilege {
+            Privilege::Full => ask(),
+            Privilege::Bpf => kernel::without_perfmon(ask),
+            Privilege::None => kernel::without_capabilities(ask),
+        }
     }
 
     fn judge(&self, program: &Program, btf: Option<&[u8]>, watched: &watch::Watched) -> Verdict {

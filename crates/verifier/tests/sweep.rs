@@ -16,7 +16,7 @@ use skep_ebpf::helper::{Access, Arg, HELPERS, Helper};
 use skep_ebpf::insn::{CALL, EXIT, LD_IMM64, alu, class, jmp, mode, pseudo, size};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{AttachType as A, MapType, ProgType};
-use skep_verifier::{KernelProfile, Options, Outcome, verify};
+use skep_verifier::{Options, Outcome, verify};
 
 /// Counts agreement; collects the rest.
 #[derive(Default)]
@@ -30,7 +30,7 @@ struct Score {
 
 impl Score {
     fn judge(&mut self, program: &Program, maps: &[OwnedFd], what: impl Fn() -> String) {
-        let profile = KernelProfile { cpus: kernel::cpus(), ..KernelProfile::LINUX_6_18 };
+        let profile = kernel::profile();
         let options = Options { profile, btf: kernel_types(), ..Options::default() };
         let Some(answer) = kernel::load_with(program, maps, 0) else { return };
         match (verify(program.clone(), &options), answer.errno) {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::MapType;
+use skep_verifier::KernelProfile;
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
@@ -216,6 +217,13 @@ pub fn xlated(prog: BorrowedFd<'_>) -> Option<Vec<Insn>> {
     Some(code.chunks_exact(8).filter_map(|c| Some(Insn::from_bytes(c.try_into().ok()?))).collect())
 }
 
+/// The rules of the running kernel, if there is a profile of its version: else the newest.
+pub fn profile() -> KernelProfile {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let version = release.split('.').take(2).collect::<Vec<_>>().join(".");
+    KernelProfile { cpus: cpus(), ..KernelProfile::by_name(&version).unwrap_or_default() }
+}
+
 /// Number of CPUs that this kernel counts with.
 pub fn cpus() -> u32 {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
@@ -223,11 +231,26 @@ pub fn cpus() -> u32 {
     last.map_or(1, |n| n + 1)
 }
 
+/// True if processes without capabilities may load programs.
+pub fn lets_anybody_load() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").is_ok_and(|s| s.trim() == "0")
+}
+
+const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
+
 /// Runs without `CAP_PERFMON` and `CAP_SYS_ADMIN`, which stand for it: this thread, until `f` is done.
 pub fn without_perfmon<T>(f: impl FnOnce() -> T) -> T {
+    without(1 << SYS_ADMIN | 1 << PERFMON, f)
+}
+
+/// Runs without any capability: this thread, until `f` is done.
+pub fn without_capabilities<T>(f: impl FnOnce() -> T) -> T {
+    without(u64::MAX, f)
+}
+
+fn without<T>(dropped: u64, f: impl FnOnce() -> T) -> T {
     const VERSION_3: u32 = 0x2008_0522;
-    const SYS_ADMIN: u32 = 21;
-    const PERFMON: u32 = 38;
     let mut header = [VERSION_3, 0];
     // Effective, permitted and inheritable, low words first.
     let mut caps = [0u32; 6];
@@ -235,8 +258,8 @@ pub fn without_perfmon<T>(f: impl FnOnce() -> T) -> T {
     let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), caps.as_mut_ptr()) };
     assert_eq!(got, 0, "capget");
     let mut fewer = caps;
-    fewer[0] &= !(1 << SYS_ADMIN);
-    fewer[3] &= !(1 << (PERFMON - 32));
+    fewer[0] &= !(dropped as u32);
+    fewer[3] &= !((dropped >> 32) as u32);
     // SAFETY: as above; only this thread's effective set changes.
     let set = |caps: &[u32; 6]| unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), caps.as_ptr()) };
     assert_eq!(set(&fewer), 0, "capset");
