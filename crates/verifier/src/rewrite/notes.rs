@@ -114,7 +114,7 @@ impl Env<'_> {
         // Programs without an arena, most of them, pay for one look.
         if i.class() == class::ALU64 && (arena || !self.notes.arena_arithmetic.is_empty()) {
             let at = self.insn as u32;
-            let first = !self.facts.get(self.insn).is_some_and(|f| f.visits > 1);
+            let first = self.facts.get(self.insn).is_none_or(|f| f.visits <= 1);
             let always = self.notes.arena_arithmetic.entry(at).or_insert(first);
             *always &= arena;
         }
