@@ -9,7 +9,7 @@ use crate::irq::SavedIrqs;
 use crate::liveness::Liveness;
 use crate::reg::{Kind, Reg};
 use crate::stack_object::{Dynptr, Iter};
-use crate::state::{Byte, Frame, Slot, State};
+use crate::state::{Byte, FP, Frame, Place, Slot, State};
 
 /// How closely states are compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,8 @@ pub(crate) enum Exact {
 pub(crate) struct IdMap {
     pairs: Vec<(u32, u32)>,
     unnamed: u32,
+    /// Where the last comparison of states failed.
+    differs: Option<Place>,
     /// Stack that was never written must not be read.
     strict_stack: bool,
     /// Every number is relied on.
@@ -48,6 +50,12 @@ impl IdMap {
     pub fn clear(&mut self) {
         self.pairs.clear();
         self.unnamed = 0;
+        self.differs = None;
+    }
+
+    /// Where the last comparison of states failed, if it was for a register or slot.
+    pub fn differs(&self) -> Option<Place> {
+        self.differs
     }
 
     /// The two ids stand for each other, as far as is known.
@@ -115,11 +123,34 @@ pub(crate) fn states_equal(live: &Liveness, ids: &mut IdMap, old: &State, cur: &
         if o.subprog != c.subprog || n > 0 && o.callsite != c.callsite || o.callback != c.callback {
             return false;
         }
-        if !frames_equal(o, c, live.regs[insn_of(old, n)], ids, exact) {
+        // What no path behind the old state reads was removed from it, and need not be looked at.
+        let slots = if exact == Exact::No { old.kept.get(n).copied().unwrap_or(!0) } else { !0 };
+        if !frames_equal(o, c, (live.regs[insn_of(old, n)], slots), ids, exact) {
             return false;
         }
     }
     true
+}
+
+/// Quick test before the comparison: true if the states differ in this place, whatever the rest is. A place where two
+/// states differed often has others differ, too.
+pub(crate) fn differ_at(place: Place, ids: &mut IdMap, old: &State, cur: &State, exact: Exact) -> bool {
+    ids.clear();
+    let frames = |f: u8| old.frames.get(usize::from(f)).zip(cur.frames.get(usize::from(f)));
+    let differ = match place {
+        Place::Reg { frame, reg } => frames(frame).is_some_and(|(o, c)| {
+            let regs = o.regs.get(usize::from(reg)).zip(c.regs.get(usize::from(reg)));
+            regs.is_some_and(|(o, c)| !reg_safe(o, c, ids, exact))
+        }),
+        Place::Slot { frame, slot } => frames(frame).is_some_and(|(o, c)| {
+            let slots = o.stack.get(usize::from(slot)).zip(c.stack.get(usize::from(slot)));
+            slots.is_some_and(|(o, c)| !slot_safe(o, c, ids, exact))
+        }),
+    };
+    if differ {
+        ids.differs = Some(place);
+    }
+    differ
 }
 
 /// The instruction where frame `n` of a saved state stands: its call, for all but the last.
@@ -127,19 +158,27 @@ pub(crate) fn insn_of(state: &State, n: usize) -> usize {
     state.frames.get(n + 1).map_or(state.insn, |f| f.callsite)
 }
 
-fn frames_equal(old: &Frame, cur: &Frame, regs: u16, ids: &mut IdMap, exact: Exact) -> bool {
+fn frames_equal(old: &Frame, cur: &Frame, (regs, slots): (u16, u64), ids: &mut IdMap, exact: Exact) -> bool {
     if old.callback_depth > cur.callback_depth {
         return false;
     }
+    let frame = old.regs[FP].frame;
     for (n, (o, c)) in old.regs.iter().zip(&cur.regs).enumerate() {
         if regs & 1 << n != 0 && !reg_safe(o, c, ids, exact) {
+            ids.differs = Some(Place::Reg { frame, reg: n as u8 });
             return false;
         }
     }
     // What the new one has below the old one's stack was not used.
-    old.stack.iter().enumerate().all(|(n, o)| match cur.stack.get(n) {
-        Some(c) => slot_safe(o, c, ids, exact),
-        None => matches!(exact, Exact::No | Exact::Covered) && slot_safe(o, &Slot::EMPTY, ids, exact),
+    old.stack.iter().enumerate().filter(|(n, _)| slots >> (n & 63) & 1 != 0).all(|(n, o)| {
+        let safe = match cur.stack.get(n) {
+            Some(c) => slot_safe(o, c, ids, exact),
+            None => matches!(exact, Exact::No | Exact::Covered) && slot_safe(o, &Slot::EMPTY, ids, exact),
+        };
+        if !safe {
+            ids.differs = Some(Place::Slot { frame, slot: n as u8 });
+        }
+        safe
     })
 }
 
@@ -198,17 +237,24 @@ pub(crate) fn same(old: &Reg, cur: &Reg, ids: &mut IdMap) -> bool {
 }
 
 /// The number that a slot holds, if it is one: saved whole, or eight bytes of data.
-fn number_in(slot: &Slot, strict: bool) -> Option<Reg> {
+fn number_in(slot: &Slot, strict: bool) -> Option<&Reg> {
     if slot.is_scalar_spill() && slot.is_full_spill() {
-        return Some(slot.reg);
+        return Some(&slot.reg);
     }
     let data = slot.bytes.iter().all(|b| *b == Byte::Misc || *b == Byte::Invalid && !strict);
-    data.then_some(Reg::UNKNOWN)
+    data.then_some(const { &Reg::UNKNOWN })
 }
 
 fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
     if matches!(exact, Exact::Within | Exact::Yes) && old.bytes != cur.bytes {
         return false;
+    }
+    // The rules below come to the same for a slot that is empty, or holds a whole register on both sides.
+    if old.bytes == [Byte::Invalid; 8] {
+        return true;
+    }
+    if old.bytes == [Byte::Spill; 8] && cur.bytes == [Byte::Spill; 8] {
+        return reg_safe(&old.reg, &cur.reg, ids, exact);
     }
     for (o, c) in old.bytes.iter().zip(&cur.bytes) {
         // Bytes never written, or plain data: reading them gave an unknown number, whatever is there now serves.
@@ -220,7 +266,7 @@ fn slot_safe(old: &Slot, cur: &Slot, ids: &mut IdMap, exact: Exact) -> bool {
             continue;
         }
         if let (Some(o), Some(c)) = (number_in(old, ids.strict_stack), number_in(cur, ids.strict_stack)) {
-            return reg_safe(&o, &c, ids, exact);
+            return reg_safe(o, c, ids, exact);
         }
         if o != c {
             return false;
@@ -274,6 +320,12 @@ pub(crate) fn rounds_since(old: &State, cur: &State) -> bool {
 
 /// Quick test before the exact comparison: the registers of the active frame are the same, by name too.
 pub(crate) fn maybe_looping(old: &State, cur: &State) -> bool {
-    let blank = |r: &Reg| Reg { frame: 0, precise: false, relied: false, ..*r };
-    old.frames.len() == cur.frames.len() && old.regs().iter().zip(cur.regs()).all(|(a, b)| blank(a) == blank(b))
+    old.frames.len() == cur.frames.len() && old.regs().iter().zip(cur.regs()).all(|(a, b)| alike(a, b))
+}
+
+/// The same, by name too, but for the frame of stack pointers and what was relied on.
+fn alike(a: &Reg, b: &Reg) -> bool {
+    a.num == b.num
+        && (a.kind, a.flags, a.off, a.id, a.ref_id) == (b.kind, b.flags, b.off, b.id, b.ref_id)
+        && (a.what, a.size, a.linked_delta, a.narrow_delta) == (b.what, b.size, b.linked_delta, b.narrow_delta)
 }

@@ -111,6 +111,8 @@ pub(crate) struct Env<'p> {
     pub pending: Vec<Pending>,
     pub explored: Explored,
     pub backtrack: Backtrack,
+    /// What each instruction [`concerns`](crate::precision::concerns) when paths are walked back.
+    pub concerns: Vec<u16>,
     /// The step recorded for the current instruction, if any.
     pub step_open: bool,
     /// Slots that the current instruction has overwritten whole, by frame.
@@ -166,6 +168,7 @@ impl<'p> Env<'p> {
             pending: Vec::new(),
             explored: Explored::new(prog.insns.len()),
             backtrack: Backtrack::default(),
+            concerns: prog.insns.iter().map(|i| crate::precision::concerns(*i)).collect(),
             step_open: false,
             written: [0; 8],
             ids: IdMap::new(options.privilege),

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use crate::cfg::Cfg;
 use crate::compare::{Exact, insn_of};
 use crate::liveness::InstanceId;
-use crate::state::{State, StateId};
+use crate::state::{Place, State, StateId};
 
 #[derive(Debug)]
 struct Saved {
@@ -19,6 +19,8 @@ struct Saved {
     misses: u32,
     /// No longer looked at; kept while it may be walked over.
     retired: bool,
+    /// Where it differed from the state that it was last compared with.
+    suspect: Option<Place>,
 }
 
 /// A loop, as reached by one chain of calls.
@@ -93,6 +95,16 @@ impl Explored {
         &mut self.saved[id.0 as usize].state
     }
 
+    /// Where a state differed from the one that it was last compared with.
+    pub fn suspect(&self, id: StateId) -> Option<Place> {
+        self.saved[id.0 as usize].suspect
+    }
+
+    /// Notes where a state differs from the one that it was just compared with.
+    pub fn suspect_of(&mut self, id: StateId, place: Place) {
+        self.saved[id.0 as usize].suspect = Some(place);
+    }
+
     /// Number of states kept, back edges included.
     pub fn kept(&self) -> u32 {
         self.live
@@ -161,7 +173,7 @@ impl Explored {
     pub fn insert(&mut self, cfg: &Cfg, state: State) -> StateId {
         let at = state.insn;
         let in_loop = loop_of(cfg, &state);
-        let saved = Saved { state, hits: 0, misses: 0, retired: false };
+        let saved = Saved { state, hits: 0, misses: 0, retired: false, suspect: None };
         let id = match self.free.pop() {
             Some(id) => {
                 self.saved[id.0 as usize] = saved;

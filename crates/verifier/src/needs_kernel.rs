@@ -25,13 +25,13 @@ impl Env<'_> {
 
     /// Notes it if the instruction gave a pointer to one of the kernel's objects.
     pub fn note_kernel_object(&mut self, at: usize, insn: Insn) {
-        let calls = matches!(insn.class(), class::JMP) && insn.op() == jmp::CALL;
-        let result: Reg = *self.state.reg(if calls { 0 } else { insn.dst() });
         if self.needs_kernel.is_some() {
             return;
         }
+        let calls = matches!(insn.class(), class::JMP) && insn.op() == jmp::CALL;
+        let result: &Reg = self.state.reg(if calls { 0 } else { insn.dst() });
         if result.kind == Kind::Btf && result.flags & flag::LOCAL_TYPE == 0 || result.is_untrusted_memory() {
-            let what = self.describe(&result);
+            let what = self.describe(result);
             self.note_need(Some(at), || format!("it handles {what}"));
         }
     }

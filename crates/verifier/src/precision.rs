@@ -96,14 +96,47 @@ impl Backtrack {
     }
 }
 
+/// Such an instruction always matters.
+const ALWAYS: u16 = 1 << 15;
+
+/// Registers of the active frame that must be wanted for an instruction to matter to the walk back, perhaps [`ALWAYS`].
+/// Stack slots and linked numbers are another matter: those are in the steps.
+pub(crate) fn concerns(i: Insn) -> u16 {
+    let (dst, src) = (1u16 << i.dst(), 1u16 << i.src());
+    match i.class() {
+        // The second half of a 64-bit immediate is no instruction.
+        _ if i.code == 0 => 0,
+        class::ALU | class::ALU64 | class::LDX | class::ST => dst,
+        class::STX if i.mode() == mode::ATOMIC => ALWAYS,
+        class::STX => dst,
+        class::LD if matches!(i.mode(), mode::ABS | mode::IND) => ALWAYS,
+        class::LD => dst,
+        _ => match i.op() {
+            jmp::JA | jmp::JCOND => 0,
+            jmp::CALL | jmp::EXIT => ALWAYS,
+            _ if i.is_x() => dst | src,
+            _ => 0,
+        },
+    }
+}
+
 /// What backtracking needs to know of the program.
 struct Walk<'a> {
     insns: &'a [Insn],
+    /// What each instruction [`concerns`].
+    concerns: &'a [u16],
     is_global: &'a dyn Fn(usize) -> bool,
     calls_back: &'a dyn Fn(usize) -> bool,
 }
 
 impl Walk<'_> {
+    /// True if undoing this instruction changes nothing.
+    fn passes(&self, want: &Backtrack, at: usize, step: Option<&Step>) -> bool {
+        let concerned = want.regs[want.frame] | ALWAYS;
+        step.is_none_or(|s| s.stack.is_none() && s.linked.is_empty())
+            && self.concerns.get(at).is_some_and(|c| c & concerned == 0)
+    }
+
     /// Undoes one instruction; `later` is the one that ran after it.
     fn undo(&self, want: &mut Backtrack, at: usize, later: Option<usize>, step: Option<&Step>) -> Result<(), Lost> {
         let Some(&i) = self.insns.get(at) else { return Err(Lost) };
@@ -380,7 +413,7 @@ impl Env<'_> {
         let cfg = &self.cfg;
         let is_global = |start: usize| cfg.function_at(start).is_some_and(|f| functions[f].global.is_some());
         let calls_back = |at: usize| cfg.points.get(at).is_some_and(|p| p.calls_back);
-        let walk = Walk { insns: self.insns, is_global: &is_global, calls_back: &calls_back };
+        let walk = Walk { insns: self.insns, concerns: &self.concerns, is_global: &is_global, calls_back: &calls_back };
 
         let mut at = self.insn;
         let mut later: Option<usize> = None;
@@ -390,21 +423,27 @@ impl Env<'_> {
         let mut skip_first = true;
         loop {
             let mut left = state.steps.len();
+            let first = state.first_insn;
             loop {
+                let step = left.checked_sub(1).and_then(|n| state.steps.get(n)).filter(|s| s.insn as usize == at);
                 if skip_first {
                     skip_first = false;
-                } else {
-                    let step = left.checked_sub(1).and_then(|n| state.steps.get(n)).filter(|s| s.insn as usize == at);
+                } else if !walk.passes(&want, at, step) {
                     if walk.undo(&mut want, at, later, step).is_err() {
                         lost = true;
                         break;
                     }
-                }
-                if want.is_empty() {
-                    break;
+                    if want.is_empty() {
+                        break;
+                    }
                 }
                 later = Some(at);
-                match previous(state, at, &mut left) {
+                let before = match step {
+                    // Most instructions follow the one before them.
+                    None if at != first => at.checked_sub(1),
+                    _ => previous(state, at, &mut left),
+                };
+                match before {
                     Some(p) => at = p,
                     None => break,
                 }
@@ -412,7 +451,6 @@ impl Env<'_> {
             if lost || want.is_empty() {
                 break;
             }
-            let first = state.first_insn;
             let Some(id) = parent else { break };
             changed |= mark_wanted(self.explored.state_mut(id), &mut want);
             if want.is_empty() {
@@ -454,27 +492,35 @@ fn mark_wanted(state: &mut State, want: &mut Backtrack) -> bool {
     let kind = want.through_atomics;
     for (f, shared) in state.frames.iter_mut().enumerate().take(8) {
         let frame: &Frame = shared;
-        for (r, reg) in frame.regs.iter().enumerate() {
-            if !unmarked(reg, kind) {
+        for r in bits(want.regs[f].into()) {
+            if !frame.regs.get(r).is_some_and(|reg| unmarked(reg, kind)) {
                 want.regs[f] &= !(1 << r);
             }
         }
-        let wanted = want.slots[f];
-        for s in (0..64).filter(|s| wanted & 1 << s != 0) {
+        for s in bits(want.slots[f]) {
             if !frame.stack.get(s).is_some_and(|slot| slot.is_spill() && unmarked(&slot.reg, kind)) {
                 want.slots[f] &= !(1 << s);
             }
         }
         if want.regs[f] != 0 {
             changed = true;
-            let regs = shared.regs.iter_mut().enumerate();
-            regs.filter(|(r, _)| want.regs[f] & 1 << r != 0).for_each(|(_, reg)| mark(reg, kind));
+            let regs = &mut shared.regs;
+            bits(want.regs[f].into()).for_each(|r| mark(&mut regs[r], kind));
         }
         if want.slots[f] != 0 {
             changed = true;
-            let slots = shared.stack.iter_mut().enumerate();
-            slots.filter(|(s, _)| want.slots[f] & 1 << s != 0).for_each(|(_, slot)| mark(&mut slot.reg, kind));
+            let stack = &mut *shared.stack;
+            bits(want.slots[f]).for_each(|s| mark(&mut stack[s].reg, kind));
         }
     }
     changed
+}
+
+/// Numbers of the bits that are set.
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = mask.trailing_zeros();
+        mask &= mask.checked_sub(1)?;
+        Some(bit as usize)
+    })
 }

@@ -18,7 +18,7 @@
 use skep_ebpf::insn::jmp;
 
 use crate::cfg::is_jump;
-use crate::compare::{Exact, insn_of, iterators_differ, maybe_looping, rounds_since, states_equal};
+use crate::compare::{Exact, differ_at, insn_of, iterators_differ, maybe_looping, rounds_since, states_equal};
 use crate::env::Env;
 use crate::explored::BackEdge;
 use crate::fail::{Check, invalid, unsupported};
@@ -104,7 +104,7 @@ impl Env<'_> {
         self.explored.last_jumps = self.jumps;
         self.explored.last_insns = self.stats.insns_processed;
         self.stats.states += 1;
-        self.state.change_regs(|r| r.precise || r.relied, |r| (r.precise, r.relied) = (false, false));
+        // Numbers of the state at hand are never marked precise: marks go to saved states.
         let steps = std::mem::take(&mut self.state.steps);
         let copy = State { steps, insn: at, branches: 1, cleaned: false, ..self.state.clone() };
         let id = self.explored.insert(&self.cfg, copy);
@@ -115,7 +115,16 @@ impl Env<'_> {
 
     /// True if a saved state stands for the current one.
     fn covered(&mut self, id: StateId, exact: Exact) -> bool {
-        states_equal(&self.live, &mut self.ids, self.explored.state(id), &self.state, exact)
+        let old = self.explored.state(id);
+        let apart = self.explored.suspect(id).is_some_and(|p| differ_at(p, &mut self.ids, old, &self.state, exact));
+        if apart {
+            return false;
+        }
+        let equal = states_equal(&self.live, &mut self.ids, old, &self.state, exact);
+        if let Some(place) = self.ids.differs().filter(|_| !equal) {
+            self.explored.suspect_of(id, place);
+        }
+        equal
     }
 
     /// True if this is one more round of a loop of unknown length that says nothing new.
@@ -223,6 +232,8 @@ impl Env<'_> {
                 }
             }
             let read = |s: usize| slots & 1u64.checked_shl(s as u32).unwrap_or(0) != 0;
+            let full = |(s, slot): (usize, &Slot)| u64::from(slot.bytes != Slot::EMPTY.bytes) << (s & 63);
+            state.kept.push(slots & state.frames[n].stack.iter().enumerate().map(full).fold(0, |all, s| all | s));
             if state.frames[n].stack.iter().enumerate().any(|(s, slot)| !read(s) && *slot != Slot::EMPTY) {
                 for (s, slot) in state.frames[n].stack.iter_mut().enumerate() {
                     if !read(s) {

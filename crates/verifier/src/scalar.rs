@@ -127,11 +127,19 @@ impl Scalar {
 
     /// Lets every view learn from the others.
     pub fn sync(&mut self) {
+        // Nothing can be learnt of a known number; most are.
+        if self.bits.is_const() && *self == Scalar::constant(self.bits.value) {
+            return;
+        }
         self.learn_from_bits();
         for _ in 0..3 {
+            let before = *self;
             self.deduce32();
             self.deduce64();
             self.deduce_mixed();
+            if *self == before {
+                break;
+            }
         }
         self.bits_from_bounds();
         self.learn_from_bits();

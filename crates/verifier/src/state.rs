@@ -287,6 +287,8 @@ pub(crate) struct State {
     pub branches: u32,
     /// What is not read any more has been removed (from saved states).
     pub cleaned: bool,
+    /// The slots of each frame that were not (for cleaned states).
+    pub kept: Vec<u64>,
     /// Steps since the last saved state.
     pub steps: Vec<Step>,
 }
@@ -294,8 +296,13 @@ pub(crate) struct State {
 impl State {
     /// A state with these frames, at the beginning of a path.
     pub fn new(frame: Frame, insn: usize) -> State {
+        State { frames: vec![frame.into()], ..State::empty(insn) }
+    }
+
+    /// A state without frames.
+    fn empty(insn: usize) -> State {
         State {
-            frames: vec![frame.into()],
+            frames: Vec::new(),
             held: Vec::new(),
             locks: Vec::new(),
             rcu: 0,
@@ -310,6 +317,7 @@ impl State {
             parent: None,
             branches: 1,
             cleaned: false,
+            kept: Vec::new(),
             steps: Vec::new(),
         }
     }
@@ -389,6 +397,6 @@ impl State {
 impl Default for State {
     /// A state without frames: a placeholder while the real one is moved about.
     fn default() -> State {
-        State { frames: Vec::new(), ..State::new(Frame::new(0, 0, InstanceId::default(), 0), 0) }
+        State::empty(0)
     }
 }
