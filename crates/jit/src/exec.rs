@@ -1,9 +1,9 @@
 //! Private executable memory: written once, then executable and never writable again.
 
 use std::io;
-use std::ptr::null_mut;
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use skep_maps::control::near;
 
 /// A mapping that holds a copy of some bytes.
 #[derive(Debug)]
@@ -20,10 +20,11 @@ unsafe impl Sync for Exec {}
 impl Exec {
     pub(crate) fn new(bytes: &[u8]) -> io::Result<Exec> {
         let len = bytes.len().max(1);
-        // SAFETY: a new mapping at an address of the system's choice, of at least as many bytes as are copied; nobody
+        // SAFETY: a new mapping where nothing else is, of at least as many bytes as are copied; nobody
         // else knows it yet.
         unsafe {
-            let ptr = mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            let ptr = near(len, |at, flags| Ok(mmap_anonymous(at, len, prot, MapFlags::PRIVATE | flags)?))?;
             let exec = Exec { ptr: ptr.cast(), len };
             bytes.as_ptr().copy_to_nonoverlapping(exec.ptr, bytes.len());
             mprotect(ptr, len, MprotectFlags::READ | MprotectFlags::EXEC)?;

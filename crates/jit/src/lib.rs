@@ -237,7 +237,7 @@ fn words(source: &Source<'_>, code: &[u8], slots: u32, flags: u32, chain: calls:
     bytes.resize(CODE_OFFSET, 0);
     bytes.extend(code);
     bytes.resize(size, 0xcc);
-    bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b))).collect()
+    bytes.as_chunks().0.iter().map(|c| u64::from_ne_bytes(*c)).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Runs of programs in the own process, outside of probes.
 
+use core::ptr::{null, null_mut};
+
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
@@ -34,10 +36,8 @@ pub struct At {
 ///
 /// The slot is the machine's: no thread may take it from the slot table meanwhile.
 pub struct Machine {
-    control: *const Control,
-    shared: *const SharedHead,
-    maps: *const MapRef,
-    slot: u32,
+    /// The environment of its runs; between them it is that of a run outside of probes.
+    env: Env,
     area: Box<SlotArea>,
 }
 
@@ -50,7 +50,9 @@ impl Machine {
     pub unsafe fn new(control: *const Control, shared: *const SharedHead, maps: *const MapRef, slot: u32) -> Machine {
         // SAFETY: all zeros is a valid area.
         let area = unsafe { Box::<SlotArea>::new_zeroed().assume_init() };
-        Machine { control, shared, maps, slot, area }
+        let mut machine = Machine { env: Env::new(control, shared, maps, slot, null_mut()), area };
+        machine.env.area = &raw mut *machine.area;
+        machine
     }
 
     /// Runs program `prog` of the session on a context; `None` if it has no image.
@@ -59,7 +61,7 @@ impl Machine {
     /// `ctx` is a context of the program's type, as the verifier laid it out (see [`packet`](crate::packet)).
     pub unsafe fn run(&mut self, prog: u32, ctx: *mut u8) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
-        let control = unsafe { &*self.control };
+        let control = unsafe { &*self.env.control };
         let image = control.image(control.prog(prog)?)?;
         // SAFETY: images in the control arena are those of the session's maps.
         Some(unsafe { self.run_image(image, ctx) })
@@ -67,7 +69,7 @@ impl Machine {
 
     /// The slot.
     pub fn slot(&self) -> u32 {
-        self.slot
+        self.env.slot
     }
 
     /// As [`Machine::run`], at a probe.
@@ -76,18 +78,15 @@ impl Machine {
     /// As [`Machine::run`]; the registers, if there are any, are valid.
     pub unsafe fn run_at(&mut self, prog: u32, ctx: *mut u8, at: &At) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
-        let control = unsafe { &*self.control };
+        let control = unsafe { &*self.env.control };
         let image = control.image(control.prog(prog)?)?;
-        let mut env = self.env(ctx);
+        let env = &mut self.env;
         (env.cookie, env.func_ip, env.entry_ip, env.regs) = (at.cookie, at.func_ip, at.entry_ip, at.regs);
         // SAFETY: images in the control arena are those of the session's maps.
-        Some(unsafe { self.finish(env, image) })
-    }
-
-    fn env(&mut self, ctx: *mut u8) -> Env {
-        let mut env = Env::new(self.control, self.shared, self.maps, self.slot, &raw mut *self.area);
-        env.ctx = ctx;
-        env
+        let run = unsafe { self.run_image(image, ctx) };
+        let env = &mut self.env;
+        (env.cookie, env.func_ip, env.entry_ip, env.regs) = (0, 0, 0, null());
+        Some(run)
     }
 
     /// Runs an image on a context and returns the number of instructions that it executed.
@@ -95,9 +94,9 @@ impl Machine {
     /// # Safety
     /// As [`Machine::run_image`].
     pub unsafe fn count_image(&mut self, image: *const Image, ctx: *mut u8) -> u64 {
-        let mut env = self.env(ctx);
+        self.env.ctx = ctx;
         // SAFETY: the promises of `new` and of the caller.
-        unsafe { interp::count(&mut env, image) }
+        unsafe { interp::count(&mut self.env, image) }
     }
 
     /// Runs an image on a context.
@@ -105,19 +104,13 @@ impl Machine {
     /// # Safety
     /// As [`Machine::run`], and `image` was made for the maps of this session.
     pub unsafe fn run_image(&mut self, image: *const Image, ctx: *mut u8) -> Run {
-        let env = self.env(ctx);
-        // SAFETY: the caller's promise.
-        unsafe { self.finish(env, image) }
-    }
-
-    /// # Safety
-    /// As [`Machine::run_image`].
-    unsafe fn finish(&mut self, mut env: Env, image: *const Image) -> Run {
+        let env = &mut self.env;
+        env.ctx = ctx;
         // SAFETY: the promises of `new` and of the caller.
         unsafe {
-            let retval = native::run(&mut env, image, (*self.control).budget);
+            let retval = native::run(env, image, (*env.control).budget);
             if env.over_budget {
-                SlotArea::discard_reserved(&raw mut *self.area);
+                SlotArea::discard_reserved(env.area);
             }
             Run { retval, over_budget: env.over_budget }
         }

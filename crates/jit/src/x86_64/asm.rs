@@ -117,14 +117,17 @@ pub(crate) struct Asm {
 }
 
 impl Asm {
+    #[inline]
     fn b(&mut self, byte: u8) {
         self.bytes.push(byte);
     }
 
+    #[inline]
     fn d(&mut self, imm: i32) {
         self.bytes.extend_from_slice(&imm.to_le_bytes());
     }
 
+    #[inline]
     fn head(&mut self, f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) {
         if f.prefix != 0 {
             self.b(f.prefix);
@@ -143,12 +146,14 @@ impl Asm {
     }
 
     /// An instruction with a register as its r/m operand.
+    #[inline]
     fn rr(&mut self, f: Form, opcode: u8, reg: u8, rm: Reg) {
         self.head(f, opcode, reg, 0, rm.0, true);
         self.b(0xc0 | (reg & 7) << 3 | rm.0 & 7);
     }
 
     /// An instruction with memory as its r/m operand.
+    #[inline]
     fn rm(&mut self, f: Form, opcode: u8, reg: u8, m: Mem) {
         let m = match m {
             // Without a base four bytes of displacement are needed: 2 × index is index + index.
@@ -196,10 +201,12 @@ impl Asm {
         ]);
     }
 
+    #[inline]
     pub(crate) fn alu_rr(&mut self, op: Alu, wide: bool, dst: Reg, src: Reg) {
         self.rr(w(wide), op as u8 * 8 + 1, src.0, dst);
     }
 
+    #[inline]
     pub(crate) fn alu_ri(&mut self, op: Alu, wide: bool, dst: Reg, imm: i32) {
         if i8::try_from(imm).is_ok() {
             self.rr(w(wide), 0x83, op as u8, dst);
@@ -248,6 +255,7 @@ impl Asm {
     }
 
     /// An instruction whose opcode for bytes is `opcode`, for all other widths the next one.
+    #[inline]
     fn sized(&mut self, size: Size, opcode: u8, reg: u8, m: Mem) {
         match size {
             Size::B => self.rm(Form { byte: true, ..PLAIN }, opcode, reg, m),
@@ -280,6 +288,7 @@ impl Asm {
         self.d(imm);
     }
 
+    #[inline]
     pub(crate) fn mov_rr(&mut self, wide: bool, dst: Reg, src: Reg) {
         self.rr(w(wide), 0x89, src.0, dst);
     }
@@ -396,6 +405,7 @@ impl Asm {
     }
 
     /// `dst = [m]`, zero-extended to 64 bits.
+    #[inline]
     pub(crate) fn load(&mut self, size: Size, dst: Reg, m: Mem) {
         match size {
             Size::B => self.rm(map0f(false), 0xb6, dst.0, m),
@@ -420,6 +430,7 @@ impl Asm {
         self.rm(Form { w: wide, map: 0x38, ..PLAIN }, 0xf0, dst.0, m);
     }
 
+    #[inline]
     pub(crate) fn store(&mut self, size: Size, m: Mem, src: Reg) {
         self.sized(size, 0x88, src.0, m);
     }
@@ -474,8 +485,8 @@ impl Asm {
         self.b(0xc3);
     }
 
-    pub(crate) fn call_mem(&mut self, m: Mem) {
-        self.rm(PLAIN, 0xff, 2, m);
+    pub(crate) fn call_reg(&mut self, r: Reg) {
+        self.rr(PLAIN, 0xff, 2, r);
     }
 
     pub(crate) fn jmp_reg(&mut self, r: Reg) {

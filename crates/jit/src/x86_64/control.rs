@@ -6,7 +6,7 @@ use skep_runtime::helpers::{self, entry};
 
 use super::asm::{Alu, Cc, Mem, Shift, Size};
 use super::emit::Emitter;
-use super::ir::{Cond, Src, Test, both};
+use super::ir::{Cond, Op, Src, Test, both};
 use super::layout::Label;
 use super::lazy::{Lazy, Sum, bits};
 use super::regs::{self, ENV, FP, R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP};
@@ -182,44 +182,59 @@ impl Emitter<'_> {
         }
     }
 
-    pub(crate) fn helper(&mut self, id: u32, args: u8) {
+    /// Calls a helper, or does what it would do; returns how many instructions that took.
+    pub(crate) fn helper(&mut self, i: usize, end: usize, id: u32, args: u8) -> usize {
         match id {
             PROCESSOR if self.optimise => {
                 self.arguments(0);
-                return self.asm().load(Size::W, RAX, Mem::at(ENV, abi::SLOT));
+                self.asm().load(Size::W, RAX, Mem::at(ENV, abi::SLOT));
+                return 1;
             }
-            LOOKUP if self.optimise && self.array_lookup() => return,
+            LOOKUP if self.optimise => {
+                if let Some(done) = self.array_lookup(i, end) {
+                    return done;
+                }
+            }
             _ => {}
         }
         self.arguments((1u16 << (args + 1)) - 2);
         self.spend();
         self.call_out(helpers::index(id).unwrap_or(0));
+        1
     }
 
     /// Calls an entry of the run's table with the arguments in place.
     fn call_out(&mut self, entry: u32) {
         let asm = self.asm();
         asm.load(Size::Dw, R11, Mem::at(ENV, abi::TABLE));
+        asm.load(Size::Dw, R11, Mem::at(R11, entry as i32 * 8));
         asm.mov_rr(true, R9, ENV);
-        asm.call_mem(Mem::at(R11, entry as i32 * 8));
+        // Measured: faster than a call through memory.
+        asm.call_reg(R11);
     }
 
-    /// A look-up in an array: where the value is follows from the key.
-    fn array_lookup(&mut self) -> bool {
-        let Lazy::Map { index } = self.lazy(1) else { return false };
-        let Some(map) = self.maps.get(index as usize) else { return false };
+    /// A look-up in an array: where the value is follows from the key. The test for null that comes next is that of the
+    /// key. `None` if the map is not such a one.
+    fn array_lookup(&mut self, i: usize, end: usize) -> Option<usize> {
+        let Lazy::Map { index } = self.lazy(1) else { return None };
+        let map = self.maps.get(index as usize)?;
         let per_cpu = match map.map_type {
             MapType::Array => false,
             MapType::PercpuArray => true,
-            _ => return false,
+            _ => return None,
         };
-        let (entries, Ok(stride)) = (map.max_entries, i32::try_from(map.value_size.next_multiple_of(8))) else {
-            return false;
-        };
+        let (entries, stride) = (map.max_entries, i32::try_from(map.value_size.checked_next_multiple_of(8)?).ok()?);
         let at = self.handle(index);
-        // The key is read through r2's formula; r1 is dead.
         let key = self.key_address();
         self.arguments(0);
+        let checked = self.null_check(i, end);
+        if checked.is_some() {
+            self.look_at(i + 1);
+            // All but r0, which is next.
+            while let Some(r) = bits(self.pending & self.after).next() {
+                self.force(r);
+            }
+        }
         let (null, done) = (self.layout.label(), self.layout.label());
         let asm = &mut self.layout.asm;
         asm.load(Size::W, RAX, key);
@@ -250,11 +265,28 @@ impl Emitter<'_> {
                 asm.alu_rr(Alu::Add, true, RAX, R11);
             }
         }
-        self.layout.jmp(done);
-        self.layout.bind(null);
-        self.asm().zero(RAX);
         self.layout.bind(done);
-        true
+        let back = match checked {
+            None => done,
+            Some((true, target)) => target,
+            Some((false, target)) => {
+                self.jump_to(i + 1, target.0);
+                Label(i as u32 + 2)
+            }
+        };
+        // The way without a value is at the end of the function.
+        self.nulls.push((null, back));
+        Some(if checked.is_some() { 2 } else { 1 })
+    }
+
+    /// The branch behind a look-up, if it asks whether there is a value: true if it is taken when there is none, and where
+    /// to.
+    fn null_check(&self, i: usize, end: usize) -> Option<(bool, Label)> {
+        let Op::Branch { cond, target } = *self.ops.get(i + 1).filter(|_| i + 1 < end)? else { return None };
+        let Test::Cmp(cc @ (Cc::E | Cc::Ne)) = cond.test else { return None };
+        let back = target as usize <= i + 1;
+        let fits = cond.wide && (cond.a, cond.b) == (0, Src::Imm(0)) && !(self.budget && back);
+        fits.then_some((cc == Cc::E, Label(target)))
     }
 
     pub(crate) fn call_function(&mut self, target: u32) {

@@ -40,6 +40,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) pushed: Vec<Reg>,
     /// Where its blocks leave it with 0.
     pub(crate) fail: Option<Label>,
+    /// Where its look-ups that find nothing go, and where they go on.
+    pub(crate) nulls: Vec<(Label, Label)>,
     /// Its first epilogue.
     leave: Option<Label>,
     /// Where a spent budget leads.
@@ -77,6 +79,7 @@ impl<'a> Emitter<'a> {
             function: &flow.functions[0],
             pushed: Vec::new(),
             fail: None,
+            nulls: Vec::new(),
             leave: None,
             over: None,
             entries,
@@ -145,6 +148,11 @@ impl<'a> Emitter<'a> {
         for block in function.blocks.iter().filter(|b| b.reachable) {
             self.block(block);
         }
+        for (null, back) in std::mem::take(&mut self.nulls) {
+            self.layout.bind(null);
+            self.asm().zero(RAX);
+            self.layout.jmp(back);
+        }
         if let Some(fail) = self.fail {
             self.layout.bind(fail);
             self.asm().zero(RAX);
@@ -159,7 +167,6 @@ impl<'a> Emitter<'a> {
         self.lazy = [Lazy::No; 16];
         self.pending = 0;
         self.flags = None;
-        self.zero = block.zero_in;
         let mut i = block.start;
         while i < block.end {
             self.layout.bind(Label(i as u32));
@@ -172,20 +179,17 @@ impl<'a> Emitter<'a> {
     fn step(&mut self, i: usize, end: usize) -> usize {
         let op = self.ops[i];
         self.look_at(i);
+        self.zero = self.flow.zero[i];
         if let Some(dst) = op.pure_result()
             && self.after >> dst & 1 == 0
         {
             self.forget(self.after);
-            self.zero = op.zero_after(self.zero, self.live);
             return 1;
         }
         if !matches!(op, Op::Branch { .. } | Op::Select { .. } | Op::Nop) {
             self.flags = None;
         }
         let done = self.insn(op, i, end);
-        for k in i..i + done {
-            self.zero = self.ops[k].zero_after(self.zero, self.flow.live[k]);
-        }
         self.look_at(i + done - 1);
         self.forget(self.after);
         done
@@ -240,7 +244,7 @@ impl<'a> Emitter<'a> {
             }
             Op::Branch { cond, target } => self.branch(i, cond, target),
             Op::Select { cond, wide, dst, src } => self.select(cond, wide, dst, src),
-            Op::Helper { id, args } => self.helper(id, args),
+            Op::Helper { id, args } => return self.helper(i, end, id, args),
             Op::Sub { target } => self.call_function(target),
             Op::TailCall => self.tail_call(),
             Op::Exit => {

@@ -1,6 +1,6 @@
 //! Functions, basic blocks, liveness, and upper halves known to be zero.
 
-use super::ir::{ARGUMENTS, Live, Op, Src};
+use super::ir::{ARGUMENTS, Live, Op, Src, both};
 
 /// A basic block.
 #[derive(Clone, Debug)]
@@ -12,7 +12,7 @@ pub(crate) struct Block {
     /// Live at its start.
     live_in: Live,
     /// Registers whose upper halves are zero at its start.
-    pub(crate) zero_in: u16,
+    zero_in: u16,
     /// Something jumps back to it.
     pub(crate) loop_head: bool,
     pub(crate) reachable: bool,
@@ -34,8 +34,6 @@ pub(crate) struct Function {
     pub(crate) calls_out: bool,
     /// It reaches for the environment, or a function that it calls does.
     pub(crate) uses_env: bool,
-    /// It has a tail call, or a function that it calls does.
-    pub(crate) tail_calls: bool,
     /// Bytes of its frame.
     pub(crate) frame: u32,
 }
@@ -45,6 +43,8 @@ pub(crate) struct Flow {
     pub(crate) functions: Vec<Function>,
     /// What is live behind each instruction.
     pub(crate) live: Vec<Live>,
+    /// Registers whose upper halves are zero in front of each instruction.
+    pub(crate) zero: Vec<u16>,
 }
 
 /// Analyses a program; short branches around a move become selects. `starts` are the functions' first instructions
@@ -54,7 +54,7 @@ pub(crate) fn analyse(ops: &mut [Op], starts: &[(usize, u32)], optimise: bool) -
     if optimise {
         selects(ops, &mut leader);
     }
-    let mut flow = Flow { functions: Vec::new(), live: vec![0; ops.len()] };
+    let mut flow = Flow { functions: Vec::new(), live: vec![0; ops.len()], zero: vec![0; ops.len()] };
     for (n, &(start, frame)) in starts.iter().enumerate() {
         let end = starts.get(n + 1).map_or(ops.len(), |&(s, _)| s);
         let mut function = Function { start, end, frame, ..Function::default() };
@@ -193,23 +193,27 @@ impl Flow {
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
                 f.uses_env |= c.uses_env;
-                f.tail_calls |= c.tail_calls;
             }
         }
+        self.liveness(ops, starts, &mut f);
         let mut saved = [false; 16];
-        for op in f.blocks.iter().filter(|b| b.reachable).flat_map(|b| &ops[b.start..b.end]) {
+        let reachable = f.blocks.iter().filter(|b| b.reachable).flat_map(|b| b.start..b.end);
+        for i in reachable {
+            let op = ops[i];
+            // What nobody needs is not emitted.
+            if op.pure_result().is_some_and(|dst| self.live[i] & both(dst) == 0) {
+                continue;
+            }
             if let Some(r) = op.written() {
                 saved[usize::from(r & 15)] = true;
             }
-            f.uses_fp |= op.names_fp() || *op == Op::TailCall;
+            f.uses_fp |= op.names_fp() || op == Op::TailCall;
             f.calls_out |= matches!(op, Op::Helper { .. } | Op::TailCall | Op::Packet { .. });
             f.uses_env |= matches!(op, Op::Helper { .. } | Op::TailCall | Op::Packet { .. });
             f.uses_env |= matches!(op, Op::Map { .. } | Op::MapValue { .. });
-            f.tail_calls |= *op == Op::TailCall;
         }
         f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| saved[usize::from(r)]).collect();
-        self.liveness(ops, starts, &mut f);
-        zeros(ops, &self.live, &mut f.blocks);
+        zeros(ops, &self.live, &mut self.zero, &mut f.blocks);
         f.needs = f.blocks.first().map_or(0, |b| b.live_in) & ARGUMENTS;
         self.functions[n] = f;
     }
@@ -233,8 +237,9 @@ impl Flow {
                     live = ops[i].live_before(live, callee);
                 }
                 if live != b.live_in {
+                    // Only jumps back see what is known of a block too late.
+                    changed |= b.loop_head;
                     f.blocks[n].live_in = live;
-                    changed = true;
                 }
             }
             if !changed {
@@ -244,7 +249,7 @@ impl Flow {
     }
 }
 
-fn zeros(ops: &[Op], live: &[Live], blocks: &mut [Block]) {
+fn zeros(ops: &[Op], live: &[Live], zero: &mut [u16], blocks: &mut [Block]) {
     if let Some(first) = blocks.first_mut() {
         first.zero_in = 0;
     }
@@ -255,24 +260,20 @@ fn zeros(ops: &[Op], live: &[Live], blocks: &mut [Block]) {
             if !b.reachable {
                 continue;
             }
-            let mut zero = b.zero_in & (b.live_in >> 16) as u16;
+            let mut state = b.zero_in & (b.live_in >> 16) as u16;
             for i in b.start..b.end {
-                zero = ops[i].zero_after(zero, live[i]);
+                zero[i] = state;
+                state = ops[i].zero_after(state, live[i]);
             }
             for s in b.next.into_iter().flatten() {
                 let next = &mut blocks[s as usize];
-                let met = next.zero_in & zero;
-                if met != next.zero_in {
-                    next.zero_in = met;
-                    changed = true;
-                }
+                let met = next.zero_in & state;
+                changed |= met != next.zero_in && s as usize <= n;
+                next.zero_in = met;
             }
         }
         if !changed {
             break;
         }
-    }
-    for b in blocks {
-        b.zero_in &= (b.live_in >> 16) as u16;
     }
 }

@@ -73,6 +73,7 @@ impl Layout {
     }
 
     /// The label is here.
+    #[inline]
     pub(crate) fn bind(&mut self, label: Label) {
         let place = Place { at: self.asm.bytes.len() as u32, items: self.items.len() as u32 };
         if let Some(l) = self.labels.get_mut(label.0 as usize) {
@@ -80,14 +81,17 @@ impl Layout {
         }
     }
 
+    #[inline]
     fn item(&mut self, kind: Kind, target: Label, size: u8) {
         self.items.push(Item { at: self.asm.bytes.len() as u32, kind, target, size });
     }
 
+    #[inline]
     pub(crate) fn jmp(&mut self, target: Label) {
         self.item(Kind::Jmp, target, 5);
     }
 
+    #[inline]
     pub(crate) fn jcc(&mut self, cc: Cc, target: Label) {
         self.item(Kind::Jcc(cc), target, 6);
     }

@@ -85,6 +85,7 @@ impl Sum {
 
 impl Lazy {
     /// The registers that it refers to.
+    #[inline]
     pub(crate) fn refs(self) -> u16 {
         match self {
             Lazy::No | Lazy::Map { .. } => 0,
@@ -95,6 +96,7 @@ impl Lazy {
 }
 
 impl Emitter<'_> {
+    #[inline]
     pub(crate) fn lazy(&self, r: u8) -> Lazy {
         self.lazy[usize::from(r & 15)]
     }
@@ -117,6 +119,7 @@ impl Emitter<'_> {
     }
 
     /// The register whose machine register holds what `r` is (with `low`, only the low half counts).
+    #[inline]
     pub(crate) fn copied(&self, r: u8, low: bool) -> Option<u8> {
         match self.lazy(r) {
             Lazy::No => Some(r),
@@ -126,6 +129,7 @@ impl Emitter<'_> {
     }
 
     /// Makes the registers readable: each is in its place, or a plain copy of one that is.
+    #[inline]
     pub(crate) fn settle(&mut self, regs: &[(u8, bool)]) {
         for &(r, low) in regs {
             if self.copied(r, low).is_none() {
@@ -135,17 +139,20 @@ impl Emitter<'_> {
     }
 
     /// The machine register that holds the value of a register that was [settled](Emitter::settle).
+    #[inline]
     pub(crate) fn place(&self, r: u8, low: bool) -> regs::Reg {
         regs::of(self.copied(r, low).unwrap_or(r))
     }
 
     /// Settles and returns the place of one register.
+    #[inline]
     pub(crate) fn read(&mut self, r: u8, low: bool) -> regs::Reg {
         self.settle(&[(r, low)]);
         self.place(r, low)
     }
 
     /// Forgets the formulas of values that nobody needs any more.
+    #[inline]
     pub(crate) fn forget(&mut self, needed: u16) {
         let gone = self.pending & !needed;
         if gone != 0 {
@@ -166,6 +173,7 @@ impl Emitter<'_> {
     }
 
     /// Prepares for a new value in the place of `dst`: operands have been [placed](Emitter::place) by now.
+    #[inline]
     pub(crate) fn write(&mut self, dst: u8) -> regs::Reg {
         self.forget(self.after);
         self.lazy[usize::from(dst)] = Lazy::No;

@@ -105,11 +105,11 @@ impl Arena {
         if let Some(&at) = self.code.get() {
             return Ok(at as *const u8);
         }
-        // SAFETY: a new mapping at an address of the system's choice touches no other memory.
-        let new = unsafe {
-            let prot = ProtFlags::READ | ProtFlags::EXEC;
-            rustix::mm::mmap(std::ptr::null_mut(), self.len, prot, MapFlags::SHARED, self.fd(), self.offset())?
-        };
+        let prot = ProtFlags::READ | ProtFlags::EXEC;
+        let new = near(self.len, |at, flags| {
+            // SAFETY: a new mapping where nothing else is touches no other memory.
+            Ok(unsafe { rustix::mm::mmap(at, self.len, prot, MapFlags::SHARED | flags, self.fd(), self.offset())? })
+        })?;
         let at = *self.code.get_or_init(|| new as usize);
         if at != new as usize {
             // SAFETY: another thread was first: nobody knows this one.
@@ -160,6 +160,25 @@ impl Drop for Arena {
             debug_assert!(unmapped.is_ok());
         }
     }
+}
+
+/// Maps `len` bytes near this program's own code if there is room, else anywhere.
+///
+/// Branch predictors keep only so much of a target's address that calls farther than four gigabytes are slow.
+pub fn near(
+    len: usize,
+    map: impl Fn(*mut core::ffi::c_void, MapFlags) -> io::Result<*mut core::ffi::c_void>,
+) -> io::Result<*mut core::ffi::c_void> {
+    const STEP: usize = 64 << 20;
+    let len = len.next_multiple_of(4096);
+    let here = available as *const () as usize & !4095;
+    for step in 1..16 {
+        let Some(at) = here.checked_sub(step * STEP).and_then(|at| at.checked_sub(len)) else { break };
+        if let Ok(new) = map(at as *mut _, MapFlags::FIXED_NOREPLACE) {
+            return Ok(new);
+        }
+    }
+    map(std::ptr::null_mut(), MapFlags::empty())
 }
 
 /// Bytes the machine can give without swapping. Allocating a memfd is not refused in time: it ends in the OOM killer.

@@ -13,7 +13,7 @@ mod validate;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 
-pub use arena::Arena;
+pub use arena::{Arena, near};
 pub use hollow::is_hollow;
 pub use layout::{Layout, Options, layout, layout_with};
 pub use map::Map;

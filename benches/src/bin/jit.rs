@@ -1,0 +1,393 @@
+//! Speed of machine code: skep, its interpreter, the kernel's JIT, clang's code for the host, and rbpf, in one run.
+//!
+//! usage: `cargo run --release -p skep-benches --bin jit [ROUNDS [sizes]]`, as root (the kernel's columns); with `sizes` only
+//! the second table. `SKEP_BENCH` names the
+//! folder of the workloads (default `../shared/bench` beside the workspace); they are built with clang-19.
+//!
+//! Every round measures all engines of a workload one after the other, on one core, with real-time priority if that is
+//! allowed; the figures are medians over the rounds. All engines run the same source and return the same checksum.
+
+#[path = "../../../crates/jit/tests/support/kernel.rs"]
+mod kernel;
+#[path = "../../../crates/jit/tests/support/mod.rs"]
+mod support;
+
+use std::ffi::{CString, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use skep_benches::median;
+use skep_ebpf::Insn;
+use skep_ebpf::insn::pseudo;
+use skep_ebpf::program::Program;
+use skep_ebpf::uapi::ProgType;
+use skep_elf::{LoadOptions, Object};
+use skep_jit::{Compiled, Engine, Options, compile};
+use skep_runtime::Machine;
+use skep_tests::{root, scratch};
+use skep_verifier::{Verified, verify};
+use support::{Session, skb};
+
+/// Time that one figure takes.
+const SLICE: Duration = Duration::from_millis(3);
+const PACKET: [u8; 64] = [0; 64];
+/// Workloads of arithmetic and memory alone.
+const COMPUTE: [&str; 8] = ["alu64", "sha256", "bytes", "crc32", "bsearch", "parse", "fib", "primes"];
+/// The rest, with how often each does what it measures.
+const OTHERS: [(&str, f64); 6] = [
+    ("calls", 512.0),
+    ("helper", 256.0),
+    ("array", 256.0),
+    ("hash_lookup", 256.0),
+    ("hash_update", 256.0),
+    ("ret0", 1.0),
+];
+
+fn main() {
+    let rounds = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(9);
+    let sources = std::env::var_os("SKEP_BENCH").map_or_else(|| root().join("../shared/bench"), PathBuf::from);
+    assert!(sources.join("build").is_file(), "no workloads in {} (SKEP_BENCH)", sources.display());
+    let objects = scratch().join("bench-jit");
+    let built = Command::new(sources.join("build")).arg(&objects).status();
+    assert!(built.is_ok_and(|s| s.success()), "the workloads cannot be built with clang-19");
+    steady();
+    let with_kernel = kernel::available();
+
+    if std::env::args().nth(2).is_some_and(|a| a == "sizes") {
+        return sizes(rounds, with_kernel);
+    }
+    println!("| workload | skep | interpreter | kernel | native -O2 | rbpf | skep/kernel | skep/native |");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    let (mut to_kernel, mut to_native, mut each) = (Vec::new(), Vec::new(), Vec::new());
+    for name in COMPUTE.into_iter().chain(OTHERS.map(|(n, _)| n)) {
+        let row = Workload::open(name, &sources, &objects, with_kernel).measure(rounds);
+        let [skep, interp, kernel, native, rbpf] = row;
+        println!(
+            "| {name} | {} | {} | {} | {} | {} | {:.2} | {:.2} |",
+            ns(skep),
+            ns(interp),
+            ns(kernel),
+            ns(native),
+            ns(rbpf),
+            skep / kernel,
+            skep / native
+        );
+        if COMPUTE.contains(&name) {
+            to_kernel.push(skep / kernel);
+            to_native.push(skep / native);
+        }
+        if let Some((_, n)) = OTHERS.iter().find(|(o, _)| *o == name) {
+            each.push(format!("{name} {:.2} ns (kernel {:.2})", skep / n, kernel / n));
+        }
+    }
+    println!("\ngeometric mean of the {} compute workloads: {:.3} of the kernel's time, {:.3} of native", COMPUTE.len(), geomean(&to_kernel), geomean(&to_native));
+    println!("each: {}", each.join(", "));
+    sizes(rounds.min(7), with_kernel);
+}
+
+fn ns(x: f64) -> String {
+    match x {
+        x if x.is_nan() => "-".into(),
+        x if x < 100.0 => format!("{x:.1}"),
+        x => format!("{x:.0}"),
+    }
+}
+
+fn geomean(all: &[f64]) -> f64 {
+    (all.iter().map(|x| x.ln()).sum::<f64>() / all.len() as f64).exp()
+}
+
+/// One core, and nobody else on it while we measure, as far as we may.
+fn steady() {
+    // SAFETY: both calls read what they are given.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+        let param = libc::sched_param { sched_priority: 10 };
+        if libc::sched_setscheduler(0, libc::SCHED_FIFO, &param) != 0 {
+            println!("without real-time priority: {}\n", std::io::Error::last_os_error());
+        }
+    }
+}
+
+/// Runs something for about [`SLICE`]; nanoseconds of one run.
+fn time(mut run: impl FnMut()) -> f64 {
+    let mut runs = 1u32;
+    loop {
+        let start = Instant::now();
+        for _ in 0..runs {
+            run();
+        }
+        let took = start.elapsed();
+        if took >= SLICE || runs >= 1 << 24 {
+            return took.as_nanos() as f64 / f64::from(runs);
+        }
+        let more = SLICE.as_nanos() / took.as_nanos().max(100) + 1;
+        runs = runs.saturating_mul(more.clamp(2, 1000) as u32);
+    }
+}
+
+/// A function of clang's for the host.
+type Native = unsafe extern "C" fn(*mut c_void) -> c_int;
+
+/// A program in both of our engines.
+struct Ours {
+    session: Session,
+    work: Compiled,
+    machine: Machine,
+    ctx: Vec<u8>,
+}
+
+impl Ours {
+    fn new(object: &Object, setup: &Verified, work: &Verified, engine: Engine) -> Ours {
+        let options = Options { engine, ..Options::default() };
+        let mut session = Session::new(object.maps()).expect("maps");
+        let prog = session.add(&compile(setup, &options).expect("setup"));
+        let mut ctx = skb(&PACKET, 0);
+        session.run(prog, &mut ctx);
+        let machine = session.machine(0);
+        Ours { session, work: compile(work, &options).expect("work"), machine, ctx }
+    }
+
+    fn run(&mut self) -> u32 {
+        let image = self.work.image_ptr().expect("memory for code");
+        // SAFETY: a context of the program's type, and the image's maps are the session's.
+        unsafe { self.machine.run_image(image, self.ctx.as_mut_ptr()).retval as u32 }
+    }
+
+    fn time(&mut self) -> f64 {
+        let image = self.work.image_ptr().expect("memory for code");
+        let (machine, ctx) = (&mut self.machine, self.ctx.as_mut_ptr());
+        // SAFETY: as in `run`.
+        let figure = time(|| unsafe {
+            std::hint::black_box(machine.run_image(image, ctx));
+        });
+        let _ = self.session.maps();
+        figure
+    }
+}
+
+struct Workload {
+    name: String,
+    jit: Ours,
+    interp: Ours,
+    kernel: Option<kernel::Program>,
+    native: Option<Native>,
+    rbpf: Option<Rbpf>,
+}
+
+impl Workload {
+    fn open(name: &str, sources: &Path, objects: &Path, with_kernel: bool) -> Workload {
+        let bytes = std::fs::read(objects.join(format!("{name}.o"))).expect("an object");
+        let object = Object::parse(name, &bytes).expect("an object");
+        let program = |p: &str| object.program(p, &LoadOptions::default()).expect("a program");
+        let verified = |p: &str| verify(program(p), &Default::default()).expect("a verified program");
+        let (setup, work) = (verified("setup"), verified("work"));
+        let mut jit = Ours::new(&object, &setup, &work, Engine::Jit);
+        let mut interp = Ours::new(&object, &setup, &work, Engine::Interpreter);
+        let kernel = with_kernel.then(|| {
+            let maps: Vec<_> = object.maps().iter().map(|m| kernel::Map::create(m).expect("a map")).collect();
+            let load = |p: &str| kernel::Program::load_linked(ProgType::SchedCls, &program(p).insns, &maps).expect(p);
+            load("setup").run_packet(&PACKET).expect("a run");
+            load("work")
+        });
+        let native = native(name, sources);
+        let mut rbpf = Rbpf::new(&object, &program("setup"), &program("work"));
+        // The same checksum everywhere.
+        let sum = interp.run();
+        assert_eq!(sum, jit.run(), "{name}: machine code");
+        if let Some(k) = &kernel {
+            assert_eq!(sum, k.run_packet(&PACKET).expect("a run"), "{name}: kernel");
+        }
+        if let Some(work) = native {
+            // SAFETY: the function does not look at its argument.
+            assert_eq!(sum, unsafe { work(std::ptr::null_mut()) } as u32, "{name}: native");
+        }
+        rbpf = rbpf.filter(|r| r.run() as u32 == sum);
+        Workload { name: name.into(), jit, interp, kernel, native, rbpf }
+    }
+
+    /// Medians: skep, interpreter, kernel, native, rbpf.
+    fn measure(mut self, rounds: usize) -> [f64; 5] {
+        let mut figures: [Vec<f64>; 5] = Default::default();
+        for _ in 0..rounds {
+            let jit = self.jit.time();
+            figures[0].push(jit);
+            figures[1].push(self.interp.time());
+            if let Some(k) = &self.kernel {
+                let repeat = (SLICE.as_nanos() as f64 / (jit + 20.0)).clamp(2.0, 1e6) as u32;
+                let (_, ns) = k.run_repeatedly(&PACKET, repeat).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+                figures[2].push(f64::from(ns));
+            }
+            if let Some(work) = self.native {
+                // SAFETY: the function does not look at its argument.
+                figures[3].push(time(|| unsafe {
+                    std::hint::black_box(work(std::ptr::null_mut()));
+                }));
+            }
+            if let Some(r) = &self.rbpf {
+                figures[4].push(time(|| {
+                    std::hint::black_box(r.run());
+                }));
+            }
+        }
+        figures.map(|mut f| median(&mut f))
+    }
+}
+
+/// clang's code for the host, of workloads without maps.
+fn native(name: &str, sources: &Path) -> Option<Native> {
+    let source = std::fs::read_to_string(sources.join(format!("{name}.c"))).ok()?;
+    if source.contains("maps.h") {
+        return None;
+    }
+    let folder = scratch().join("bench-native");
+    std::fs::create_dir_all(&folder).ok()?;
+    let header = std::fs::read_to_string(sources.join("bench.h")).ok()?;
+    // The helper is a function of another file, so that it stays a call.
+    let header = header.replace("((u64(*)(void))42)", "bench_helper") + "\nu64 bench_helper(void);\n";
+    std::fs::write(folder.join("bench.h"), header).ok()?;
+    let helper = "unsigned long long bench_helper(void) { return 0; }\n";
+    let (main, other, lib) =
+        (folder.join(format!("{name}.c")), folder.join("bench_helper.c"), folder.join(format!("{name}.so")));
+    std::fs::write(&main, source).ok()?;
+    std::fs::write(&other, helper).ok()?;
+    let done = Command::new("clang-19")
+        .args(["-O2", "-shared", "-fPIC", "-Wno-everything", "-o"])
+        .args([&lib, &main, &other])
+        .status();
+    if !done.is_ok_and(|s| s.success()) {
+        println!("{name}: no native column (clang-19)");
+        return None;
+    }
+    let path = CString::new(lib.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: the library that was just built; both functions take one pointer and return an int.
+    unsafe {
+        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        let find = |name: &std::ffi::CStr| {
+            let f = libc::dlsym(handle, name.as_ptr());
+            (!f.is_null()).then(|| std::mem::transmute::<*mut c_void, Native>(f))
+        };
+        if handle.is_null() {
+            return None;
+        }
+        find(c"setup")?(std::ptr::null_mut());
+        find(c"work")
+    }
+}
+
+/// A program in rbpf's JIT; its buffer is plain memory.
+struct Rbpf {
+    vm: rbpf::EbpfVmNoData<'static>,
+    _buffer: Box<[u64]>,
+}
+
+fn rbpf_helper(_: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
+    0
+}
+
+impl Rbpf {
+    fn new(object: &Object, setup: &Program, work: &Program) -> Option<Rbpf> {
+        // Of maps it knows nothing.
+        if object.maps().len() > 1 {
+            return None;
+        }
+        let buffer = vec![0u64; 2048].into_boxed_slice();
+        let at = buffer.as_ptr() as u64;
+        let make = |program: &Program| {
+            let mut insns = program.insns.to_vec();
+            for i in 0..insns.len() {
+                if insns[i].is_ld_imm64() && insns[i].src() == pseudo::MAP_IDX_VALUE {
+                    let value = at + u64::from(insns[i + 1].imm as u32);
+                    insns[i] = Insn::new(insns[i].code, insns[i].dst(), 0, 0, value as i32);
+                    insns[i + 1].imm = (value >> 32) as i32;
+                }
+            }
+            let bytes: Vec<u8> = insns.iter().flat_map(|i| i.to_bytes()).collect();
+            let bytes: &'static [u8] = bytes.leak();
+            let mut vm = rbpf::EbpfVmNoData::new(Some(bytes)).ok()?;
+            vm.register_helper(42, rbpf_helper).ok()?;
+            vm.jit_compile().ok()?;
+            Some(vm)
+        };
+        let setup = make(setup)?;
+        // SAFETY: the program is verified, and its buffer is there.
+        unsafe { setup.execute_program_jit().ok()? };
+        Some(Rbpf { vm: make(work)?, _buffer: buffer })
+    }
+
+    fn run(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.vm.execute_program_jit().unwrap_or(u64::MAX) }
+    }
+}
+
+/// A valid straight program of about `len` instructions: arithmetic, shifts, stack loads and stores, some branches.
+fn straight(len: usize, seed: u64) -> Vec<Insn> {
+    let mut x = seed;
+    let mut below = |n: u64| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) % n
+    };
+    const ALU: [u8; 7] = [0x00, 0x10, 0x40, 0x50, 0xa0, 0xb0, 0x20];
+    let insn = Insn::new;
+    let mut insns: Vec<Insn> = (0..10u8).map(|r| insn(0xb7, r, 0, 0, i32::from(r) * 77 + 1)).collect();
+    insns.extend((1..=8).map(|i| insn(0x7b, 10, i as u8, -8 * i, 0)));
+    while insns.len() < len {
+        let (dst, src) = (below(10) as u8, below(10) as u8);
+        let wide = if below(2) == 0 { 7 } else { 4 };
+        let left = (len - insns.len()) as u64;
+        insns.push(match below(100) {
+            0..2 => insn(0xa5, dst, 0, below(left.min(8)) as i16, below(1 << 30) as i32),
+            2..12 => insn(0x79, dst, 10, -8 * (1 + below(8) as i16), 0),
+            12..22 => insn(0x7b, 10, src, -8 * (1 + below(8) as i16), 0),
+            22..32 => insn([0x60, 0x70, 0xc0][below(3) as usize] | wide, dst, 0, 0, below(31) as i32 + 1),
+            32..66 => insn(ALU[below(7) as usize] | wide, dst, 0, 0, below(1 << 16) as i32 - (1 << 15)),
+            _ => insn(ALU[below(7) as usize] | 8 | wide, dst, src, 0, 0),
+        });
+    }
+    insns.push(insn(0x95, 0, 0, 0, 0));
+    insns
+}
+
+fn sizes(rounds: usize, with_kernel: bool) {
+    std::panic::set_hook(Box::new(|_| ()));
+    println!("\n| instructions | skep µs | ns/insn | bytes/insn | kernel bytes/insn | rbpf ns/insn |");
+    println!("|---:|---:|---:|---:|---:|---:|");
+    for len in [1000, 4000, 16_000, 50_000] {
+        let insns = straight(len, 0x1234_5678_9abc_def1);
+        let verified = verify(Program::new("big", ProgType::SchedCls, "GPL", insns.clone()), &Default::default());
+        let verified = verified.expect("a valid program");
+        let options = Options { engine: Engine::Jit, ..Options::default() };
+        let bytes: &'static [u8] = insns.iter().flat_map(|i| i.to_bytes()).collect::<Vec<u8>>().leak();
+        let (mut ours, mut rbpf, mut size) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..rounds {
+            let start = Instant::now();
+            let compiled = compile(&verified, &options).expect("machine code");
+            ours.push(start.elapsed().as_nanos() as f64);
+            size = compiled.machine_code().map_or(0, <[u8]>::len);
+            if let Ok(mut vm) = rbpf::EbpfVmNoData::new(Some(bytes)) {
+                let start = Instant::now();
+                // Where its code turns out larger than it thought, it panics.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| vm.jit_compile().is_ok())).unwrap_or(false) {
+                    rbpf.push(start.elapsed().as_nanos() as f64);
+                }
+            }
+        }
+        let kernel = with_kernel.then(|| kernel::Program::load(ProgType::SchedCls, &insns).ok()?.code_size().ok());
+        let (n, ours) = (insns.len() as f64, median(&mut ours));
+        println!(
+            "| {len} | {:.0} | {:.1} | {:.2} | {} | {:.1} |",
+            ours / 1e3,
+            ours / n,
+            size as f64 / n,
+            kernel.flatten().map_or("-".into(), |k| format!("{:.2}", f64::from(k) / n)),
+            median(&mut rbpf) / n
+        );
+    }
+    drop(std::panic::take_hook());
+}
