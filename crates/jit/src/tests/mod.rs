@@ -1,5 +1,6 @@
 //! The interpreter against the running kernel, instruction by instruction, and the rules of compilation.
 
+mod agree;
 mod isa;
 #[path = "../../tests/support/kernel.rs"]
 mod kernel;
@@ -32,7 +33,7 @@ fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result
     }
     starts.sort_unstable();
     starts.dedup();
-    let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 64 }).collect();
+    let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 128 }).collect();
     translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[] }, options)
 }
 

@@ -29,7 +29,8 @@ impl Emitter<'_> {
             (Bin::Shl, Src::Imm(k)) => self.shift_imm(Shift::Shl, wide, w, dst, k),
             (Bin::Shr, Src::Imm(k)) => self.shift_imm(Shift::Shr, wide, wide && self.zero >> dst & 1 == 0, dst, k),
             (Bin::Sar, Src::Imm(k)) => self.shift_imm(Shift::Sar, wide, wide, dst, k),
-            (Bin::Shl, Src::Reg(s)) => self.shift_reg(Shift::Shl, w, dst, s),
+            // Not narrowed: that would cut the count, too.
+            (Bin::Shl, Src::Reg(s)) => self.shift_reg(Shift::Shl, wide, dst, s),
             (Bin::Shr, Src::Reg(s)) => self.shift_reg(Shift::Shr, wide, dst, s),
             (Bin::Sar, Src::Reg(s)) => self.shift_reg(Shift::Sar, wide, dst, s),
             (Bin::And, _) => return self.and(i, end, wide, w, dst, src),
@@ -166,7 +167,8 @@ impl Emitter<'_> {
         let k = (k as u8) & if wide { 63 } else { 31 };
         if k == 0 {
             if !wide {
-                self.mov(false, dst, Src::Reg(dst));
+                let sum = self.sum(dst);
+                self.put_off(dst, Lazy::Sum(Sum { wide: false, ..sum }));
             }
             return;
         }

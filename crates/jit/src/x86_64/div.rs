@@ -55,9 +55,14 @@ impl Emitter<'_> {
         if k < 3 {
             return false;
         }
-        let shift = 64 - (k - 1).leading_zeros();
-        // ceil(2^(32 + shift) / k) is off by less than 2^shift / k of itself: enough for every 32-bit dividend.
-        let Ok(m) = u32::try_from((1u128 << (32 + shift)).div_ceil(u128::from(k))) else { return false };
+        let up = 64 - (k - 1).leading_zeros();
+        // ceil(2^(32 + shift) / k) is too large by e / k. If e is not more than 2^shift, no 32-bit dividend shows it.
+        let exact = |shift: u32| {
+            let m = (1u128 << (32 + shift)).div_ceil(u128::from(k));
+            let e = m * u128::from(k) - (1u128 << (32 + shift));
+            u32::try_from(m).ok().filter(|_| e <= 1 << shift).map(|m| (m, shift))
+        };
+        let Some((m, shift)) = exact(up - 1).or_else(|| exact(up)) else { return false };
         self.force(dst);
         let d = self.write(dst);
         let asm = self.asm();

@@ -260,7 +260,7 @@ fn zeros(ops: &[Op], live: &[Live], zero: &mut [u16], blocks: &mut [Block]) {
             if !b.reachable {
                 continue;
             }
-            let mut state = b.zero_in & (b.live_in >> 16) as u16;
+            let mut state = b.zero_in;
             for i in b.start..b.end {
                 zero[i] = state;
                 state = ops[i].zero_after(state, live[i]);

@@ -367,9 +367,7 @@ impl Op {
         }
     }
 
-    /// The registers whose upper half is known to be zero behind it, given those in front and what is live behind.
-    ///
-    /// Only registers whose upper half is live count: those of others are not kept.
+    /// The machine registers whose upper half is zero behind it, given those in front and what is live behind.
     pub(crate) fn zero_after(self, zero: u16, out: Live) -> u16 {
         let is = |r: u8| zero >> r & 1 != 0;
         let of = |src: Src| match src {
@@ -395,20 +393,23 @@ impl Op {
             Op::Div { signed, dst, .. } => (dst, !signed && is(dst)),
             Op::Neg { dst, .. } | Op::Map { dst, .. } | Op::MapValue { dst, .. } => (dst, false),
             Op::Swap { dst, .. } => (dst, false),
-            Op::Mov { wide, dst, src } => (dst, !wide || of(src)),
+            // Where nobody needs the upper half, a move of 32 bits may be one of 64.
+            Op::Mov { wide, dst, src } => {
+                (dst, of(src) || (!wide && (out & upper(dst) != 0 || matches!(src, Src::Imm(_)))))
+            }
             Op::MovSx { wide, dst, .. } => (dst, !wide),
             Op::Imm64 { dst, value } => (dst, value >> 32 == 0),
             Op::Load { size, signed, dst, .. } => (dst, !signed && size != Size::Dw),
             Op::Fetch { op: Rmw::CmpXchg, wide, .. } => (0, !wide),
             Op::Fetch { wide, src, .. } => (src, !wide),
-            Op::Select { wide, dst, src, .. } => (dst, is(dst) && (!wide || of(src))),
+            Op::Select { wide, dst, src, .. } => (dst, is(dst) && (of(src) || (!wide && out & upper(dst) != 0))),
             Op::Packet { .. } | Op::Helper { .. } | Op::Sub { .. } | Op::TailCall => {
-                return zero & !0x3f & (out >> 16) as u16;
+                return zero & !0x3f;
             }
-            Op::Nop | Op::Trap | Op::Atomic { .. } | Op::Store { .. } => return zero & (out >> 16) as u16,
-            Op::Jump { .. } | Op::Branch { .. } | Op::Exit => return zero & (out >> 16) as u16,
+            Op::Nop | Op::Trap | Op::Atomic { .. } | Op::Store { .. } => return zero,
+            Op::Jump { .. } | Op::Branch { .. } | Op::Exit => return zero,
         };
-        (if known { zero | 1 << dst } else { zero & !(1 << dst) }) & (out >> 16) as u16
+        if known { zero | 1 << dst } else { zero & !(1 << dst) }
     }
 
     /// Registers that it writes; those that a call spoils are not among them.
