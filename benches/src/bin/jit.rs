@@ -81,7 +81,12 @@ fn main() {
             each.push(format!("{name} {:.2} ns (kernel {:.2})", skep / n, kernel / n));
         }
     }
-    println!("\ngeometric mean of the {} compute workloads: {:.3} of the kernel's time, {:.3} of native", COMPUTE.len(), geomean(&to_kernel), geomean(&to_native));
+    println!(
+        "\ngeometric mean of the {} compute workloads: {:.3} of the kernel's time, {:.3} of native",
+        COMPUTE.len(),
+        geomean(&to_kernel),
+        geomean(&to_native)
+    );
     println!("each: {}", each.join(", "));
     sizes(rounds.min(7), with_kernel);
 }
@@ -373,7 +378,8 @@ fn sizes(rounds: usize, with_kernel: bool) {
             if let Ok(mut vm) = rbpf::EbpfVmNoData::new(Some(bytes)) {
                 let start = Instant::now();
                 // Where its code turns out larger than it thought, it panics.
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| vm.jit_compile().is_ok())).unwrap_or(false) {
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| vm.jit_compile().is_ok())).unwrap_or(false)
+                {
                     rbpf.push(start.elapsed().as_nanos() as f64);
                 }
             }
