@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use skep::ebpf::btf::Btf;
 use skep::ebpf::disasm::{Names, disasm};
 use skep::ebpf::program::{LineInfo, Program};
 use skep::verifier::{Deed, Explanation, Options, Outcome, Rejection, Step, Verified};
@@ -22,7 +23,25 @@ pub fn plain(title: &str, message: &str) -> String {
 }
 
 /// A rejection with what is known of its place and of its cause.
-pub fn rejection(title: &str, program: &Program, rejection: &Rejection, why: Option<&Explanation>) -> String {
+pub fn rejection(
+    title: &str,
+    program: &Program,
+    options: &Options,
+    rejection: &Rejection,
+    why: Option<&Explanation>,
+) -> String {
+    rendered(&renderer(), title, program, options, rejection, why)
+}
+
+/// The same, by this renderer.
+pub fn rendered(
+    renderer: &Renderer,
+    title: &str,
+    program: &Program,
+    options: &Options,
+    rejection: &Rejection,
+    why: Option<&Explanation>,
+) -> String {
     let level = match rejection.outcome {
         Outcome::Rejected => Level::ERROR,
         Outcome::Unsupported => Level::WARNING,
@@ -40,7 +59,8 @@ pub fn rejection(title: &str, program: &Program, rejection: &Rejection, why: Opt
         None => title.element(level.message(rejection.message.as_str())),
     };
     if let Some(insn) = rejection.insn {
-        group = group.element(Level::NOTE.message(format!("instruction {insn}: {}", instruction(program, insn))));
+        group =
+            group.element(Level::NOTE.message(format!("instruction {insn}: {}", instruction(program, options, insn))));
     }
     for value in why.map(|w| w.values.as_slice()).unwrap_or_default() {
         group = group.element(Level::NOTE.message(format!("{} holds {}", value.place, value.holds)));
@@ -54,12 +74,12 @@ pub fn rejection(title: &str, program: &Program, rejection: &Rejection, why: Opt
     }
     let mut groups = vec![group];
     if let Some(why) = why {
-        groups.extend(history(program, &why.history));
+        groups.extend(history(program, options, &why.history));
         if !why.suggestion.is_empty() {
             groups.push(Group::with_title(Level::HELP.secondary_title(why.suggestion.as_str())));
         }
     }
-    renderer().render(&groups)
+    renderer.render(&groups)
 }
 
 /// A C line by itself.
@@ -69,7 +89,7 @@ fn snippet(line: &LineInfo) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
 }
 
 /// Where the values came from, oldest first: each C line once in a row, with what its instructions did.
-fn history<'a>(program: &'a Program, steps: &'a [Step]) -> Option<Group<'a>> {
+fn history<'a>(program: &'a Program, options: &Options, steps: &'a [Step]) -> Option<Group<'a>> {
     let place = |step: &Step| program.line_of(step.insn as usize).filter(|l| !l.text.trim().is_empty());
     let same = |a: &Step, b: &Step| match (place(a), place(b)) {
         (Some(a), Some(b)) => (&a.file, a.line) == (&b.file, b.line),
@@ -82,7 +102,7 @@ fn history<'a>(program: &'a Program, steps: &'a [Step]) -> Option<Group<'a>> {
     for run in steps.chunk_by(same) {
         let label = |step: &Step| {
             let Step { insn, .. } = step;
-            format!("{insn}: {}: {}", instruction(program, *insn), what(step))
+            format!("{insn}: {}: {}", instruction(program, options, *insn), what(step))
         };
         match run.first().and_then(place) {
             Some(line) => {
@@ -110,9 +130,9 @@ pub fn what(step: &Step) -> String {
 }
 
 /// An instruction in the kernel's notation.
-pub fn instruction(program: &Program, insn: u32) -> String {
+pub fn instruction(program: &Program, options: &Options, insn: u32) -> String {
     let rest = program.insns.get(insn as usize..).unwrap_or_default();
-    match disasm(rest, &Named(program)) {
+    match disasm(rest, &Named { program, kernel: options.btf.as_deref() }) {
         Ok(text) => text.to_string(),
         Err(error) => format!("invalid: {error}"),
     }
@@ -134,11 +154,19 @@ pub fn log(verdict: Result<&Verified, &Rejection>, options: &Options) -> String 
     )
 }
 
-/// The names of a program's maps.
-struct Named<'a>(&'a Program);
+/// The names of a program's maps, and of the kernel's functions.
+struct Named<'a> {
+    program: &'a Program,
+    kernel: Option<&'a Btf>,
+}
 
 impl Names for Named<'_> {
     fn map(&self, index: i32) -> Option<&str> {
-        self.0.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
+        self.program.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
+    }
+
+    fn kfunc(&self, id: i32, btf: i16) -> Option<&str> {
+        let name = self.kernel.filter(|_| btf == 0)?.name(u32::try_from(id).ok()?);
+        Some(name).filter(|n| !n.is_empty())
     }
 }

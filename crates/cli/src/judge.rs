@@ -158,9 +158,10 @@ impl Judge<'_> {
                     Outcome::Unsupported => None,
                 };
                 if let Some(why) = &why {
-                    line.explain(&shown, why);
+                    line.explain(&shown, &options, why);
                 }
-                answer.text = self.text(|| explain::rejection(&line.title(), &shown, rejection, why.as_ref()));
+                answer.text =
+                    self.text(|| explain::rejection(&line.title(), &shown, &options, rejection, why.as_ref()));
                 answer.place = rejection.line.clone();
             }
         }
@@ -196,7 +197,7 @@ impl Line {
     }
 
     /// Fills in why.
-    fn explain(&mut self, program: &Program, why: &Explanation) {
+    fn explain(&mut self, program: &Program, options: &Options, why: &Explanation) {
         let values: Vec<_> = why.values.iter().map(|v| format!("{} holds {}", v.place, v.holds)).collect();
         let history = why.history.iter().map(|step| {
             let place = program.line_of(step.insn as usize);
@@ -204,7 +205,7 @@ impl Line {
             Past {
                 insn: step.insn,
                 source: place.map(source),
-                text: text.map_or_else(|| explain::instruction(program, step.insn), str::to_owned),
+                text: text.map_or_else(|| explain::instruction(program, options, step.insn), str::to_owned),
                 what: explain::what(step),
                 place: place.cloned(),
             }

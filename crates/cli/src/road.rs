@@ -21,9 +21,10 @@ pub fn compile(object: &Object, linker: &Linker, name: &str, engine: Engine) -> 
             Outcome::Rejected => ("rejected", status::NO),
             Outcome::Unsupported => ("unsupported", status::UNSUPPORTED),
         };
-        let why = verifier::explain(&shown, &Options::default()).filter(|_| rejection.outcome == Outcome::Rejected);
+        let options = Options::default();
+        let why = verifier::explain(&shown, &options).filter(|_| rejection.outcome == Outcome::Rejected);
         let title = format!("program {name} is {verdict}");
-        Failure::Refused { status, explanation: explain::rejection(&title, &shown, &rejection, why.as_ref()) }
+        Failure::Refused { status, explanation: explain::rejection(&title, &shown, &options, &rejection, why.as_ref()) }
     })?;
     let compiled = Loaded::new(&verified, &jit::Options { engine, ..jit::Options::default() });
     compiled.map_err(|e| Failure::Unsupported(e.to_string()))

@@ -191,11 +191,8 @@ impl Env<'_> {
             self.mark_precise(r)?;
             if reg.num.smin < min || reg.num.smax > max {
                 let prog_type = self.prog.prog_type;
-                return invalid!(
-                    ReturnValue,
-                    "{prog_type} programs return {min} to {max} here; r{r} holds {}",
-                    reg.num
-                );
+                let range = if min == max { format!("{min}") } else { format!("{min} to {max}") };
+                return invalid!(ReturnValue, "{prog_type} programs return {range} here; r{r} holds {}", reg.num);
             }
         }
         Ok(())

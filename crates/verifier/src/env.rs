@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use skep_ebpf::Errno;
 use skep_ebpf::insn::{Insn, class, jmp};
+use skep_ebpf::kfunc::flag as kf;
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::AttachType;
 
@@ -14,6 +15,7 @@ use crate::fail::{Check, Failure, invalid};
 use crate::global_calls::Global;
 use crate::hook::Hook;
 use crate::kernel_types::Types;
+use crate::kfunc::Kfuncs;
 use crate::liveness::Liveness;
 use crate::log::{Arrival, Log};
 use crate::map_facts::MapFacts;
@@ -321,7 +323,8 @@ impl<'p> Env<'p> {
             Err(f) => return self.put_barrier(at, f),
         };
         if self.options.log {
-            self.log.after(&self.state);
+            let to = if let Next::At(to) = next { Some(to) } else { None };
+            self.log.after(&self.state, to);
         }
         self.note_kernel_object(at, insn);
         let stores = matches!(insn.class(), class::ST | class::STX);
@@ -438,11 +441,11 @@ impl<'p> Env<'p> {
             return invalid!(LockHeld, "the lock taken at instruction {} is held at {doing}", lock.insn);
         }
         if let Some(h) = self.state.held.first().filter(|_| references) {
-            return invalid!(
-                UnreleasedReference,
-                "the reference acquired at instruction {} is not released before {doing}",
-                h.insn
-            );
+            let insn = self.insns.get(h.insn).copied().unwrap_or_default();
+            let iterator = Kfuncs::new(self.options).row(insn).is_some_and(|k| k.has(kf::ITER_NEW));
+            let (what, done) =
+                if iterator { ("iterator made", "destroyed") } else { ("reference acquired", "released") };
+            return invalid!(UnreleasedReference, "the {what} at instruction {} is not {done} before {doing}", h.insn);
         }
         self.check_sections_left(doing)
     }

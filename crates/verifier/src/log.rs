@@ -9,7 +9,7 @@ use skep_ebpf::program::{LineInfo, MapDef, Program};
 use crate::explain::MapNames;
 use crate::reg::{Kind, Reg, flag};
 use crate::scalar::Scalar;
-use crate::state::{Byte, FP, Slot, State};
+use crate::state::{Byte, FP, Frame, Slot, State};
 
 /// Longest log that is kept.
 const LIMIT: usize = 64 << 20;
@@ -27,6 +27,8 @@ pub(crate) struct Log<'a> {
     arrival: Arrival,
     /// The state before the instruction whose line is open, and its depth.
     before: Option<(usize, Vec<(String, String)>)>,
+    /// Other lines came between the instruction that is open and what it changes.
+    broken: bool,
     /// Depth of the last state that was shown.
     depth: usize,
     /// The last C line that was shown.
@@ -85,7 +87,7 @@ impl<'a> Log<'a> {
         }
         self.end_line();
         let held = self.held(state);
-        let branch = arrival == Arrival::Branch;
+        let branch = arrival == Arrival::Branch || arrival == Arrival::Flow && state.depth() < self.depth;
         if branch {
             let _ = write!(self.text, "\nfrom {prev} to {at}:");
         } else if arrival == Arrival::Begin || state.depth() != self.depth {
@@ -100,33 +102,98 @@ impl<'a> Log<'a> {
             let line = program.line_of(at);
             if let Some(l) = line.filter(|l| self.line.is_none_or(|last| (&last.file, last.line) != (&l.file, l.line)))
             {
-                let _ = writeln!(self.text, "; {} @ {}:{}", l.text.trim(), l.file, l.line);
+                let _ = writeln!(self.text, "; {} @ {}:{}", l.text.trim(), base_name(&l.file), l.line);
                 self.line = line;
             }
-            let rest = program.insns.get(at..).unwrap_or_default();
-            let code = rest.first().map_or(0, |i| i.code);
-            let _ = match disasm(rest, &MapNames(program)) {
-                Ok(text) => write!(self.text, "{at}: ({code:02x}) {text}"),
-                Err(error) => write!(self.text, "{at}: ({code:02x}) invalid: {error}"),
-            };
+            self.insn(program, at);
             self.before = Some((state.depth(), held));
         }
     }
 
-    /// What the instruction changed.
-    pub fn after(&mut self, state: &State) {
+    /// An instruction.
+    fn insn(&mut self, program: &Program, at: usize) {
+        let rest = program.insns.get(at..).unwrap_or_default();
+        let code = rest.first().map_or(0, |i| i.code);
+        let _ = match disasm(rest, &MapNames { program, kernel: self.names.kernel }) {
+            Ok(text) => write!(self.text, "{at}: ({code:02x}) {text}"),
+            Err(error) => write!(self.text, "{at}: ({code:02x}) invalid: {error}"),
+        };
+    }
+
+    /// What the instruction changed; the path goes on at `next`.
+    pub fn after(&mut self, state: &State, next: Option<usize>) {
         let Some((depth, before)) = self.before.take() else { return };
+        let broken = std::mem::take(&mut self.broken);
         if depth == state.depth() {
             let mut held = self.held(state);
             held.retain(|new| !before.contains(new));
-            if !held.is_empty() {
+            if held.is_empty() {
+                self.text.push_str(if broken { "" } else { "\n" });
+                return;
+            }
+            if broken {
+                let _ = write!(self.text, "{}:", next.unwrap_or_default());
+            } else {
                 let start = self.text.rfind('\n').map_or(0, |n| n + 1);
                 let width = self.text.get(start..).map_or(0, |t| t.chars().count());
                 let _ = write!(self.text, "{:1$};", "", CHANGES.saturating_sub(width).max(1));
-                self.list(depth, &held);
             }
+            self.list(depth, &held);
+            self.text.push('\n');
+            return;
         }
+        self.text.push_str(if broken { "" } else { "\n" });
+        if depth < state.depth() {
+            let caller = state.frames.get(depth).map(|f| self.held_in(f)).unwrap_or_default();
+            let callee = self.held(state);
+            self.block("caller", depth, &caller);
+            self.block("callee", state.depth(), &callee);
+        } else {
+            let caller = self.held(state);
+            self.block("returning from callee", depth, &before);
+            self.block(&format!("to caller at {}", next.unwrap_or_default()), state.depth(), &caller);
+        }
+    }
+
+    /// What one function holds, under a heading.
+    fn block(&mut self, title: &str, depth: usize, held: &[(String, String)]) {
+        let _ = writeln!(self.text, "{title}:");
+        self.list(depth, held);
         self.text.push('\n');
+    }
+
+    /// A line on the way back of what was relied on.
+    pub fn precise(&mut self, text: std::fmt::Arguments<'_>) {
+        if self.text.len() > LIMIT {
+            return;
+        }
+        if self.before.is_some() && !std::mem::replace(&mut self.broken, true) {
+            self.text.push('\n');
+        }
+        let _ = writeln!(self.text, "mark_precise: {text}");
+    }
+
+    /// An instruction on the way back, and what is looked for in front of it.
+    pub fn precise_insn(&mut self, frame: usize, wanted: &str, at: usize) {
+        // The second half of a 64-bit immediate is no instruction.
+        if self.program.and_then(|p| p.insns.get(at)).is_none_or(|i| i.code == 0) {
+            return;
+        }
+        self.precise(format_args!("frame{frame}: {wanted} before "));
+        if self.text.ends_with(" before \n")
+            && let Some(program) = self.program
+        {
+            self.text.pop();
+            self.insn(program, at);
+            self.text.push('\n');
+        }
+    }
+
+    /// A saved state on the way back, in which numbers were marked.
+    pub fn precise_state(&mut self, frame: usize, wanted: &str, state: &State) {
+        let held = state.frames.get(frame).map(|f| self.held_in(f)).unwrap_or_default();
+        let held = held.iter().fold(String::new(), |text, (place, value)| text + &format!(" {place}={value}"));
+        self.precise(format_args!("frame{frame}: parent state {wanted}: {held}"));
     }
 
     /// The path is as good as one that was followed before.
@@ -142,7 +209,7 @@ impl<'a> Log<'a> {
 
     /// Ends the line of an instruction that was not finished.
     pub fn end_line(&mut self) {
-        if self.before.take().is_some() {
+        if self.before.take().is_some() && !std::mem::take(&mut self.broken) {
             self.text.push('\n');
         }
     }
@@ -158,10 +225,14 @@ impl<'a> Log<'a> {
 
     /// What the registers and the stack of the innermost function hold.
     fn held(&self, state: &State) -> Vec<(String, String)> {
-        let regs = state.regs().iter().enumerate().filter(|(n, reg)| reg.kind != Kind::NotInit && *n != FP);
+        self.held_in(state.frame())
+    }
+
+    fn held_in(&self, frame: &Frame) -> Vec<(String, String)> {
+        let regs = frame.regs.iter().enumerate().filter(|(n, reg)| reg.kind != Kind::NotInit && *n != FP);
         let mut held: Vec<_> = regs.map(|(n, reg)| (format!("R{n}"), show(reg, self))).collect();
         held.push(("R10".into(), "fp0".into()));
-        for (n, slot) in state.frame().stack.iter().enumerate() {
+        for (n, slot) in frame.stack.iter().enumerate() {
             if slot.bytes != [Byte::Invalid; 8] {
                 held.push((format!("fp-{}", (n + 1) * 8), show_slot(slot, self)));
             }
@@ -176,6 +247,11 @@ impl<'a> Log<'a> {
             _ => None,
         }
     }
+}
+
+/// The file without its folders, as the kernel prints it.
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn show_slot(slot: &Slot, log: &Log<'_>) -> String {

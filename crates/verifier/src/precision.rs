@@ -67,6 +67,14 @@ impl Backtrack {
         }
     }
 
+    /// What is wanted of the function at hand, for the log.
+    fn text(&self) -> String {
+        let regs = (0..11).filter(|r| self.has(*r)).map(|r| format!("r{r}"));
+        let slots = (0..64u32).filter(|s| self.slots[self.frame] >> s & 1 != 0).map(|s| format!("-{}", (s + 1) * 8));
+        let join = |all: Vec<String>| all.join(",");
+        format!("regs={} stack={}", join(regs.collect()), join(slots.collect()))
+    }
+
     /// Numbers that learnt together are wanted together.
     fn sync_linked(&mut self, step: Option<&Step>) {
         let Some(step) = step else { return };
@@ -415,6 +423,7 @@ impl Env<'_> {
         let calls_back = |at: usize| cfg.points.get(at).is_some_and(|p| p.calls_back);
         let walk = Walk { insns: self.insns, concerns: &self.concerns, is_global: &is_global, calls_back: &calls_back };
 
+        let mut log = Some(&mut self.log).filter(|_| self.options.log);
         let mut at = self.insn;
         let mut later: Option<usize> = None;
         let mut parent: Option<StateId> = self.state.parent;
@@ -424,8 +433,18 @@ impl Env<'_> {
         loop {
             let mut left = state.steps.len();
             let first = state.first_insn;
+            if let Some(log) = &mut log {
+                let subsequent = later.map_or(-1, |n| n as i64);
+                log.precise(format_args!(
+                    "frame{}: last_idx {at} first_idx {first} subseq_idx {subsequent} ",
+                    want.frame
+                ));
+            }
             loop {
                 let step = left.checked_sub(1).and_then(|n| state.steps.get(n)).filter(|s| s.insn as usize == at);
+                if let (Some(log), false) = (&mut log, skip_first) {
+                    log.precise_insn(want.frame, &want.text(), at);
+                }
                 if skip_first {
                     skip_first = false;
                 } else if !walk.passes(&want, at, step) {
@@ -453,6 +472,9 @@ impl Env<'_> {
             }
             let Some(id) = parent else { break };
             changed |= mark_wanted(self.explored.state_mut(id), &mut want);
+            if let Some(log) = &mut log {
+                log.precise_state(want.frame, &want.text(), self.explored.state(id));
+            }
             if want.is_empty() {
                 break;
             }

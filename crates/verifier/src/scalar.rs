@@ -407,10 +407,40 @@ impl core::fmt::Display for Scalar {
         if self.is_unknown() {
             return f.write_str("an unknown number");
         }
-        if self.smin >= 0 || self.umax > i64::MAX as u64 && self.smin == i64::MIN {
-            write!(f, "a number from {} to {}", self.umin, self.umax)
-        } else {
-            write!(f, "a number from {} to {}", self.smin, self.smax)
+        let (any, top) = (Scalar::UNKNOWN, i64::MAX as u64);
+        let range = |f: &mut core::fmt::Formatter<'_>, min: i64, max: i64| write!(f, "a number from {min} to {max}");
+        if self.smin >= 0 {
+            return write!(f, "a number from {} to {}", self.umin, self.umax);
+        }
+        if self.smin > any.smin && self.smax < any.smax || self.umin > top {
+            return range(f, self.smin, self.smax);
+        }
+        if self.smax < any.smax {
+            return write!(f, "a number up to {}, perhaps negative", self.smax);
+        }
+        if self.smin > any.smin {
+            return write!(f, "a number from {} on", self.smin);
+        }
+        match (self.umin, self.umax) {
+            (0, u64::MAX) => {}
+            (1, u64::MAX) => return f.write_str("a number other than 0"),
+            (min, u64::MAX) => return write!(f, "a number from {min} on, as an unsigned one"),
+            (0, max) => return write!(f, "a number up to {max}, as an unsigned one"),
+            (min, max) => return write!(f, "a number from {min} to {max}, as an unsigned one"),
+        }
+        // Nothing is known of it as a whole.
+        let half = "a number whose lower half is";
+        match (self.smin32, self.smax32) {
+            (0.., _) => return write!(f, "{half} from {} to {}", self.umin32, self.umax32),
+            (i32::MIN, i32::MAX) if (self.umin32, self.umax32) == (0, u32::MAX) => {}
+            (i32::MIN, i32::MAX) => return write!(f, "{half} from {} to {}", self.umin32, self.umax32),
+            (i32::MIN, max) => return write!(f, "{half} at most {max}, perhaps negative"),
+            (min, i32::MAX) => return write!(f, "{half}, as a signed one, at least {min}"),
+            (min, max) => return write!(f, "{half}, as a signed one, from {min} to {max}"),
+        }
+        match self.bits.value | self.bits.mask {
+            bits if bits != 0 && bits & 1 == 0 => write!(f, "a multiple of {}", 1u64 << bits.trailing_zeros()),
+            _ => f.write_str("a number of which some bits are known"),
         }
     }
 }

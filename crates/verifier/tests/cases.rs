@@ -9,6 +9,16 @@
 //! kernel struct and `field[struct.member]` where a member stands; they need the kernel's BTF. `insn OPCODE REGISTERS OFFSET
 //! IMMEDIATE` (hex) is an instruction as it stands. `SKEP_CASE` picks a case by name.
 
+// The command's own renderer, which sees the crates through its facade.
+extern crate self as skep;
+pub use skep_ebpf as ebpf;
+pub use skep_verifier as verifier;
+#[path = "../../cli/src/explain.rs"]
+#[allow(dead_code)] // only rejections are rendered here
+mod explain;
+#[path = "../../cli/src/marked.rs"]
+mod marked;
+
 mod catalogue;
 mod kernel;
 mod typed;

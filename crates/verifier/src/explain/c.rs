@@ -98,6 +98,11 @@ fn is_keyword(word: &str) -> bool {
             | "char"
             | "void"
             | "unsigned"
+            | "asm"
+            | "__asm__"
+            | "volatile"
+            | "static"
+            | "NULL"
     ) || word.bytes().next().is_none_or(|c| c.is_ascii_digit())
 }
 
@@ -167,6 +172,14 @@ pub(super) fn argument<'l>(line: &'l str, name: &str, n: usize) -> Option<&'l st
     parts.get(n).copied().filter(|p| !p.is_empty())
 }
 
+/// An expression as an operand of a comparison: in brackets if it has operators of its own.
+pub(super) fn operand_of(expression: &str) -> String {
+    let bare = expression.replace("->", ".");
+    let simple = bare.bytes().all(|c| is_ident(c) || matches!(c, b'.' | b'[' | b']'));
+    let bracketed = expression.starts_with('(') && close(expression.as_bytes(), 0) == Some(expression.len());
+    if simple || bracketed { expression.into() } else { format!("({expression})") }
+}
+
 /// True for text that can stand in a condition as it is: no side effects.
 pub(super) fn is_plain(text: &str) -> bool {
     !text.contains(['(', ')', '=', '+', '"', ',']) || text.starts_with('(') && !text.contains(['=', '"', ','])
@@ -221,5 +234,8 @@ mod tests {
         assert_eq!(argument(line, "probe_read_user", 2), Some("(void *)p"));
         assert_eq!(argument(line, "probe_read_user", 3), None);
         assert_eq!(argument("f((", "f", 0), None);
+        assert_eq!(operand_of("p->a[i]"), "p->a[i]");
+        assert_eq!(operand_of("skb->mark & 31"), "(skb->mark & 31)");
+        assert_eq!(operand_of("(a | b)"), "(a | b)");
     }
 }

@@ -1,5 +1,6 @@
 //! The smallest change that would satisfy the rule, as far as the values and the C lines show it.
 
+use skep_ebpf::btf::Kind as Type;
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, MAX_CALL_FRAMES, class, jmp};
 use skep_ebpf::program::LineInfo;
@@ -7,10 +8,12 @@ use skep_ebpf::uapi::ProgType;
 
 use super::{Addition, Case, c, slice};
 use crate::ctx;
+use crate::kfunc::Kfuncs;
+use crate::prog_type::Exit;
 use crate::reason::Reason;
 use crate::recorder;
 use crate::reg::{Kind, Reg};
-use crate::state::{Place, STACK_BYTES};
+use crate::state::{Byte, Place, STACK_BYTES};
 
 /// A suggestion.
 pub(super) struct Fix {
@@ -28,7 +31,10 @@ impl Fix {
 pub(super) fn suggest(case: &Case<'_>, subjects: &[Place]) -> Fix {
     let facts = Facts::of(case, subjects);
     let special = match case.failure.reason {
-        Reason::PossiblyNull => facts.null_check(),
+        Reason::PossiblyNull => facts.null_check().filter(|_| !facts.is_null()).or_else(|| facts.null_passed()),
+        Reason::LockHeld => facts.other_lock(),
+        Reason::ContextModified => facts.moved(),
+        Reason::PointerArithmetic => facts.packet_end_moved(),
         Reason::MapValueOutOfBounds
         | Reason::MapKeyOutOfBounds
         | Reason::MemoryOutOfBounds
@@ -43,7 +49,9 @@ pub(super) fn suggest(case: &Case<'_>, subjects: &[Place]) -> Fix {
         Reason::HelperNotAllowed => facts.helper_types(),
         Reason::ContextAccess => facts.context_sizes(),
         Reason::TooComplex | Reason::JumpSequence => facts.hottest(),
-        Reason::ReturnPointer | Reason::ReturnValue => None,
+        Reason::ReturnValue => facts.returns(),
+        Reason::SpilledPointerCorrupt => facts.special_slot(),
+        Reason::SpecialField => facts.special_field(),
         Reason::CallDepth => {
             Fix::say(format!("Inline functions (`static __always_inline`) until at most {MAX_CALL_FRAMES} are active."))
         }
@@ -68,6 +76,29 @@ fn called(i: Insn) -> Option<&'static Helper> {
     } else {
         None
     }
+}
+
+/// The kernel function that gives back what another one acquires.
+fn releaser(acquires: &str) -> Option<String> {
+    if let Some(iter) = acquires.strip_suffix("_new").filter(|n| n.starts_with("bpf_iter_")) {
+        return Some(format!("{iter}_destroy"));
+    }
+    if let Some(object) = acquires.strip_suffix("_acquire").filter(|n| *n != "bpf_refcount") {
+        return Some(format!("{object}_release"));
+    }
+    let known = match acquires {
+        "bpf_task_from_pid" | "bpf_task_from_vpid" => "bpf_task_release",
+        "bpf_cgroup_from_id" | "bpf_cgroup_ancestor" | "bpf_task_get_cgroup1" => "bpf_cgroup_release",
+        "bpf_cpumask_create" => "bpf_cpumask_release",
+        "bpf_percpu_obj_new_impl" => "bpf_percpu_obj_drop",
+        "bpf_obj_new_impl"
+        | "bpf_refcount_acquire_impl"
+        | "bpf_list_pop_front"
+        | "bpf_list_pop_back"
+        | "bpf_rbtree_remove" => "bpf_obj_drop",
+        _ => return None,
+    };
+    Some(known.into())
 }
 
 impl<'c, 'p> Facts<'c, 'p> {
@@ -126,6 +157,34 @@ impl<'c, 'p> Facts<'c, 'p> {
         None
     }
 
+    fn is_null(&self) -> bool {
+        self.subject.is_some_and(|(_, reg)| reg.is_null())
+    }
+
+    fn null_passed(&self) -> Option<Fix> {
+        let (r, _) = self.subject.filter(|_| self.is_null())?;
+        Fix::say(format!("Pass an object: r{r} is NULL on this path."))
+    }
+
+    /// A lock is given back that is another than the one that is held.
+    fn other_lock(&self) -> Option<Fix> {
+        let unlock = called(self.insn)?.name == "spin_unlock";
+        unlock.then_some(())?;
+        Fix::say("Unlock what was locked: the same lock, of the value that the same look-up gave.")
+    }
+
+    /// A pointer that is passed on with an offset.
+    fn moved(&self) -> Option<Fix> {
+        let (r, reg) = self.subject.filter(|(_, reg)| reg.kind != Kind::Ctx && reg.is_pointer())?;
+        let _ = reg;
+        Fix::say(format!("Pass the pointer in r{r} as it came, with no offset added."))
+    }
+
+    fn packet_end_moved(&self) -> Option<Fix> {
+        self.subject.filter(|(_, reg)| reg.kind == Kind::PacketEnd)?;
+        Fix::say("Leave data_end as it is: add to the packet pointer, and compare the sum with data_end.")
+    }
+
     fn null_check(&self) -> Option<Fix> {
         let (r, _) = self.subject?;
         let frame = self.case.walk.as_ref()?.frames.len().saturating_sub(1) as u8;
@@ -163,6 +222,9 @@ impl<'c, 'p> Facts<'c, 'p> {
                 Kind::Stack => Fix::say(format!(
                     "Access the stack from −{STACK_BYTES} to −{bytes}: offset {at} lies outside of it."
                 )),
+                _ if size < bytes => {
+                    Fix::say(format!("Access at most {size} bytes of {what}, or make it {bytes} bytes or more."))
+                }
                 _ if at < 0 => Fix::say(format!("Access {what} at an offset from 0 to {}.", size - bytes)),
                 _ => Fix::say(format!(
                     "Access {what} at an offset of at most {}, or make it {} bytes or more.",
@@ -188,7 +250,7 @@ impl<'c, 'p> Facts<'c, 'p> {
         let at_column = c::expression(&line.text, line.column).filter(|e| e.contains('['));
         let index = at_column.or_else(|| c::element(&line.text)).and_then(c::index);
         let negative = ptr.num.smin < 0;
-        match index.filter(|i| c::is_plain(i)) {
+        match index.filter(|i| c::is_plain(i)).map(c::operand_of) {
             Some(i) if negative => {
                 let signed = format!(" (or make `{i}` unsigned and check the upper bound alone)");
                 self.add(format!("if ({i} < 0 || {i} >= {count}) return 0;"), &signed)
@@ -206,7 +268,7 @@ impl<'c, 'p> Facts<'c, 'p> {
     /// A number that is too large to be added to a pointer.
     fn number_check(&self, number: &Reg) -> Option<Fix> {
         let line = self.line?;
-        let i = c::element(&line.text).and_then(c::index).filter(|i| c::is_plain(i))?;
+        let i = c::element(&line.text).and_then(c::index).filter(|i| c::is_plain(i)).map(c::operand_of)?;
         let low = if number.num.smin < 0 { format!("{i} < 0 || ") } else { String::new() };
         Fix::say(format!(
             "Compare `{i}` with the number of elements before line {}: `if ({low}{i} >= N) return 0;`.",
@@ -231,13 +293,14 @@ impl<'c, 'p> Facts<'c, 'p> {
         let room = room.filter(|n| *n > 0);
         if let Some(known) = number.as_const() {
             let room = room?;
+            let wanted = if known == 0 { format!("from 1 to {room}") } else { format!("of at most {room}") };
             return Fix::say(format!(
-                "Pass a size of at most {room} instead of {}: that is what the memory in r{} has.",
+                "Pass a size {wanted} instead of {}: {room} is what the memory in r{} has.",
                 known as i64,
                 r - 1
             ));
         }
-        let name = name.filter(|n| c::is_plain(n));
+        let name = name.filter(|n| c::is_plain(n)).map(c::operand_of);
         let low = if number.num.smin < 0 { "signed, so it may be negative" } else { "" };
         match (name, room) {
             (Some(n), Some(room)) if low.is_empty() => self.add(format!("if ({n} > {room}) return 0;"), ""),
@@ -259,7 +322,7 @@ impl<'c, 'p> Facts<'c, 'p> {
         if !ptr.is_packet() {
             return None;
         }
-        let end = if ptr.kind == Kind::Packet { "data_end" } else { "data" };
+        let end = if ptr.kind == Kind::Packet { self.packet_end() } else { "data" };
         if slice::base(self.insn).is_none() {
             return Fix::say(format!(
                 "Compare the pointer plus the size with {end} before the call, and leave if it is beyond."
@@ -279,6 +342,23 @@ impl<'c, 'p> Facts<'c, 'p> {
                 self.add(format!("if ((void *)({name} + 1) > {end}) return 0;"), &why)
             }
         }
+    }
+
+    /// The variable that holds the end of the packet.
+    fn packet_end(&self) -> &'p str {
+        let program = self.case.program;
+        let off = match program.prog_type {
+            ProgType::Xdp => 4,
+            _ => 80,
+        };
+        let path = self.case.walk.as_ref().map(|w| w.path().collect::<Vec<_>>()).unwrap_or_default();
+        let loads =
+            |at: &usize| program.insns.get(*at).is_some_and(|i| i.class() == class::LDX && i32::from(i.off) == off);
+        let named = |at: usize| {
+            let line = program.line_of(at).filter(|l| l.text.contains("data_end"))?;
+            c::assigned(&line.text, line.column)
+        };
+        path.into_iter().rev().filter(loads).find_map(named).unwrap_or("data_end")
     }
 
     fn initialise(&self) -> Option<Fix> {
@@ -310,19 +390,67 @@ impl<'c, 'p> Facts<'c, 'p> {
         let walk = self.case.walk.as_ref()?;
         let held = walk.held.first()?;
         let acquire = *self.case.program.insns.get(held.insn)?;
-        let with = match called(acquire)?.name {
-            "ringbuf_reserve" => "bpf_ringbuf_discard({}, 0);",
-            "ringbuf_reserve_dynptr" => "bpf_ringbuf_discard_dynptr({}, 0);",
-            name if name.starts_with("sk_lookup") || name.starts_with("skc_lookup") => "bpf_sk_release({});",
-            _ => return None,
+        let with = match called(acquire).map(|h| h.name) {
+            Some("ringbuf_reserve") => "bpf_ringbuf_discard({}, 0);".to_owned(),
+            Some("ringbuf_reserve_dynptr") => "bpf_ringbuf_discard_dynptr({}, 0);".to_owned(),
+            Some(name) if name.starts_with("sk_lookup") || name.starts_with("skc_lookup") => {
+                "bpf_sk_release({});".to_owned()
+            }
+            Some(_) => return None,
+            None => format!("{}({{}});", releaser(Kfuncs::new(self.case.options).row(acquire)?.name)?),
         };
         let line = self.case.program.line_of(held.insn)?;
-        let name = c::assigned(&line.text, line.column).unwrap_or("it");
+        let name = c::assigned(&line.text, line.column).unwrap_or("…");
         let call = with.replace("{}", name);
         match self.line {
-            Some(here) => Fix::say(format!("Call `{call}` on the path that reaches line {} without it.", here.line)),
-            None => Fix::say(format!("Call `{call}` on every path.")),
+            Some(here) if here.line != line.line => {
+                Fix::say(format!("Call `{call}` on the path that reaches line {} without it.", here.line))
+            }
+            _ => Fix::say(format!("Call `{call}` on every path.")),
         }
+    }
+
+    /// What a program of this type may return.
+    fn returns(&self) -> Option<Fix> {
+        let (ty, given) = (self.case.program.prog_type, self.case.program.attach_type);
+        let types = crate::prog_type::facts(ty);
+        match types.exit(types.attach_type(given)) {
+            Exit::Range(min, max) if min == max => Fix::say(format!("Return {min}.")),
+            Exit::Range(min, max) => Fix::say(format!("Return a number from {min} to {max}.")),
+            Exit::Anything => None,
+        }
+    }
+
+    /// The stack where something else than data lies.
+    fn special_slot(&self) -> Option<Fix> {
+        let off = i64::from(self.insn.off);
+        let base = slice::base(self.insn)?;
+        let ptr = self.reg(base)?;
+        let at = i64::from(ptr.off).checked_add(off)?.checked_add(ptr.num.as_const()? as i64)?;
+        let frames = &self.case.walk.as_ref()?.frames;
+        let slot = frames.get(usize::from(ptr.frame))?.stack.get(crate::stack::locate(at).0)?;
+        if slot.bytes.contains(&Byte::Dynptr) {
+            return Fix::say(
+                "A dynptr is only for its functions: read what it is of with bpf_dynptr_read(), bpf_dynptr_data() or \
+                 bpf_dynptr_slice().",
+            );
+        }
+        if slot.bytes.contains(&Byte::Iter) {
+            return Fix::say("An iterator is only for its functions: leave its memory alone until it is destroyed.");
+        }
+        None
+    }
+
+    /// A field of a map value that is only for its helpers, reached by a call.
+    fn special_field(&self) -> Option<Fix> {
+        let helper = called(self.insn)?;
+        if self.subject.is_some_and(|(_, reg)| reg.kind == Kind::Stack) {
+            return Fix::say(format!("Pass memory to bpf_{}() that holds plain data only.", helper.name));
+        }
+        Fix::say(format!(
+            "bpf_{}() gets memory that the field lies in: let the memory end in front of the field, or begin behind it.",
+            helper.name
+        ))
     }
 
     fn helper_types(&self) -> Option<Fix> {
@@ -341,7 +469,8 @@ impl<'c, 'p> Facts<'c, 'p> {
         }
         let off = i64::from(ptr.off) + i64::from(self.insn.off);
         let (ty, given) = (self.case.program.prog_type, self.case.program.attach_type);
-        let attach = crate::prog_type::facts(ty).attach_type(given);
+        let types = crate::prog_type::facts(ty);
+        let attach = types.attach_type(given);
         let can = |size: u32, write: bool| {
             let a = ctx::Access { off, size, write, signed: false };
             ctx::access(ty, attach, a).is_some()
@@ -362,9 +491,52 @@ impl<'c, 'p> Facts<'c, 'p> {
         if is_write && !read.is_empty() {
             return Fix::say(format!("The field at offset {off} can only be read."));
         }
+        if let Some((name, start, len)) = self.context_member(off) {
+            let readable = |at: i64, size: u32| {
+                ctx::access(ty, attach, ctx::Access { off: at, size, write: is_write, signed: false }).is_some()
+            };
+            let whole = u32::try_from(len).is_ok_and(|len| readable(start, len));
+            return Fix::say(match whole {
+                true => format!("Access `{name}` whole: {len} bytes at offset {start}."),
+                false if start == off => format!("`{name}` (offset {off}) is not for {ty} programs."),
+                false => format!("Offset {off} lies inside of `{name}` ({len} bytes at offset {start})."),
+            });
+        }
+        let others = ProgType::ALL.iter().filter(|t| {
+            let theirs = crate::prog_type::facts(**t);
+            let a = ctx::Access { off, size: self.insn.bytes(), write: is_write, signed: false };
+            !types.context.name.is_empty()
+                && theirs.context.name == types.context.name
+                && ctx::access(**t, theirs.attach_type(None), a).is_some()
+        });
+        let others: Vec<&str> = others.map(|t| t.name()).collect();
+        if !others.is_empty() {
+            return Fix::say(format!(
+                "That field is not for {ty} programs; programs of these types have it: {}.",
+                others.join(", ")
+            ));
+        }
         Fix::say(format!(
-            "There is nothing at offset {off} of the context of {ty} programs: check the type of the context argument."
+            "{ty} programs have nothing at offset {off} of their context: check the type of the context argument."
         ))
+    }
+
+    /// The member of the context's struct at an offset: its name, where it begins, its bytes. By the program's own types.
+    fn context_member(&self, off: i64) -> Option<(String, i64, i64)> {
+        let btf = self.case.program.btf.as_deref()?;
+        let name = crate::prog_type::facts(self.case.program.prog_type).context.name;
+        let id = btf.find(name, |k| matches!(k, Type::Struct(_)))?;
+        let members = &btf.kind(id)?.composite()?.members;
+        let found = members.iter().rev().find(|m| i64::from(m.bit_offset / 8) <= off)?;
+        let (start, len) = (i64::from(found.bit_offset / 8), i64::try_from(btf.size_of(found.ty)?).ok()?);
+        (off < start.checked_add(len)?).then_some(())?;
+        let member = btf.str_at(found.name_off).filter(|n| !n.is_empty());
+        // Pointers stand in unions without a name.
+        let member = member.or_else(|| {
+            let inner = btf.kind(btf.resolve(found.ty)?)?.composite()?.members.first()?;
+            btf.str_at(inner.name_off)
+        })?;
+        Some((format!("{name}.{member}"), start, len))
     }
 
     /// Where the complexity is.

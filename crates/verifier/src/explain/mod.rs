@@ -2,10 +2,11 @@
 //!
 //! [`explain`] verifies the program again with a [`Recorder`] watching, walks the failing path back from its end, and
 //! keeps the steps that fed the values at fault ([`slice`]). What satisfies the rule is worked out of these values and of
-//! the C lines that the object brings along ([`fix`]).
+//! the C lines that the object brings along ([`fix`]), or of the history ([`lost`]).
 
 mod c;
 mod fix;
+mod lost;
 mod slice;
 mod words;
 
@@ -156,6 +157,7 @@ impl Case<'_> {
             Some(walk) if reason != Reason::TooComplex => slice::history(&self, walk, &subjects),
             _ => Vec::new(),
         };
+        let fix = lost::suggest(&self, &history).unwrap_or(fix);
         Explanation { rule: reason.rule(), values, history, suggestion: fix.text, addition: fix.addition }
     }
 }

@@ -105,7 +105,12 @@ pub(super) fn subjects(case: &Case<'_>) -> Vec<Place> {
     // What lies in the stack where the access goes.
     let about_stack = matches!(
         case.failure.reason,
-        Reason::StackUninitialized | Reason::SpilledPointerCorrupt | Reason::SpecialField | Reason::ArgumentType
+        Reason::StackUninitialized
+            | Reason::SpilledPointerCorrupt
+            | Reason::SpecialField
+            | Reason::ArgumentType
+            | Reason::DynptrState
+            | Reason::IteratorState
     );
     let pointers = all.clone().into_iter().filter_map(|p| recorder::at(&walk.frames, p));
     let pointers = pointers.chain(base(insn).filter(|b| usize::from(*b) == FP).map(|_| frame_pointer(frame)));

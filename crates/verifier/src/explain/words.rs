@@ -1,5 +1,6 @@
 //! Values in words.
 
+use skep_ebpf::btf::Btf;
 use skep_ebpf::disasm::Names;
 use skep_ebpf::program::Program;
 
@@ -31,6 +32,16 @@ fn slot_holds(program: &Program, slot: &Slot) -> String {
     if slot.is_spill() {
         return holds(program, &slot.reg);
     }
+    let special = |kind| slot.bytes.contains(&kind);
+    if special(Byte::Dynptr) {
+        return "a part of a dynptr".into();
+    }
+    if special(Byte::Iter) {
+        return "a part of an iterator".into();
+    }
+    if special(Byte::Irq) {
+        return "a saved state of interrupts".into();
+    }
     let unset = slot.bytes.iter().filter(|b| **b == Byte::Invalid).count();
     match unset {
         8 => "nothing".into(),
@@ -52,11 +63,19 @@ pub(super) fn holds(program: &Program, reg: &Reg) -> String {
     }
 }
 
-/// Names of a program's maps.
-pub(crate) struct MapNames<'p>(pub &'p Program);
+/// Names of what instructions refer to: a program's maps, the kernel's functions.
+pub(crate) struct MapNames<'p> {
+    pub program: &'p Program,
+    pub kernel: Option<&'p Btf>,
+}
 
 impl Names for MapNames<'_> {
     fn map(&self, index: i32) -> Option<&str> {
-        self.0.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
+        self.program.maps.get(usize::try_from(index).ok()?).map(|m| m.name.as_str())
+    }
+
+    fn kfunc(&self, id: i32, btf: i16) -> Option<&str> {
+        let name = self.kernel.filter(|_| btf == 0)?.name(u32::try_from(id).ok()?);
+        Some(name).filter(|n| !n.is_empty())
     }
 }

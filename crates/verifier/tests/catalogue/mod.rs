@@ -140,7 +140,7 @@ impl Source {
             self.wrong,
             render::rejection(&wrong, &used, &rejection)
         );
-        let _ = writeln!(out, "\nWhat helps: {}", reason_of(reason).fix());
+        what_helps(reason_of(reason), out);
         if let Some(right) = &self.right {
             let program = self.program("accepted");
             let verdicts: Vec<_> = options(btf).iter().map(|o| verify(program.clone(), o)).collect();
@@ -153,6 +153,13 @@ impl Source {
             let _ = writeln!(out, "\n```c\n{right}\n```");
         }
         Ok(())
+    }
+}
+
+/// What helps in general, unless that was just said of the program.
+fn what_helps(reason: Reason, out: &mut String) {
+    if !out.contains(reason.fix()) {
+        let _ = writeln!(out, "\nWhat helps: {}", reason.fix());
     }
 }
 
@@ -209,7 +216,7 @@ fn assembler(reason: Reason, btf: Option<&Arc<Btf>>, out: &mut String) -> Result
                 if body.trim().is_empty() { "(no instructions)" } else { body.trim() },
                 render::rejection(&program, &options, &rejection)
             );
-            let _ = writeln!(out, "\nWhat helps: {}", reason.fix());
+            what_helps(reason, out);
             Ok(true)
         }
         Err(_) if btf.is_none() => Ok(false),
@@ -225,7 +232,7 @@ fn reasons() {
     for &reason in Reason::ALL {
         let mut text = format!("\n## {}\n\n{}\n", reason.id(), reason.rule());
         if LATER.contains(&reason) {
-            text += "\nNo program brings this about today: it stands for what a later kernel may have.\n";
+            text += "\nNo program brings this about today: it stands for what a later kernel may have, and is never accepted.\n";
             document.new += &text;
             continue;
         }
