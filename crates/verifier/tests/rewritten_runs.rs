@@ -13,7 +13,7 @@ mod typed;
 
 use std::sync::Arc;
 
-use skep_ebpf::insn::{atomic, class, mode};
+use skep_ebpf::insn::{atomic, class, mode, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_verifier::record::Machine;
 use skep_verifier::rewrite::{MapArg, Memory, Range, RegSet, Rewritten};
@@ -36,7 +36,9 @@ fn rewritten(v: &Verified) -> Program {
     program.func_info = r.func_info().to_vec();
     for (at, i) in program.insns.iter_mut().enumerate() {
         let origin = r.origin(at).and_then(|o| loaded.insns.get(o as usize)).expect("every instruction has an origin");
-        if r.facts(at).memory == Memory::Ctx {
+        // The machine has no addresses of functions; one that is gone is 0.
+        let function = origin.is_ld_imm64() && origin.src() == pseudo::FUNC;
+        if r.facts(at).memory == Memory::Ctx || function {
             *i = *origin;
         }
     }
