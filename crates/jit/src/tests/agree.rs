@@ -165,9 +165,6 @@ impl Maker<'_> {
                     item.pop();
                 }
                 item.extend([insn(0xbf, a, 10, 0, 0), insn(0x07, a, 0, 0, -i32::from(STACK))]);
-                if self.rng.below(2) == 0 {
-                    item.swap(0, 0);
-                }
                 item.push(insn(0x0f, a, b, 0, 0));
                 let size = self.rng.one(&[0x00, 0x08, 0x10, 0x18]);
                 match self.rng.below(5) {
@@ -175,11 +172,15 @@ impl Maker<'_> {
                     1 => item.push(insn(0x63 | size, a, b, off, 0)),
                     2 => item.push(insn(0x61 | size, b, a, off, 0)),
                     3 => item.push(insn(if size == 0x18 { 0x79 } else { 0x81 | size }, b, a, off, 0)),
-                    _ => item.extend([
-                        insn(0x61 | size, b, a, off, 0),
-                        insn(self.rng.one(&ALU) | 8 | wide, b, self.rng.one(self.regs), 0, 0),
-                        insn(0x63 | size, a, b, off, 0),
-                    ]),
+                    _ => {
+                        // The address itself must not get into memory.
+                        let other = self.rng.one(self.regs);
+                        item.extend([
+                            insn(0x61 | size, b, a, off, 0),
+                            insn(self.rng.one(&ALU) | 8 | wide, b, if other == a { b } else { other }, 0, 0),
+                            insn(0x63 | size, a, b, off, 0),
+                        ]);
+                    }
                 }
                 // The address may have got into a number by now: nobody may see it.
                 item.extend([insn(0xb7, a, 0, 0, 77), insn(0xb4, b, 0, 0, -5)]);

@@ -136,7 +136,8 @@ impl Emitter<'_> {
             Src::Reg(r) => match self.constant(r) {
                 Some(k) => Err(if wide { k } else { k & 0xffff_ffff }),
                 None => {
-                    regs.push((r, !(wide && upper)));
+                    // All of it must be in its place where all of it is moved.
+                    regs.push((r, !(upper && (wide || self.zero >> r & 1 != 0))));
                     Ok(r)
                 }
             },
@@ -149,8 +150,9 @@ impl Emitter<'_> {
                 R11
             }
             Ok(r) => {
-                let place = self.place(r, !(wide && upper));
-                if wide || !upper || self.zero >> r & 1 != 0 {
+                let zero = self.zero >> r & 1 != 0;
+                let place = self.place(r, !(upper && (wide || zero)));
+                if wide || !upper || zero {
                     place
                 } else {
                     self.asm().mov_rr(false, R11, place);
