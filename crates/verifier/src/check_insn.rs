@@ -184,7 +184,9 @@ impl Env<'_> {
         let reg = *self.read_reg(r)?;
         if self.has_hook_context() {
             self.check_hook_exit(r, &reg)?;
-        } else if let Exit::Range(min, max) = self.types.exit(self.attach) {
+        } else if let Exit::Range(min, max) = self.types.exit(self.attach)
+            && self.options.profile.knows(self.attach)
+        {
             if !reg.is_scalar() {
                 return invalid!(ReturnValue, "the program returns {}, not a number", reg.describe());
             }

@@ -127,9 +127,10 @@ impl Env<'_> {
         for slot in [first, first.saturating_sub(1)] {
             self.set_slot(SlotPlace { frame, slot }, Byte::Invalid, Reg::NOT_INIT);
         }
+        let lost = self.lost();
         self.state.each_reg(|r| {
             if r.kind == Kind::Mem && r.flags & !flag::NULLABLE == 0 && r.what == dynptr.id {
-                *r = Reg::UNKNOWN;
+                *r = lost;
             }
         });
         Ok(())

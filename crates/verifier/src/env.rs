@@ -420,13 +420,15 @@ impl<'p> Env<'p> {
     pub fn release(&mut self, id: u32) -> bool {
         let Some(n) = self.state.held.iter().position(|h| h.id == id) else { return false };
         self.state.held.remove(n);
-        self.state.change_regs(|r| r.ref_id == id && r.is_pointer(), |r| *r = Reg::UNKNOWN);
+        let lost = self.lost();
+        self.state.change_regs(|r| r.ref_id == id && r.is_pointer(), |r| *r = lost);
         true
     }
 
     /// Makes every packet pointer unusable.
     pub fn forget_packet(&mut self) {
-        self.state.forget_packet();
+        let lost = self.lost();
+        self.state.forget_packet(lost);
     }
 
     /// Checks that no lock is held and every section left, and in the entry function that no reference is left.

@@ -105,6 +105,11 @@ impl Env<'_> {
         self.options.privilege != Privilege::Full
     }
 
+    /// What is left of a pointer that became invalid: a number, unless that would show the address.
+    pub fn lost(&self) -> Reg {
+        if self.keeps_secrets() { Reg::NOT_INIT } else { Reg::UNKNOWN }
+    }
+
     /// True for a value that must not be shown.
     fn is_secret(&self, reg: &Reg) -> bool {
         self.keeps_secrets() && reg.is_pointer()

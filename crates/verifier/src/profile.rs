@@ -1,6 +1,6 @@
 //! Limits of a kernel, as data.
 
-use skep_ebpf::uapi::ProgType;
+use skep_ebpf::uapi::{AttachType, ProgType};
 
 /// What a kernel version permits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +59,11 @@ impl KernelProfile {
     /// Functions that are called back, and what they call, may have `LD_ABS` and `LD_IND`.
     pub(crate) fn packet_loads_in_callbacks(&self) -> bool {
         self.since(6, 18)
+    }
+
+    /// Attach types that came later are taken for any other.
+    pub(crate) fn knows(&self, attach: AttachType) -> bool {
+        attach != AttachType::TraceUprobeSession || self.since(6, 13)
     }
 
     /// What is known of a number is known of it negated, or with its bytes swapped.

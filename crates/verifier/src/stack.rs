@@ -88,7 +88,7 @@ impl Env<'_> {
         let (slot, byte) = locate(min);
         self.overwrite_dynptr(frame, slot)?;
         let kept = &self.state.frames[frame].stack[slot];
-        if self.keeps_secrets() && a.size != 8 && kept.is_spill() && kept.reg.is_pointer() {
+        if self.keeps_secrets() && a.size != 8 && kept.is_spill() && !kept.reg.is_scalar() {
             return denied!(SpilledPointerCorrupt, "a part of the pointer saved at offset {min} is overwritten");
         }
         let whole = min % 8 == 0;
@@ -302,7 +302,7 @@ impl Env<'_> {
         let (Some(at), Kind::Stack, true, 8) = (at, ptr.kind, self.keeps_secrets(), a.size) else { return Ok(()) };
         let frame = self.state.frames.get(usize::from(ptr.frame));
         match frame.and_then(|f| f.stack.get(locate(at).0)) {
-            Some(s) if s.is_full_spill() && s.reg.is_pointer() => {
+            Some(s) if s.is_full_spill() && !s.reg.is_scalar() => {
                 denied!(
                     PointerStore,
                     "the operation would show the address saved at offset {at}, which needs CAP_PERFMON"
@@ -343,7 +343,7 @@ impl Env<'_> {
                         "the stack at offset {at}, passed to the helper in r{r}, was never written"
                     );
                 }
-                Byte::Spill if secrets && s.is_spill() && s.reg.is_pointer() => {
+                Byte::Spill if secrets && s.is_spill() && !s.reg.is_scalar() => {
                     return denied!(PointerStore, "the helper in r{r} would see the address saved at offset {at}");
                 }
                 Byte::Zero | Byte::Invalid => {
@@ -374,7 +374,14 @@ impl Env<'_> {
         let frame = &self.state.frames[usize::from(ptr.frame)];
         for at in min..end {
             let (slot, byte) = locate(at);
-            if frame.stack[slot].bytes[byte] == Byte::Dynptr {
+            let kept = &frame.stack[slot];
+            if self.keeps_secrets() && kept.is_spill() && !kept.reg.is_scalar() {
+                return denied!(
+                    SpilledPointerCorrupt,
+                    "the helper in r{r} would overwrite the pointer saved at offset {at}"
+                );
+            }
+            if kept.bytes[byte] == Byte::Dynptr {
                 return denied!(
                     SpecialField,
                     "the helper in r{r} would overwrite a dynptr at offset {at} of the stack"

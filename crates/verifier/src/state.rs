@@ -387,10 +387,10 @@ impl State {
         any
     }
 
-    /// Makes every packet pointer unusable.
-    pub fn forget_packet(&mut self) {
+    /// Makes every packet pointer what a lost pointer is.
+    pub fn forget_packet(&mut self, lost: Reg) {
         let gone = |r: &Reg| r.is_packet_any() || r.flags & crate::reg::flag::PACKET_SLICE != 0;
-        self.change_regs(gone, |r| *r = Reg::UNKNOWN);
+        self.change_regs(gone, |r| *r = lost);
     }
 }
 

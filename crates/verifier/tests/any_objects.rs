@@ -1,8 +1,12 @@
 //! Any objects: our verdict against the live kernel's, which gets each program alone, through libbpf.
 //!
 //! `SKEP_OBJECTS` names a folder of objects, such as those that a distribution's packages bring; without it the repository's
-//! own are compared. As root only. Programs that attach to kernel functions by BTF are left out where the kernel has no
+//! own are compared, each for a process with all capabilities, for one without `CAP_PERFMON`, and, where the kernel lets
+//! such processes load programs at all, for one with none; `SKEP_OBJECTS_AS` (`full`, `bpf`, `none`) picks one. As root only. Programs that attach to kernel functions by BTF are left out where the kernel has no
 //! tracing, and so is what libbpf cannot prepare (a symbol or type that this kernel lacks).
+
+#[path = "kernel/mod.rs"]
+mod live;
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use libbpf_sys as sys;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::{AttachType, ProgType};
 use skep_elf::{LoadOptions, Object};
-use skep_verifier::{Options, Outcome, verify};
+use skep_verifier::{Options, Outcome, Privilege, verify};
 
 /// What the kernel says to one program; `None` if it was not asked.
 fn kernel(path: &Path, wanted: &str, log: &mut [u8]) -> Option<Result<(), Errno>> {
@@ -89,8 +93,43 @@ fn verdicts_of_any_objects() {
     }
     // SAFETY: no callback: libbpf is silent.
     unsafe { sys::libbpf_set_print(None) };
+    let only = std::env::var("SKEP_OBJECTS_AS").unwrap_or_default();
+    for (name, privilege) in [("full", Privilege::Full), ("bpf", Privilege::Bpf), ("none", Privilege::None)] {
+        if !only.is_empty() && only != name {
+            continue;
+        }
+        if privilege == Privilege::None && !live::lets_anybody_load() {
+            eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0, so nothing is asked without capabilities");
+        } else {
+            compare(privilege);
+        }
+    }
+}
+
+/// True for programs that are not refused for their type alone.
+fn may_load(privilege: Privilege, ty: Option<ProgType>) -> bool {
+    use ProgType as T;
+    match privilege {
+        Privilege::Full => true,
+        Privilege::Bpf => !matches!(
+            ty,
+            Some(
+                T::Kprobe
+                    | T::Tracepoint
+                    | T::PerfEvent
+                    | T::RawTracepoint
+                    | T::RawTracepointWritable
+                    | T::Tracing
+                    | T::StructOps
+            )
+        ),
+        Privilege::None => matches!(ty, Some(T::SocketFilter | T::CgroupSkb)),
+    }
+}
+
+fn compare(privilege: Privilege) {
     let load = LoadOptions::host();
-    let options = Options { btf: load.btf.clone(), ..Options::default() };
+    let options = Options { btf: load.btf.clone(), privilege, ..Options::default() };
     let (mut same, mut left_out, mut wrong) = (0, Vec::new(), Vec::new());
     let mut log = vec![0u8; 1 << 20];
     for path in objects() {
@@ -108,12 +147,21 @@ fn verdicts_of_any_objects() {
             }
         };
         for info in object.programs() {
+            if !may_load(privilege, info.prog_type) {
+                continue;
+            }
             let what = format!("{name}/{}", info.name);
             let by_btf = matches!(info.prog_type, Some(ProgType::Lsm | ProgType::Ext))
                 || info.prog_type == Some(ProgType::Tracing)
                     && !matches!(info.attach_type, Some(AttachType::TraceRawTp | AttachType::TraceIter));
             log[0] = 0;
-            let theirs = if by_btf { None } else { kernel(&path, &info.name, &mut log) };
+            let mut ask = || kernel(&path, &info.name, &mut log);
+            let theirs = match privilege {
+                _ if by_btf => None,
+                Privilege::Full => ask(),
+                Privilege::Bpf => live::without_perfmon(ask),
+                Privilege::None => live::without_capabilities(ask),
+            };
             let ours = match object.program(&info.name, &load) {
                 Ok(program) => Some(verify(program, &options)),
                 Err(e) => {
@@ -123,6 +171,13 @@ fn verdicts_of_any_objects() {
                     None
                 }
             };
+            // Other faults than the program's: libbpf may not fill the object's tables, nor load what its struct_ops need.
+            let others = |e: &Errno| match e.0 {
+                libc::EBADF => true,
+                libc::EPERM => privilege != Privilege::Full && log[0] == 0,
+                _ => false,
+            };
+            let theirs = theirs.filter(|t| !t.as_ref().is_err_and(others));
             match (theirs, ours) {
                 (None, _) | (_, None) => left_out.push(what),
                 (Some(Ok(())), Some(Ok(_))) => same += 1,
@@ -139,7 +194,7 @@ fn verdicts_of_any_objects() {
             }
         }
     }
-    println!("{same} the same, {} left out, {} differ", left_out.len(), wrong.len());
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(same > 0, "nothing was compared; left out: {left_out:?}");
+    println!("{privilege:?}: {same} the same, {} left out, {} differ", left_out.len(), wrong.len());
+    assert!(wrong.is_empty(), "{privilege:?}:\n{}", wrong.join("\n"));
+    assert!(same > 0 || privilege != Privilege::Full, "nothing was compared; left out: {left_out:?}");
 }

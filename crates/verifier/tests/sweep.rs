@@ -201,7 +201,7 @@ fn helper_scopes() {
         let attach = index.and_then(|n| A::from_u32(n as u32)).expect("the member");
         places.push((ProgType::StructOps, attach, id));
     }
-    let options = Options { btf: kernel_types(), ..Options::default() };
+    let options = Options { btf: kernel_types(), profile: kernel::profile(), ..Options::default() };
     let mut wrong = Vec::new();
     for (ty, attach, id) in places {
         for h in &HELPERS {

@@ -191,6 +191,7 @@ impl Env<'_> {
         let in_rcu = self.in_rcu_section();
         let Some(n) = self.state.held.iter().position(|h| h.id == reference) else { return false };
         self.state.held.remove(n);
+        let lost = self.lost();
         let given = |r: &Reg| r.ref_id == reference;
         self.state.change_regs(given, |r| {
             // Memory of each CPU goes only after the RCU read section.
@@ -198,7 +199,7 @@ impl Env<'_> {
                 r.ref_id = 0;
                 r.flags = (r.flags & !flag::ALLOCATED) | flag::RCU;
             } else {
-                *r = Reg::UNKNOWN;
+                *r = lost;
             }
         });
         true

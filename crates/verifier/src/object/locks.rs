@@ -194,6 +194,7 @@ impl Env<'_> {
 
     /// What was only seen under a lock is gone with it.
     pub fn forget_non_owning(&mut self) {
-        self.state.change_regs(Reg::is_non_owning, |r| *r = Reg::UNKNOWN);
+        let lost = self.lost();
+        self.state.change_regs(Reg::is_non_owning, |r| *r = lost);
     }
 }
