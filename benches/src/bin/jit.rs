@@ -64,14 +64,14 @@ fn main() {
         let row = Workload::open(name, &sources, &objects, with_kernel).measure(rounds);
         let [skep, interp, kernel, native, rbpf] = row;
         println!(
-            "| {name} | {} | {} | {} | {} | {} | {:.2} | {:.2} |",
+            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
             ns(skep),
             ns(interp),
             ns(kernel),
             ns(native),
             ns(rbpf),
-            skep / kernel,
-            skep / native
+            ratio(skep / kernel),
+            ratio(skep / native)
         );
         if COMPUTE.contains(&name) {
             to_kernel.push(skep / kernel);
@@ -97,6 +97,10 @@ fn ns(x: f64) -> String {
         x if x < 100.0 => format!("{x:.1}"),
         x => format!("{x:.0}"),
     }
+}
+
+fn ratio(x: f64) -> String {
+    if x.is_nan() { "-".into() } else { format!("{x:.2}") }
 }
 
 fn geomean(all: &[f64]) -> f64 {
@@ -387,12 +391,12 @@ fn sizes(rounds: usize, with_kernel: bool) {
         let kernel = with_kernel.then(|| kernel::Program::load(ProgType::SchedCls, &insns).ok()?.code_size().ok());
         let (n, ours) = (insns.len() as f64, median(&mut ours));
         println!(
-            "| {len} | {:.0} | {:.1} | {:.2} | {} | {:.1} |",
+            "| {len} | {:.0} | {:.1} | {:.2} | {} | {} |",
             ours / 1e3,
             ours / n,
             size as f64 / n,
             kernel.flatten().map_or("-".into(), |k| format!("{:.2}", f64::from(k) / n)),
-            median(&mut rbpf) / n
+            ns(median(&mut rbpf) / n)
         );
     }
     drop(std::panic::take_hook());

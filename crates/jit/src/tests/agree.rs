@@ -344,7 +344,10 @@ fn random_programs_end_alike_on_both_engines() {
         let interp = compile_for(ProgType::Syscall, &insns, &Options::default()).unwrap();
         let kind = Options { harden: round % 8 == 1, budget: round % 8 == 2, ..jit() };
         let native = compile_for(ProgType::Syscall, &insns, &kind).unwrap();
-        let theirs = (round < asked).then(|| kernel::Program::load(ProgType::Syscall, &insns));
+        // Linux 6.18 is not asked where an atomic operation reads the stack: its verifier loses track of what such a value
+        // relies on, prunes a path that it should not, and takes out an instruction that is needed.
+        let fetches = insns.iter().any(|i| matches!(i.code, 0xdb | 0xc3) && i.imm & 1 != 0);
+        let theirs = (round < asked && !fetches).then(|| kernel::Program::load(ProgType::Syscall, &insns));
         for _ in 0..3 {
             let mut start = [0u8; CTX];
             for word in start.as_chunks_mut().0 {
