@@ -12,7 +12,7 @@ use crate::args::{self, Run};
 use crate::judge::time;
 use crate::load::{Linker, object};
 use crate::out::Out;
-use crate::road::compile;
+use crate::road;
 use crate::value::hex;
 use crate::{Failure, say, status};
 
@@ -49,11 +49,11 @@ pub fn main(args: &Run) -> Result<u8, Failure> {
     names.extend(crate::trace::plan::called(&input.object));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
-    let compiled = names.iter().map(|name| compile(&input.object, &linker, name, engine));
-    let compiled = compiled.collect::<Result<Vec<_>, _>>()?;
+    let programs = names.iter().map(|name| road::verified(&input.object, &linker, name));
+    let programs = programs.collect::<Result<Vec<_>, _>>()?;
     // Nobody waits for the program but the user: it may take as long as it takes.
-    let options = Options { links: 1, budget: 0, ..Options::default() };
-    let session = Session::new(compiled, &options).map_err(Failure::input)?;
+    let options = Options { links: 1, budget: 0, engine, ..Options::default() };
+    let session = road::session(programs, &options)?;
     for name in before {
         run(&session, name, &data, &ctx, 1)?;
     }
@@ -75,7 +75,7 @@ fn run(
     repeat: u32,
 ) -> Result<TestOutput, Failure> {
     let program = session.program(name).map_err(Failure::input)?;
-    let prog_type = session.programs().get(program).map(|p| p.prog_type());
+    let prog_type = session.program_at(program).map(|p| p.prog_type());
     let registers = matches!(prog_type, Some(ProgType::Kprobe | ProgType::RawTracepoint));
     let raw = prog_type == Some(ProgType::RawTracepoint);
     let input = TestInput {

@@ -209,7 +209,7 @@ fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, Compile
     }
     let slots = if native.is_some() { code.len() } else { lowered.code.len() };
     Ok(Compiled {
-        words: words(source, &code, slots as u32, flags, chain),
+        words: words(source, &code, slots as u32, [flags, lowered.nmaps], chain),
         name: source.name.into(),
         prog_type: source.prog_type,
         engine: options.engine,
@@ -221,7 +221,7 @@ fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, Compile
 }
 
 /// Head and code of an image.
-fn words(source: &Source<'_>, code: &[u8], slots: u32, flags: u32, chain: calls::Chain) -> Vec<u64> {
+fn words(source: &Source<'_>, code: &[u8], slots: u32, more: [u32; 2], chain: calls::Chain) -> Vec<u64> {
     let mut name = [0u8; 16];
     for (to, from) in name.iter_mut().take(15).zip(source.name.bytes()) {
         *to = from;
@@ -233,7 +233,9 @@ fn words(source: &Source<'_>, code: &[u8], slots: u32, flags: u32, chain: calls:
         bytes.extend(field.to_ne_bytes());
     }
     bytes.extend(name);
-    bytes.extend(flags.to_ne_bytes());
+    for field in more {
+        bytes.extend(field.to_ne_bytes());
+    }
     bytes.resize(CODE_OFFSET, 0);
     bytes.extend(code);
     bytes.resize(size, 0xcc);

@@ -16,6 +16,8 @@ pub(crate) struct Lowered {
     pub(crate) code: Vec<Code>,
     pub(crate) helpers: BTreeSet<u32>,
     pub(crate) maps: BTreeSet<u32>,
+    /// Handles that the table of maps must have.
+    pub(crate) nmaps: u32,
 }
 
 /// What is wrong with an instruction.
@@ -23,8 +25,12 @@ type What = &'static str;
 
 /// Translates all instructions.
 pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, CompileError> {
-    let mut out =
-        Lowered { code: Vec::with_capacity(source.insns.len()), helpers: BTreeSet::new(), maps: BTreeSet::new() };
+    let mut out = Lowered {
+        code: Vec::with_capacity(source.insns.len()),
+        helpers: BTreeSet::new(),
+        maps: BTreeSet::new(),
+        nmaps: 0,
+    };
     let mut insns = source.insns.iter().enumerate();
     while let Some((i, &insn)) = insns.next() {
         let refused =
@@ -52,7 +58,9 @@ impl Lowered {
                 let at = options.maps.of(index).and_then(|i| i32::try_from(i).ok()).filter(|_| known);
                 self.maps.insert(index);
                 let op = if src == pseudo::MAP_IDX { Op::LdMap } else { Op::LdMapValue };
-                (op, at.ok_or("a map that the program does not have")?)
+                let at = at.ok_or("a map that the program does not have")?;
+                self.nmaps = self.nmaps.max(at as u32 + 1);
+                (op, at)
             }
             pseudo::MAP_FD | pseudo::MAP_VALUE => return Err("a map by its file descriptor"),
             pseudo::BTF_ID => return Err("the address of a kernel variable"),

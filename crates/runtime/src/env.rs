@@ -148,9 +148,9 @@ impl Env {
 
     /// The handle of a map by its index; null if there is no such map.
     pub(crate) fn map(&self, index: u32) -> *const MapRef {
-        // SAFETY: the control arena is mapped for as long as programs run.
-        let control = unsafe { &*self.control };
-        if index < control.nmaps { self.maps.wrapping_add(index as usize) } else { null() }
+        // SAFETY: the control arena and the block of this process are mapped for as long as programs run.
+        let handles = unsafe { self.proc.as_ref().map_or((*self.control).nmaps, |p| p.nmaps) };
+        if index < handles { self.maps.wrapping_add(index as usize) } else { null() }
     }
 
     /// Wakes the consumer of events if it sleeps.

@@ -41,8 +41,10 @@ pub struct Image {
     pub name: [u8; 16],
     /// Bits of [`NATIVE`] and [`UNWINDS`].
     pub flags: u32,
+    /// Handles that the table of maps must have for it: the highest index of a map that it names, plus 1.
+    pub nmaps: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 4],
 }
 
 const _: () = assert!(size_of::<Image>() == 64);

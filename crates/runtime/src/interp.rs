@@ -27,7 +27,7 @@ use crate::{helpers, packet};
 pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64 {
     // SAFETY: the caller's promises, and the invariants at the head of this module.
     unsafe {
-        if !fits(image, STACK_BYTES, SAVED_FRAMES + 1) {
+        if !fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
             return 0;
         }
         env.prog_type = (*image).prog_type;
@@ -45,18 +45,20 @@ pub(crate) unsafe fn count(env: &mut Env, image: *const Image) -> u64 {
     // SAFETY: as in `run`.
     unsafe {
         env.prog_type = (*image).prog_type;
-        if fits(image, STACK_BYTES, SAVED_FRAMES + 1) { execute::<true>(env, image, u64::MAX).1 } else { 0 }
+        if fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) { execute::<true>(env, image, u64::MAX).1 } else { 0 }
     }
 }
 
-/// True if the image's longest call chain fits in this much stack and this many frames.
+/// True if the image's longest call chain fits in this much stack and this many frames, and its maps are here: a program
+/// may be newer than the memory of a traced process.
 ///
 /// # Safety
-/// `image` must be readable.
-pub(crate) unsafe fn fits(image: *const Image, stack: usize, frames: usize) -> bool {
+/// `image` must be readable; a process block that the environment names is this process's.
+pub(crate) unsafe fn fits(env: &Env, image: *const Image, stack: usize, frames: usize) -> bool {
     // SAFETY: the caller's promise.
-    let image = unsafe { &*image };
-    image.stack as usize <= stack && image.frames as usize <= frames
+    let (image, proc) = unsafe { (&*image, env.proc.as_ref()) };
+    let known = proc.is_none_or(|p| image.nmaps <= p.nmaps);
+    image.stack as usize <= stack && image.frames as usize <= frames && known
 }
 
 /// The image that index `index` of the prog array `map` names, if it may be called from here.
@@ -80,7 +82,7 @@ pub(crate) unsafe fn tail_call_target(
         let prog = (*(map as *const skep_maps::MapRef)).prog_array_get(index)?;
         let cell = (*env.control).prog(prog)?;
         let image = (*env.control).image(cell)?;
-        (cell.prog_type == env.prog_type && fits(image, stack, frames)).then_some(image)
+        (cell.prog_type == env.prog_type && fits(env, image, stack, frames)).then_some(image)
     }
 }
 

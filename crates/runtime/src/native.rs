@@ -31,7 +31,7 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         if flags & image::NATIVE == 0 {
             return interp::run(env, image, budget);
         }
-        if !interp::fits(image, STACK_BYTES, SAVED_FRAMES + 1) {
+        if !interp::fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
             return 0;
         }
         (env.prog_type, env.over_budget) = ((*image).prog_type, false);

@@ -228,7 +228,7 @@ pub struct Proc {
     pub traps: u64,
     /// Number of breakpoints.
     pub ntraps: u32,
-    /// Number of handles in the table of maps: those of the maps that this process has.
+    /// Handles in the table of maps: programs that name others do not run in this process.
     pub nmaps: u32,
     /// Address of the description (FDE) by which an unwinder gets past the return stubs.
     pub description: u64,

@@ -16,8 +16,7 @@
 //! let object = Object::parse("packet.bpf.o", &std::fs::read(path)?)?;
 //! let program = object.program("sum", &LoadOptions::default())?;
 //! let verified = skep::verify(program, &skep::VerifierOptions::default())?;
-//! let loaded = skep::Loaded::new(&verified, &skep::CompileOptions::default())?;
-//! let session = Session::new(vec![loaded], &SessionOptions::default())?;
+//! let session = Session::new(vec![verified], &SessionOptions::default())?;
 //!
 //! let arguments = [[20u64, 22].map(u64::to_ne_bytes).concat(), vec![0; 80]].concat();
 //! let output = session.test_run(0, &TestInput { ctx: Some(&arguments), ..TestInput::default() })?;

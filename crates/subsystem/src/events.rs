@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use skep_ebpf::uapi::MapType;
-use skep_maps::control::{PerfConsumer, PerfRecord, RingConsumer, RingError};
+use skep_maps::control::{Map, PerfConsumer, PerfRecord, RingConsumer, RingError};
 use skep_runtime::session::{PrintkRecord, SampleRecord};
 
 use crate::session::{Link, NO_LINK, Session};
@@ -78,8 +78,10 @@ pub struct Events {
 impl Events {
     /// Readers for a session.
     pub fn new(session: &Session) -> Events {
-        let internal = |which| session.internal_map(which).and_then(|m| m.ring_consumer().ok());
-        let mut events = Events { samples: internal(0), printk: internal(1), rings: Vec::new(), perf: Vec::new() };
+        let [samples, printk] = session.internal_maps();
+        let internal = |map: &Map| map.ring_consumer().ok();
+        let mut events =
+            Events { samples: internal(samples), printk: internal(printk), rings: Vec::new(), perf: Vec::new() };
         for (i, map) in session.maps().enumerate().filter_map(|(i, m)| Some((i, m?))) {
             match map.def().map_type {
                 MapType::Ringbuf => events.rings.extend(map.ring_consumer().ok().map(|c| (i, c))),
@@ -143,12 +145,13 @@ impl Events {
 impl Session {
     /// Readable when there may be events.
     pub fn events_fd(&self) -> BorrowedFd<'_> {
-        self.keeper().fd()
+        self.bell()
     }
 
     /// Makes [`Session::events_fd`] unreadable until something happens; to be called before [`Events::drain`].
     pub fn hear(&self) {
-        self.keeper().hear();
+        // Nothing rung: not an error.
+        let _ = rustix::io::read(self.bell(), &mut [0; 8]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Putting a session's links into a process.
 
-use crate::attach::{AttachRequest, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget};
+use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget};
 use crate::place::{Place, What, When};
 use crate::session::{Link, Session};
 
@@ -27,23 +27,12 @@ pub fn probe(link: Link, place: &Place) -> ProbeSpec {
 
 /// The request that maps a session's memory into a process and places probes there. `proc_index` is the process's number
 /// in the session, for [`Session::sweep`].
-pub fn request(session: &Session, pid: u32, proc_index: u32, probes: Vec<ProbeSpec>) -> AttachRequest<'_> {
-    let memory = |arena: &'_ skep_maps::control::Arena| arena.len() as u64;
-    let (control, shared) = (session.control_arena(), session.shared_arena());
-    let maps = session.all_maps().map(|part| MapMemory {
-        fd: part.arena.fd(),
-        size: memory(part.arena),
-        writable: part.writable,
-        header_offset: part.header_offset,
-    });
-    AttachRequest {
-        pid,
-        proc_index,
-        control: Memory { fd: control.fd(), size: memory(control) },
-        shared: Memory { fd: shared.fd(), size: memory(shared) },
-        maps: maps.collect(),
-        nslots: session.slots(),
-        probes,
-        agent: None,
-    }
+pub fn request(
+    session: &Session,
+    pid: u32,
+    proc_index: u32,
+    probes: Vec<ProbeSpec>,
+) -> Result<AttachRequest<'_>, AttachError> {
+    let memory = session.memory().map_err(|e| AttachError::os("the session's memory", &e))?;
+    Ok(memory.request(pid, proc_index, probes))
 }

@@ -9,8 +9,7 @@ use serde_json::Value;
 use skep_ebpf::program::InitialValue;
 use skep_elf::{LoadOptions, Object};
 use skep_jit::Engine;
-use skep_subsystem::loaded::Loaded;
-use skep_subsystem::session::{Options, Session};
+use skep_subsystem::session::{Options, Session, SessionError};
 use skep_subsystem::testrun::TestInput;
 use skep_verifier::verify;
 
@@ -34,11 +33,9 @@ fn run(object: &Object, row: &Value, options: &LoadOptions) -> Result<i32, Strin
 fn run_by(object: &Object, row: &Value, options: &LoadOptions, engine: Engine) -> Result<i32, String> {
     let name = row["program"].as_str().unwrap_or_default();
     let load = |name: &str| {
-        let mut program = object.program(name, options).map_err(|_| "link")?;
+        let mut program = object.program(name, options).map_err(|_| "link".to_owned())?;
         program.flags |= row["prog_flags"].as_u64().unwrap_or(0) as u32;
-        let verified = verify(program, &skep_verifier::Options::default()).map_err(|_| "verify")?;
-        let compile = skep_jit::Options { engine, budget: true, ..skep_jit::Options::default() };
-        Loaded::new(&verified, &compile).map_err(|e| format!("compile: {e}"))
+        verify(program, &skep_verifier::Options::default()).map_err(|_| "verify".to_owned())
     };
     let called = object.maps().iter().flat_map(|m| &m.values).filter_map(|(_, v)| match v {
         InitialValue::Program(called) if called != name => Some(called.as_str()),
@@ -48,8 +45,11 @@ fn run_by(object: &Object, row: &Value, options: &LoadOptions, engine: Engine) -
     names.sort_unstable();
     names.dedup();
     let programs = [name].into_iter().chain(names).map(load).collect::<Result<Vec<_>, _>>()?;
-    let session = Session::new(programs, &Options { slots: 64, links: 1, ..Options::default() });
-    let session = session.map_err(|e| format!("session: {e}"))?;
+    let session = Session::new(programs, &Options { slots: 64, links: 1, engine, ..Options::default() });
+    let session = session.map_err(|e| match e {
+        SessionError::Compile(e) => format!("compile: {e}"),
+        e => format!("session: {e}"),
+    })?;
     let input = TestInput { data: Some(&[0; 64]), ctx: None, repeat: 1 };
     session.test_run(0, &input).map(|o| o.retval.cast_signed()).map_err(|e| format!("run: {e}"))
 }

@@ -5,11 +5,10 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use skep_elf::{LoadOptions, Object};
 use skep_subsystem::events::{Event, Events};
-use skep_subsystem::loaded::Loaded;
 use skep_subsystem::place::When;
 use skep_subsystem::session::{Counts, Options, Session, SessionError};
 use skep_subsystem::testrun::{TestInput, TestRunError};
-use skep_verifier::verify;
+use skep_verifier::{Verified, verify};
 
 fn object(name: &str) -> Object {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/test").join(name);
@@ -17,11 +16,9 @@ fn object(name: &str) -> Object {
     Object::parse(name, &bytes).unwrap()
 }
 
-fn load(object: &Object, name: &str) -> Loaded {
+fn load(object: &Object, name: &str) -> Verified {
     let program = object.program(name, &LoadOptions::default()).unwrap();
-    let verified =
-        verify(program, &skep_verifier::Options::default()).unwrap_or_else(|r| panic!("{name}: {}", r.message));
-    Loaded::new(&verified, &skep_jit::Options::default()).unwrap()
+    verify(program, &skep_verifier::Options::default()).unwrap_or_else(|r| panic!("{name}: {}", r.message))
 }
 
 fn session(name: &str, programs: &[&str]) -> Session {

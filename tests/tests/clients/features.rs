@@ -41,7 +41,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("BPF_PROG_BIND_MAP", true),
     ("names of modules' BTF", true),
     ("BTF floats", true),
-    ("perf links", false),
+    ("perf links", true),
     ("BTF declaration tags", true),
     ("BTF type tags", true),
     ("memory charged to groups", true),
@@ -49,7 +49,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("BTF 64-bit enumerations", true),
     // There are no kernel functions, so none of system calls.
     ("wrapped system calls", false),
-    ("multi-uprobe links", false),
+    ("multi-uprobe links", true),
     ("__arg_ctx", true),
     ("BTF data sections with `?`", true),
     ("large offsets into map values", true),

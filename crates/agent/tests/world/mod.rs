@@ -103,6 +103,7 @@ impl World {
         };
         // SAFETY: zero is valid for both.
         let (proc, site) = unsafe { (&mut *table::<Proc>(1), &mut *table::<Site>(1)) };
+        proc.nmaps = u32::MAX;
         proc.magic = MAGIC;
         proc.index = 5;
         proc.control = session.control() as *const _ as u64;

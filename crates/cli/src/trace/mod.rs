@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use skep::jit::Engine;
 use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeSpec};
 use skep::subsystem::events::Events;
 use skep::subsystem::session::{Link, Options, Session};
@@ -23,7 +22,7 @@ use skep::subsystem::target;
 use crate::args::Trace;
 use crate::load::{Linker, object};
 use crate::places::Places;
-use crate::road::compile;
+use crate::road;
 use crate::{Failure, records, say, status as exit};
 use plan::Placement;
 use report::{Ending, Report};
@@ -62,10 +61,10 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     names.extend(plan::called(&input.object));
     let mut seen = HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
-    let compiled = names.iter().map(|name| compile(&input.object, &linker, name, Engine::Interpreter));
-    let compiled = compiled.collect::<Result<Vec<_>, _>>()?;
+    let programs = names.iter().map(|name| road::verified(&input.object, &linker, name));
+    let programs = programs.collect::<Result<Vec<_>, _>>()?;
     let options = Options { links: plan.placements.len() as u32, ..Options::default() };
-    let mut session = Session::new(compiled, &options).map_err(Failure::input)?;
+    let mut session = road::session(programs, &options)?;
     let probes = link(&mut session, &plan.placements)?;
 
     let injector = Injector::spawn().map_err(Failure::input)?;
@@ -207,7 +206,7 @@ impl Tracing<'_> {
         self.report.pid = pid;
         let held = self.target.insert(Target::Command(Box::new(held)));
         let probes = self.probes.clone();
-        let request = target::request(self.session, pid, PROC_INDEX, probes);
+        let request = target::request(self.session, pid, PROC_INDEX, probes).map_err(Failure::input)?;
         self.injector.follow(&request).map_err(Failure::input)?;
         self.followed = true;
         match held {
@@ -218,7 +217,7 @@ impl Tracing<'_> {
 
     fn request(&mut self, pid: u32) -> Result<Attached, AttachError> {
         self.report.places = Places::of(pid);
-        let request = target::request(self.session, pid, PROC_INDEX, self.probes.clone());
+        let request = target::request(self.session, pid, PROC_INDEX, self.probes.clone())?;
         self.injector.attach(&request)
     }
 
@@ -246,7 +245,7 @@ impl Tracing<'_> {
             match &outcome.result {
                 Ok(placed) => {
                     let link = self.link_of(outcome.link);
-                    let program = link.and_then(|l| self.session.programs().get(l.program())).map_or("?", |p| p.name());
+                    let program = link.and_then(|l| self.session.program_at(l.program())).map_or("?", |p| p.name());
                     self.report.attached(program, placed)?;
                     self.placed.insert(outcome.link);
                     self.missing.remove(&outcome.link);

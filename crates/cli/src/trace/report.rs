@@ -68,7 +68,7 @@ impl<'a> Report<'a> {
 
     /// Something a program told.
     pub fn event(&mut self, session: &Session, event: &Event<'_>) -> Result<(), OutError> {
-        let program = |link: Option<Link>| Some(session.programs().get(link?.program())?.name());
+        let program = |link: Option<Link>| Some(session.program_at(link?.program())?.name());
         match *event {
             Event::Sample { link, record: r } => {
                 let mut more = vec![
@@ -173,7 +173,7 @@ impl<'a> Report<'a> {
     /// Reports misses that are new.
     pub fn misses(&mut self, session: &Session) -> Result<(), OutError> {
         self.reported.resize(session.programs().len(), Counts::default());
-        for (i, program) in session.programs().iter().enumerate() {
+        for (i, program) in session.programs().enumerate() {
             let now = session.program_counts(i);
             let bad = |c: &Counts| [c.missed, c.recursion_misses, c.no_slot, c.lost, c.over_budget];
             if self.reported.get(i).is_some_and(|before| bad(before) == bad(&now)) {
@@ -217,7 +217,7 @@ impl<'a> Report<'a> {
                 "program", "hits", "missed", "recursion", "no slot", "samples", "lost"
             ));
         }
-        for (i, program) in session.programs().iter().enumerate() {
+        for (i, program) in session.programs().enumerate() {
             let c = session.program_counts(i);
             if self.json {
                 let mut line = vec![

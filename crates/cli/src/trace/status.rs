@@ -45,7 +45,7 @@ impl Status {
         }
         let counts: Vec<Counts> = (0..session.programs().len()).map(|i| session.program_counts(i)).collect();
         let seconds = self.last.elapsed().as_secs_f64();
-        let names = session.programs().iter().map(|p| p.name());
+        let names = session.programs().map(|p| p.name());
         let line = line(self.start.elapsed(), seconds, names, &counts, &self.before);
         self.last = Instant::now();
         self.before = counts;

@@ -161,6 +161,13 @@ impl Subsystem {
         self.install(client, Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
     }
 
+    /// Takes a map that was made elsewhere, for an object file.
+    pub(crate) fn take_map(&self, map: Map) -> Result<MapUser, Errno> {
+        let name = super::prog::short_name(&map.def().name);
+        let new = NewMap { map, name, btf: None, inner_types: None, charge: None, told: None };
+        self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new)).map(MapUser::new)
+    }
+
     fn map_types(&self, client: &Client, fd: i32, def: &MapDef, key: u32, value: u32) -> Result<MapTypes, Errno> {
         let btf = super::btf::by_fd(client, fd)?;
         let size = |id: u32| btf.btf.size_of(id).ok_or(Errno::EINVAL);

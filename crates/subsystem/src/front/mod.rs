@@ -28,6 +28,7 @@ mod prog;
 mod resolve;
 pub mod route;
 mod run;
+pub mod targets;
 pub mod tracefs;
 pub mod vfs;
 mod words;
@@ -60,7 +61,7 @@ use pin::Pins;
 use probe::{AllSites, Functions, ProbeSites, Processes, Runner};
 use tracefs::TraceFs;
 use tracefs::event::Means;
-use world::World;
+pub(crate) use world::{Limits, World};
 
 /// The kernel whose load path is played.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,7 +149,12 @@ impl Subsystem {
     /// An empty one.
     pub fn new(config: Config) -> std::io::Result<Subsystem> {
         let slots = if config.slots == 0 { crate::session::Options::default().slots } else { config.slots };
-        let world = Arc::new(World::new(slots)?);
+        Subsystem::with_limits(config, Limits::new(slots))
+    }
+
+    /// An empty one with room for so much.
+    pub(crate) fn with_limits(config: Config, limits: Limits) -> std::io::Result<Subsystem> {
+        let world = Arc::new(World::new(limits)?);
         let stats_users: Arc<AtomicU64> = Arc::default();
         let functions: Arc<Functions> = Arc::default();
         let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
@@ -159,7 +165,7 @@ impl Subsystem {
         let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
         Ok(Subsystem {
             config,
-            slots,
+            slots: limits.slots,
             world,
             slabs: Slabs::default(),
             maps: Arc::default(),
@@ -176,6 +182,11 @@ impl Subsystem {
             raw_tracepoints: RawTracepoints::default(),
             perf_ids: AtomicU64::new(0),
         })
+    }
+
+    /// The memory that programs run in.
+    pub(crate) fn world(&self) -> &Arc<World> {
+        &self.world
     }
 
     fn fault(&self, point: FaultPoint) -> Result<(), Errno> {

@@ -460,6 +460,37 @@ impl Subsystem {
         self.install(client, Object::Prog(object))
     }
 
+    /// Takes a program that was verified elsewhere, on its way from an object file: the same road, without attributes.
+    /// `maps` are those that its instructions name, by index.
+    pub(crate) fn take_program(
+        &self,
+        verified: Verified,
+        loaded: Loaded,
+        maps: Vec<Arc<MapObject>>,
+    ) -> Result<Arc<ProgObject>, Errno> {
+        let place = self.world.add_program(&loaded, maps.clone())?;
+        let code: Vec<u8> = verified.insns().iter().flat_map(|i| i.to_bytes()).collect();
+        self.progs.add(|id| ProgObject {
+            id,
+            place,
+            name: short_name(loaded.name()),
+            verified,
+            loaded,
+            named_maps: maps.len(),
+            maps: Mutex::new(maps),
+            btf: None,
+            offloaded: None,
+            uid: rustix::process::getuid().as_raw(),
+            load_time: crate::clock::boot_ns(),
+            tag: tag(&code),
+            func_info: (FUNC_RECORD, Vec::new()),
+            line_info: (LINE_RECORD, Vec::new()),
+            runs: RunStats::default(),
+            charge: None,
+            told: None,
+        })
+    }
+
     pub(super) fn prog_bind_map(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         attr.ends_at(prog_bind_map::END)?;
         if attr.u32(prog_bind_map::FLAGS) != 0 {
@@ -477,6 +508,11 @@ impl Subsystem {
         }
         Ok(0)
     }
+}
+
+/// A name as objects bear it.
+pub(super) fn short_name(name: &str) -> String {
+    name.chars().take(15).collect()
 }
 
 /// What a load hands on to the program.

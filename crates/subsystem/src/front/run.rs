@@ -40,8 +40,20 @@ impl Subsystem {
         finish(client, attr, &output)
     }
 
-    /// Runs a program on given data.
+    /// Runs a program on given data, with the kernel's errnos.
     fn run(&self, prog: &Arc<ProgObject>, input: &TestInput<'_>) -> Result<TestOutput, Errno> {
+        self.test_run(prog, input).map_err(|e| match e {
+            TestRunError::Refused { errno, .. } => errno,
+            TestRunError::Unsupported { .. } | TestRunError::NotYet { .. } => Errno::ENOTSUPP,
+            TestRunError::NoProgram { .. } => Errno::EINVAL,
+            TestRunError::NoSlot => Errno::EBUSY,
+            TestRunError::NoCode { .. } => Errno::ENOMEM,
+            TestRunError::OverBudget { .. } => Errno::EINTR,
+        })
+    }
+
+    /// Runs a program on given data.
+    pub(crate) fn test_run(&self, prog: &Arc<ProgObject>, input: &TestInput<'_>) -> Result<TestOutput, TestRunError> {
         let index = prog.place.index();
         let mut over_budget = false;
         let output = self.world.with_machine(|machine| {
@@ -57,16 +69,9 @@ impl Subsystem {
             })
         });
         prog.feed();
-        let output = output.ok_or(Errno::EBUSY)?.map_err(|e| match e {
-            TestRunError::Refused { errno, .. } => errno,
-            TestRunError::Unsupported { .. } | TestRunError::NotYet { .. } => Errno::ENOTSUPP,
-            TestRunError::NoProgram { .. } => Errno::EINVAL,
-            TestRunError::NoSlot => Errno::EBUSY,
-            TestRunError::NoCode { .. } => Errno::ENOMEM,
-            TestRunError::OverBudget { .. } => Errno::EINTR,
-        })?;
+        let output = output.ok_or(TestRunError::NoSlot)??;
         if over_budget {
-            return Err(Errno::EINTR);
+            return Err(TestRunError::OverBudget { budget: self.world.limits.budget });
         }
         if self.stats_users.load(Ordering::Relaxed) > 0 {
             let runs = u64::from(input.repeat.max(1));

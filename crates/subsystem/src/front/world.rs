@@ -17,10 +17,7 @@ use skep_jit::Engine;
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
-use skep_runtime::session::{
-    CONTROL_NAME, Control, Link as LinkRow, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, count_offset, link_flags,
-    link_kind, link_state, shared_size,
-};
+use skep_runtime::session::{CONTROL_NAME, Control, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
 use skep_runtime::{Machine, session};
 
 use super::bells::Bells;
@@ -28,41 +25,67 @@ use super::ids::{Id, Ids};
 use super::object::MapObject;
 use crate::keeper::Keeper;
 use crate::loaded::Loaded;
-use crate::place::When;
 
-/// Most maps and most programs of a subsystem.
-const CAPACITY: u32 = 1 << 18;
-/// A row of the map headers that stays empty.
-const NO_MAP: u32 = CAPACITY - 1;
-/// Address space for images.
-const IMAGES: usize = 1 << 30;
+/// How much a world has room for, and what its runs may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// vCPU slots.
+    pub slots: u32,
+    /// Most maps, the world's own included, and most programs.
+    pub objects: u32,
+    /// Most links.
+    pub links: u32,
+    /// Bytes for images, all of them together: address space in this process and in each that is traced.
+    pub images: usize,
+    /// Run-time budget of a run, in back edges, calls and helper calls; 0 for none.
+    pub budget: u64,
+    /// Bytes of the ring for samples.
+    pub samples_bytes: u32,
+    /// Bytes of the ring for `trace_printk`.
+    pub printk_bytes: u32,
+}
+
+impl Limits {
+    /// Of a subsystem that stands for a kernel's.
+    pub fn new(slots: u32) -> Limits {
+        Limits {
+            slots,
+            objects: 1 << 18,
+            links: 1 << 12,
+            images: 1 << 30,
+            budget: 1 << 32,
+            samples_bytes: 1 << 18,
+            printk_bytes: 1 << 18,
+        }
+    }
+}
+
 /// Rings of the world's own, in front of the maps.
 const INTERNAL: u32 = 2;
-/// Most programs at places in processes.
-const LINKS: u32 = 1024;
-const SAMPLES: u32 = 0;
-const PRINTK: u32 = 1;
-/// Run-time budget of a run, in back edges, calls and helper calls.
-const BUDGET: u64 = 1 << 32;
+pub(super) const SAMPLES: u32 = 0;
+pub(super) const PRINTK: u32 = 1;
+/// The number of this process in owner words: the last one, so that targets can have the others.
+const OWN_INDEX: u32 = (1 << 20) - 2;
 
 /// Places in a table: the lowest free one is given out.
 #[derive(Debug)]
-struct Places {
+pub(super) struct Places {
     next: u32,
+    end: u32,
     free: Vec<u32>,
 }
 
 impl Places {
-    fn from(first: u32) -> Places {
-        Places { next: first, free: Vec::new() }
+    fn new(first: u32, end: u32) -> Places {
+        Places { next: first, end, free: Vec::new() }
     }
 
-    fn take(&mut self) -> Option<u32> {
+    pub(super) fn take(&mut self) -> Option<u32> {
         if let Some(place) = self.free.pop() {
             return Some(place);
         }
         let place = self.next;
-        self.next = (place < NO_MAP).then(|| place + 1)?;
+        self.next = (place < self.end).then(|| place + 1)?;
         Some(place)
     }
 }
@@ -111,12 +134,29 @@ struct Gone {
 }
 
 #[derive(Debug)]
-struct Tables {
+pub(super) struct Tables {
     maps: Places,
+    /// The maps, by index, for those who map their memory.
+    pub(super) shown: Vec<Weak<MapObject>>,
+    /// Processes that have the maps mapped. While there is one no index is used again: it would name the old memory there.
+    pub(super) targets: u32,
+    /// Indices of maps and links that went meanwhile.
+    limbo: (Vec<u32>, Vec<u32>),
+    pub(super) links: Places,
     progs: Places,
-    links: Places,
     space: Space,
     gone: Vec<Gone>,
+}
+
+impl Tables {
+    /// A link's row is free, once no process has a site that names it.
+    pub(super) fn free_link(&mut self, index: u32) {
+        if self.targets == 0 {
+            self.links.free.push(index);
+        } else {
+            self.limbo.1.push(index);
+        }
+    }
 }
 
 /// The table of map handles. Entries are written before a program that names them can run, and not while one can.
@@ -129,18 +169,20 @@ unsafe impl Send for Handles {}
 
 /// Programs and maps in one arena, and slots to run them on.
 pub struct World {
+    pub(crate) limits: Limits,
     // Dropped first: they work on what follows.
     bells: OnceLock<Bells>,
     keeper: OnceLock<Keeper>,
-    control: Arc<Arena>,
-    shared: Arc<Arena>,
+    pub(super) control: Arc<Arena>,
+    pub(super) shared: Arc<Arena>,
     handles: Handles,
     headers: usize,
+    pub(super) links: usize,
     progs: usize,
     images: usize,
     slots: u32,
     tables: Mutex<Tables>,
-    rings: [Map; INTERNAL as usize],
+    pub(crate) rings: [Map; INTERNAL as usize],
 }
 
 impl std::fmt::Debug for World {
@@ -167,7 +209,12 @@ impl Drop for MapPlace {
     fn drop(&mut self) {
         // No program that names the map is left, so no run can reach its handle.
         if let Some(world) = self.world.upgrade() {
-            world.lock().maps.free.push(self.index);
+            let mut tables = world.lock();
+            if tables.targets == 0 {
+                tables.maps.free.push(self.index);
+            } else {
+                tables.limbo.0.push(self.index);
+            }
         }
     }
 }
@@ -202,109 +249,29 @@ fn out_of_memory(_: io::Error) -> Errno {
     Errno::ENOMEM
 }
 
-/// A program at a place in processes, until this goes.
-#[derive(Debug)]
-pub struct WorldLink {
-    index: u32,
-    world: Weak<World>,
-}
-
-impl WorldLink {
-    /// Its row in the table of links.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-}
-
-impl Drop for WorldLink {
-    fn drop(&mut self) {
-        if let Some(world) = self.world.upgrade() {
-            if let Some(row) = world.head().link(self.index) {
-                row.state.store(link_state::OFF, Ordering::Release);
-            }
-            world.lock().links.free.push(self.index);
-        }
-    }
-}
-
 impl World {
-    fn head(&self) -> &Control {
-        // SAFETY: `Control` stands at offset 0 of an arena that lives as long as `self`; what changes in it is atomic.
-        unsafe { &*self.control.ptr().cast::<Control>() }
-    }
-
-    /// Links a program to a place: from now on a site that names the link runs it.
-    pub fn add_link(self: &Arc<Self>, prog: u32, when: When, cookie: u64, kernel: bool) -> Result<WorldLink, Errno> {
-        let index = {
-            let mut tables = self.lock();
-            let index = tables.links.take().ok_or(Errno::ENOMEM)?;
-            if index >= LINKS {
-                tables.links.free.push(index);
-                return Err(Errno::ENOMEM);
-            }
-            index
-        };
-        let link = WorldLink { index, world: Arc::downgrade(self) };
-        let counts = count_offset(self.slots, index, 0);
-        let end = count_offset(self.slots, index, self.slots + 1);
-        self.shared.allocate(counts, end - counts).map_err(out_of_memory)?;
-        let row = self.head().links as usize + index as usize * size_of::<LinkRow>();
-        // SAFETY: the row is in the table, which is allocated; nobody looks at it before it is ON.
-        unsafe {
-            self.control.ptr().add(row).cast::<LinkRow>().write(LinkRow {
-                state: AtomicU32::new(link_state::OFF),
-                kind: if when == When::Return { link_kind::RETURN } else { link_kind::ENTRY },
-                prog: AtomicU32::new(prog),
-                flags: if kernel { link_flags::KERNEL } else { 0 },
-                cookie,
-                reserved: 0,
-            });
-        }
-        if let Some(row) = self.head().link(index) {
-            row.state.store(link_state::ON, Ordering::Release);
-        }
-        Ok(link)
-    }
-
-    /// The control arena and the shared one, as processes map them.
-    pub fn arenas(&self) -> (&Arena, &Arena) {
-        (&self.control, &self.shared)
-    }
-
-    /// Where the header of a map stands in the control arena; without one, an empty header.
-    pub fn header_of(&self, map: Option<u32>) -> u64 {
-        self.header(map.unwrap_or(NO_MAP)) as u64
-    }
-
-    /// The world's own rings, which come before all maps: samples, and lines of `trace_printk`.
-    pub fn rings(&self) -> &[Map] {
-        &self.rings
-    }
-
-    /// vCPU slots.
-    pub fn slots(&self) -> u32 {
-        self.slots
-    }
-
-    /// An empty world with this many vCPU slots.
-    pub fn new(slots: u32) -> io::Result<World> {
+    /// An empty world.
+    pub fn new(limits: Limits) -> io::Result<World> {
+        let slots = limits.slots;
         let align = |n: usize| n.next_multiple_of(4096);
+        let objects = limits.objects as usize;
         let links = align(size_of::<Control>());
-        let progs = align(links + LINKS as usize * size_of::<LinkRow>());
-        let headers = align(progs + CAPACITY as usize * size_of::<ProgCell>());
-        let images = align(headers + CAPACITY as usize * size_of::<MapHeader>());
-        let control = Arena::sparse(CONTROL_NAME, images + IMAGES)?;
-        control.allocate(0, progs)?;
-        // Counters of links are allocated with their links.
-        let shared = Arena::sparse(SHARED_NAME, shared_size(slots, LINKS))?;
+        let progs = align(links + limits.links as usize * size_of::<Link>());
+        let headers = align(progs + objects * size_of::<ProgCell>());
+        let images = align(headers + objects * size_of::<MapHeader>());
+        let control = Arena::sparse(CONTROL_NAME, images + limits.images)?;
+        control.allocate(0, size_of::<Control>())?;
+        // Processes that are traced get it read-only.
+        control.seal_future_writes()?;
+        let shared = Arena::sparse(SHARED_NAME, shared_size(slots, limits.links))?;
         shared.allocate(0, shared_size(slots, 0))?;
-        let ring = |name: &str| {
-            let def = MapDef::new(name, MapType::Ringbuf, 0, 0, 1 << 18);
+        let ring = |name: &str, bytes: u32| {
+            let def = MapDef::new(name, MapType::Ringbuf, 0, 0, bytes);
             Map::create(&def, slots).map_err(|e| io::Error::other(e.to_string()))
         };
-        let rings = [ring("skep-samples")?, ring("skep-printk")?];
+        let rings = [ring("skep-samples", limits.samples_bytes)?, ring("skep-printk", limits.printk_bytes)?];
         let none = || UnsafeCell::new(MapRef { hdr: std::ptr::null(), data: std::ptr::null_mut() });
-        let handles = Handles((0..CAPACITY).map(|_| none()).collect());
+        let handles = Handles((0..limits.objects).map(|_| none()).collect());
         // SAFETY: the head of the arena is allocated, aligned, and nobody else has it.
         unsafe {
             control.ptr().cast::<Control>().write(Control {
@@ -314,30 +281,36 @@ impl World {
                 robust_node: 0,
                 size: control.len() as u64,
                 links: links as u32,
-                nlinks: LINKS,
+                nlinks: limits.links,
                 progs: progs as u32,
-                nprogs: CAPACITY,
+                nprogs: limits.objects,
                 map_headers: headers as u32,
-                nmaps: CAPACITY,
+                nmaps: limits.objects,
                 samples_map: SAMPLES,
                 printk_map: PRINTK,
-                budget: BUDGET,
+                budget: limits.budget,
             });
         }
         let tables = Tables {
-            maps: Places::from(INTERNAL),
-            progs: Places::from(0),
-            links: Places::from(0),
-            space: Space { free: BTreeMap::from([(0, IMAGES / IMAGE_ALIGN)]) },
+            // The last row is never given out: it is the header of maps that are not there.
+            maps: Places::new(INTERNAL, limits.objects - 1),
+            shown: vec![Weak::new(); INTERNAL as usize],
+            targets: 0,
+            limbo: (Vec::new(), Vec::new()),
+            links: Places::new(0, limits.links),
+            progs: Places::new(0, limits.objects),
+            space: Space { free: BTreeMap::from([(0, limits.images / IMAGE_ALIGN)]) },
             gone: Vec::new(),
         };
         let world = World {
+            limits,
             bells: OnceLock::new(),
             keeper: OnceLock::new(),
             control: Arc::new(control),
             shared: Arc::new(shared),
             handles,
             headers,
+            links,
             progs,
             images,
             slots,
@@ -347,9 +320,7 @@ impl World {
         for (index, ring) in [SAMPLES, PRINTK].into_iter().zip(&world.rings) {
             world.show_map(index, ring)?;
         }
-        // Where no map is, an empty header stands: the last row is never given out.
-        world.control.allocate(world.header(NO_MAP), size_of::<MapHeader>())?;
-        world.control.seal_future_writes()?;
+        world.control.allocate(world.header_offset(limits.objects - 1) as usize, size_of::<MapHeader>())?;
         Ok(world)
     }
 
@@ -379,17 +350,33 @@ impl World {
         self.bells.get().ok_or_else(|| io::Error::other("the bells have not started"))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Tables> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn header(&self, index: u32) -> usize {
-        self.headers + index as usize * size_of::<MapHeader>()
+    /// Where the header of a map stands in the control arena.
+    pub(super) fn header_offset(&self, index: u32) -> u64 {
+        (self.headers + index as usize * size_of::<MapHeader>()) as u64
+    }
+
+    /// A process has the maps mapped from now on, or not any more.
+    pub(super) fn count_target(&self, more: bool) {
+        let mut tables = self.lock();
+        if more {
+            tables.targets += 1;
+            return;
+        }
+        tables.targets = tables.targets.saturating_sub(1);
+        if tables.targets == 0 {
+            let (maps, links) = std::mem::take(&mut tables.limbo);
+            tables.maps.free.extend(maps);
+            tables.links.free.extend(links);
+        }
     }
 
     /// Puts a map's header and handle where programs find them.
     fn show_map(&self, index: u32, map: &Map) -> io::Result<()> {
-        let at = self.header(index);
+        let at = self.header_offset(index) as usize;
         self.control.allocate(at, size_of::<MapHeader>())?;
         let header = self.control.ptr().wrapping_add(at).cast::<MapHeader>();
         // SAFETY: the row is allocated, and no program names this index yet.
@@ -412,6 +399,12 @@ impl World {
         let place = MapPlace { index, world: Arc::downgrade(self) };
         let object = ids.add(|id| make(id, place))?;
         self.show_map(index, &object.map).map_err(out_of_memory)?;
+        let mut tables = self.lock();
+        let shown = tables.shown.len().max(index as usize + 1);
+        tables.shown.resize(shown, Weak::new());
+        if let Some(place) = tables.shown.get_mut(index as usize) {
+            *place = Arc::downgrade(&object);
+        }
         Ok(object)
     }
 
@@ -482,7 +475,7 @@ impl World {
         drop(dead);
     }
 
-    fn slot(&self, index: u32) -> Option<&Slot> {
+    pub(super) fn slot(&self, index: u32) -> Option<&Slot> {
         // SAFETY: the arenas live as long as the world.
         let (control, shared) =
             unsafe { (&*self.control.ptr().cast::<Control>(), &*self.shared.ptr().cast::<SharedHead>()) };
@@ -515,7 +508,7 @@ impl World {
 
     /// Runs something with a machine on a slot of its own; `None` if all are taken.
     pub fn with_machine<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
-        let owner = session::owner_word(0, u64::from(std::process::id()) << 4);
+        let owner = session::owner_word(OWN_INDEX, u64::from(std::process::id()) << 4);
         let (index, slot) = (0..self.slots).find_map(|i| {
             let slot = self.slot(i)?;
             slot.owner.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).ok()?;
@@ -538,7 +531,7 @@ impl World {
     /// Bytes of code that are in use, those of programs that are gone but perhaps still run included.
     pub fn code_bytes(&self) -> usize {
         let tables = self.lock();
-        IMAGES - tables.space.free.values().sum::<usize>() * IMAGE_ALIGN
+        self.limits.images - tables.space.free.values().sum::<usize>() * IMAGE_ALIGN
     }
 }
 

@@ -3,6 +3,8 @@
 use std::ops::AddAssign;
 use std::sync::atomic::Ordering;
 
+use skep_runtime::session::LinkCount;
+
 use super::{Link, Session};
 
 /// Counters of a link, or of all links of a program.
@@ -36,23 +38,25 @@ impl AddAssign for Counts {
     }
 }
 
+impl Counts {
+    /// What one row of counters says.
+    pub(crate) fn of(row: &LinkCount) -> Counts {
+        Counts {
+            hits: row.hits.load(Ordering::Relaxed),
+            missed: row.missed.load(Ordering::Relaxed),
+            recursion_misses: row.recursion_misses.load(Ordering::Relaxed),
+            no_slot: row.no_slot.load(Ordering::Relaxed),
+            samples: row.samples.load(Ordering::Relaxed),
+            lost: row.lost.load(Ordering::Relaxed),
+            over_budget: row.over_budget.load(Ordering::Relaxed),
+        }
+    }
+}
+
 impl Session {
     /// The counters of a link. Targets write them, so they are as true as the targets are.
     pub fn counts(&self, link: Link) -> Counts {
-        let (control, shared) = (self.head(), self.shared_head());
-        let mut sum = Counts::default();
-        for row in (0..=control.nslots).filter_map(|slot| shared.count(control, link.index(), slot)) {
-            sum += Counts {
-                hits: row.hits.load(Ordering::Relaxed),
-                missed: row.missed.load(Ordering::Relaxed),
-                recursion_misses: row.recursion_misses.load(Ordering::Relaxed),
-                no_slot: row.no_slot.load(Ordering::Relaxed),
-                samples: row.samples.load(Ordering::Relaxed),
-                lost: row.lost.load(Ordering::Relaxed),
-                over_budget: row.over_budget.load(Ordering::Relaxed),
-            };
-        }
-        sum
+        self.world().counts(link.index())
     }
 
     /// The counters of all links of a program.

@@ -1,34 +1,34 @@
-//! A session: compiled programs with their maps in shared memory, links that attach them, and what is counted.
+//! A session: the programs of one object with their maps, links that attach them, and what is counted.
 //!
-//! The memory is laid out in `skep_runtime::session`. The control arena is written here alone, through atomics once a
-//! process may run programs; what targets write (the shared arena, maps) is read as something that may be nonsense.
+//! A session is a subsystem of its own ([`crate::front`]) that is filled from an object file instead of by `bpf(2)`: the
+//! same maps, programs and links, in the same memory (`skep_runtime::session`).
 
 mod counts;
-mod layout;
-mod local;
-mod sweep;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use skep_ebpf::Errno;
+use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{InitialValue, MapDef};
 use skep_ebpf::uapi::MapType;
-use skep_maps::control::{Arena, Map, MapError, Options as MapOptions};
-use skep_maps::{MapHeader, sample_type};
-use skep_runtime::session::{
-    CONTROL_NAME, Control, Link as LinkRow, MAGIC, NONE, ProgCell, SHARED_NAME, SharedHead, link_flags, link_kind,
-    link_state, shared_size,
-};
+use skep_jit::{CompileError, Engine, MapIndices};
+use skep_maps::control::{Map, MapError, Options as MapOptions};
+use skep_maps::sample_type;
+use skep_runtime::session::NONE;
+use skep_verifier::Verified;
 
+pub use crate::front::targets::Swept;
 pub use counts::Counts;
-pub use sweep::Swept;
 
-use crate::keeper::Keeper;
+use crate::front::object::{MapObject, MapUser, ProgObject};
+use crate::front::targets::{LinkPlace, NewLink, WorldMemory};
+use crate::front::{Config, Limits, Subsystem, World};
 use crate::loaded::Loaded;
 use crate::place::When;
-use layout::ControlLayout;
+use crate::testrun::{TestInput, TestOutput, TestRunError};
 
 /// What a session can be told.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ pub struct Options {
     pub printk_bytes: u32,
     /// Bytes of each slot's ring in a perf event array.
     pub perf_ring_bytes: u32,
+    /// What runs programs.
+    pub engine: Engine,
 }
 
 impl Default for Options {
@@ -57,6 +59,7 @@ impl Default for Options {
             samples_bytes: 1 << 20,
             printk_bytes: 1 << 18,
             perf_ring_bytes: 1 << 16,
+            engine: Engine::default(),
         }
     }
 }
@@ -97,12 +100,9 @@ pub enum SessionError {
         /// The error.
         source: io::Error,
     },
-    /// The tables do not fit their 32-bit offsets.
-    #[error("the session is too large: {what}")]
-    TooLarge {
-        /// The part.
-        what: &'static str,
-    },
+    /// A program cannot be run here.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
     /// The link table is full.
     #[error("more than {limit} links")]
     TooManyLinks {
@@ -148,84 +148,99 @@ impl Link {
     }
 }
 
-/// A map of the session, or what stands in the place of one that nothing uses and that cannot be made.
-enum Entry {
-    Map(Map),
-    Absent(Arena),
-}
-
-impl Entry {
-    fn map(&self) -> Option<&Map> {
-        match self {
-            Entry::Map(map) => Some(map),
-            Entry::Absent(..) => None,
-        }
-    }
-}
-
-/// Programs, maps and links in shared memory. Dropping it disables all its links in all processes.
+/// A subsystem with the programs and maps of one object, and links to attach them. Dropping it disables all its links in
+/// all processes.
 pub struct Session {
-    // Dropped first: it works on the arenas.
-    keeper: Keeper,
-    control: Arc<Arena>,
-    shared: Arc<Arena>,
-    layout: ControlLayout,
-    programs: Vec<Loaded>,
-    entries: Vec<Entry>,
     links: Vec<Link>,
-    local: local::Local,
+    rows: Vec<LinkPlace>,
+    /// What processes map, once one is to be attached to.
+    memory: OnceLock<WorldMemory>,
+    maps: Vec<Option<MapUser>>,
+    programs: Vec<Arc<ProgObject>>,
+    limit: u32,
+    /// Readable when there may be events.
+    bell: OwnedFd,
+    subsystem: Subsystem,
 }
 
 impl Session {
     /// Makes the session of some programs of one object, with all of the object's maps.
-    pub fn new(programs: Vec<Loaded>, options: &Options) -> Result<Session, SessionError> {
-        let first = programs.first().ok_or(SessionError::NoPrograms)?;
-        let defs = first.definitions().clone();
-        if let Some(other) = programs.iter().find(|p| *p.definitions() != defs) {
-            let (program, first) = (other.name().to_owned(), first.name().to_owned());
+    pub fn new(programs: Vec<Verified>, options: &Options) -> Result<Session, SessionError> {
+        let first = programs.first().ok_or(SessionError::NoPrograms)?.program();
+        let defs = Arc::clone(&first.maps);
+        if let Some(other) = programs.iter().map(Verified::program).find(|p| p.maps != defs) {
+            let (program, first) = (other.name.clone(), first.name.clone());
             return Err(SessionError::OtherObject { program, first });
         }
-        let mut entries =
-            defs.iter().enumerate().map(|(i, d)| entry(i, d, &programs, options)).collect::<Result<Vec<_>, _>>()?;
-        for (name, bytes) in [("skep-samples", options.samples_bytes), ("skep-printk", options.printk_bytes)] {
-            let def = MapDef::new(name, MapType::Ringbuf, 0, 0, bytes);
-            entries.push(Entry::Map(Map::create(&def, options.slots)?));
-        }
-        fill_prog_arrays(&entries, &programs)?;
-
-        let images: Vec<usize> = programs.iter().map(|p| p.image().len()).collect();
-        let layout = ControlLayout::new(options.links, &images, entries.len())?;
         let system = |what| move |source| SessionError::System { what, source };
-        let control = Arena::new(CONTROL_NAME, layout.size).map_err(system("control arena"))?;
-        let shared = shared_size(options.slots, options.links);
-        let shared = Arena::new(SHARED_NAME, shared).map_err(system("shared arena"))?;
-        write_control(&control, &layout, &programs, &entries, options);
-        control.seal_future_writes().map_err(system("control arena"))?;
-
-        let (control, shared) = (Arc::new(control), Arc::new(shared));
-        let local = local::Local::new(&entries, &control, |i| layout.map_header(i));
-        let keeper = Keeper::start(control.clone(), shared.clone()).map_err(system("keeper thread"))?;
-        Ok(Session { keeper, control, shared, layout, programs, entries, links: Vec::new(), local })
+        let errno = |what| move |e: Errno| SessionError::System { what, source: io::Error::from_raw_os_error(e.0) };
+        let limits = limits(&programs, defs.len(), options);
+        let config = Config { slots: options.slots, ..Config::default() };
+        let subsystem = Subsystem::with_limits(config, limits).map_err(system("arenas"))?;
+        // Started first: what asks for memory later then finds it.
+        let keeper = subsystem.world().keeper().map_err(system("keeper thread"))?;
+        let bell = keeper.fd().try_clone_to_owned().map_err(system("keeper thread"))?;
+        let mut maps = Vec::with_capacity(defs.len());
+        for (index, def) in defs.iter().enumerate() {
+            let map = map(index, def, &programs, options)?;
+            maps.push(map.map(|m| subsystem.take_map(m)).transpose().map_err(errno("maps"))?);
+        }
+        // A map that could not be made is named by no program.
+        let indices: Arc<[u32]> = maps.iter().map(|m| m.as_ref().map_or(u32::MAX, |m| m.place.index())).collect();
+        let compile = skep_jit::Options {
+            engine: options.engine,
+            maps: MapIndices::Each(indices),
+            budget: options.budget != 0,
+            harden: false,
+        };
+        let held: Vec<Arc<MapObject>> = maps.iter().flatten().map(|m| Arc::clone(m.object())).collect();
+        let mut loaded = Vec::with_capacity(programs.len());
+        for verified in programs {
+            let code = Loaded::new(&verified, &compile)?;
+            loaded.push(subsystem.take_program(verified, code, held.clone()).map_err(errno("programs"))?);
+        }
+        let session = Session {
+            links: Vec::new(),
+            rows: Vec::new(),
+            memory: OnceLock::new(),
+            maps,
+            programs: loaded,
+            limit: options.links,
+            bell,
+            subsystem,
+        };
+        session.fill_prog_arrays()?;
+        Ok(session)
     }
 
-    fn head(&self) -> &Control {
-        // SAFETY: `Control` stands at offset 0 of an arena that lives as long as `self`; what changes in it is atomic.
-        unsafe { &*self.control.ptr().cast::<Control>() }
+    /// The subsystem that the programs and maps are in.
+    pub fn subsystem(&self) -> &Subsystem {
+        &self.subsystem
     }
 
-    fn shared_head(&self) -> &SharedHead {
-        // SAFETY: as above.
-        unsafe { &*self.shared.ptr().cast::<SharedHead>() }
+    pub(crate) fn world(&self) -> &Arc<World> {
+        self.subsystem.world()
     }
 
     /// The programs.
-    pub fn programs(&self) -> &[Loaded] {
-        &self.programs
+    pub fn programs(&self) -> impl ExactSizeIterator<Item = &Loaded> {
+        self.programs.iter().map(|p| &p.loaded)
+    }
+
+    /// A program by its index.
+    pub fn program_at(&self, index: usize) -> Option<&Loaded> {
+        self.programs.get(index).map(|p| &p.loaded)
+    }
+
+    /// The program of a name.
+    pub fn program(&self, name: &str) -> Result<usize, SessionError> {
+        let found = self.programs().position(|p| p.name() == name);
+        found.ok_or_else(|| SessionError::NoSuchProgram { name: name.to_owned() })
     }
 
     /// The object's maps, in its order; `None` for one that could not be made and that no program uses.
     pub fn maps(&self) -> impl Iterator<Item = Option<&Map>> {
-        self.entries[..self.objects_maps()].iter().map(Entry::map)
+        self.maps.iter().map(|m| m.as_ref().map(|m| &m.object().map))
     }
 
     /// A map of the object.
@@ -233,73 +248,45 @@ impl Session {
         self.maps().flatten().find(|m| m.def().name == name)
     }
 
-    fn objects_maps(&self) -> usize {
-        self.entries.len() - layout::INTERNAL_MAPS
-    }
-
-    /// Every map with its memory and the offset of its header, in the order of the headers, the internal ones included.
-    pub(crate) fn all_maps(&self) -> impl Iterator<Item = MapPart<'_>> {
-        self.entries.iter().enumerate().map(|(i, entry)| {
-            let header_offset = self.layout.map_header(i);
-            match entry {
-                Entry::Map(map) => MapPart { arena: map.arena(), writable: map.target_writable(), header_offset },
-                Entry::Absent(arena) => MapPart { arena, writable: false, header_offset },
-            }
-        })
-    }
-
-    pub(crate) fn internal_map(&self, which: usize) -> Option<&Map> {
-        self.entries.get(self.objects_maps() + which).and_then(Entry::map)
-    }
-
-    /// The control arena, to be mapped read-only.
-    pub fn control_arena(&self) -> &Arena {
-        &self.control
-    }
-
-    /// The shared arena.
-    pub fn shared_arena(&self) -> &Arena {
-        &self.shared
+    /// The rings for samples and for lines of `trace_printk`.
+    pub(crate) fn internal_maps(&self) -> &[Map; 2] {
+        &self.world().rings
     }
 
     /// vCPU slots.
     pub fn slots(&self) -> u32 {
-        self.head().nslots
+        self.subsystem.slots()
     }
 
     /// What wakes the consumer of events.
-    pub(crate) fn keeper(&self) -> &Keeper {
-        &self.keeper
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// What a process that is attached to maps.
+    pub(crate) fn memory(&self) -> io::Result<&WorldMemory> {
+        if let Some(memory) = self.memory.get() {
+            return Ok(memory);
+        }
+        let memory = self.world().memory()?;
+        Ok(self.memory.get_or_init(|| memory))
     }
 
     /// Links a program; it is [enabled](Session::enable) at once.
     pub fn link(&mut self, program: usize, when: When, cookie: u64) -> Result<Link, SessionError> {
-        if program >= self.programs.len() {
-            return Err(SessionError::NoProgram { index: program });
-        }
-        let limit = self.head().nlinks;
-        let index = self.links.len() as u32;
-        if index >= limit {
+        let object = self.programs.get(program).ok_or(SessionError::NoProgram { index: program })?;
+        let limit = self.limit;
+        if self.links.len() >= limit as usize {
             return Err(SessionError::TooManyLinks { limit });
         }
-        let kind = match when {
-            When::Entry => link_kind::ENTRY,
-            When::Return => link_kind::RETURN,
-        };
-        let flags = if self.programs[program].is_user_probe() { 0 } else { link_flags::KERNEL };
-        let row = self.layout.link(index);
-        // SAFETY: the row is in the arena, and nobody looks at it before it is ON.
-        unsafe {
-            self.control.ptr().add(row).cast::<LinkRow>().write(LinkRow {
-                state: AtomicU32::new(link_state::OFF),
-                kind,
-                prog: AtomicU32::new(program as u32),
-                flags,
-                cookie,
-                reserved: 0,
-            });
-        }
-        let link = Link { index, program, when };
+        let kernel = !object.loaded.is_user_probe();
+        let new = NewLink { prog: object.place.index(), when, kernel, cookie };
+        let row = self
+            .world()
+            .add_link(new)
+            .map_err(|e| SessionError::System { what: "links", source: io::Error::from_raw_os_error(e.0) })?;
+        let link = Link { index: row.index(), program, when };
+        self.rows.push(row);
         self.links.push(link);
         self.enable(link);
         Ok(link)
@@ -312,35 +299,81 @@ impl Session {
 
     /// Has hits run the link's program.
     pub fn enable(&self, link: Link) {
-        self.set(link, link_state::ON);
+        self.set(link, true);
     }
 
     /// Has hits fall through.
     pub fn disable(&self, link: Link) {
-        self.set(link, link_state::OFF);
+        self.set(link, false);
     }
 
-    fn set(&self, link: Link, state: u32) {
-        if let Some(row) = self.head().link(link.index) {
-            row.state.store(state, Ordering::Release);
+    fn set(&self, link: Link, on: bool) {
+        if let Some(row) = self.rows.iter().find(|r| r.index() == link.index) {
+            row.switch(on);
         }
     }
 
     /// The names of the programs that can write to a map.
     pub fn writers(&self, map: usize) -> impl Iterator<Item = &str> {
-        self.programs.iter().filter(move |p| p.uses(map)).map(|p| p.name())
+        self.programs().filter(move |p| p.uses(map)).map(|p| p.name())
+    }
+
+    /// Waits until no thread of a process runs a program, so that all counts are final; false if that takes longer than
+    /// `patience`. To be called once its links are disabled.
+    pub fn quiesce(&self, proc_index: u32, patience: Duration) -> bool {
+        self.world().quiesce(proc_index, patience)
+    }
+
+    /// Frees the slots of a process, and what their threads held in maps. To be called once nothing of the process runs
+    /// any more: after its end, or after it has replaced its image and before the new one runs.
+    pub fn sweep(&self, proc_index: u32) -> Swept {
+        self.world().sweep(proc_index)
+    }
+
+    /// Runs a program in this process on given data, as `BPF_PROG_TEST_RUN` does.
+    pub fn test_run(&self, program: usize, input: &TestInput<'_>) -> Result<TestOutput, TestRunError> {
+        let object = self.programs.get(program).ok_or(TestRunError::NoProgram { index: program })?;
+        self.subsystem.test_run(object, input)
+    }
+
+    /// Puts the programs that a prog array's definition names into it.
+    fn fill_prog_arrays(&self) -> Result<(), SessionError> {
+        for map in self.maps.iter().flatten() {
+            let def = map.map.def();
+            for (index, value) in &def.values {
+                let wrong = |problem| SessionError::InitialValue { map: def.name.clone(), index: *index, problem };
+                match value {
+                    InitialValue::Program(name) => {
+                        let found = self.program(name).ok().and_then(|p| self.programs.get(p));
+                        let program = found.ok_or_else(|| wrong(format!("program `{name}` is not loaded")))?;
+                        let put = map.set_program(*index, Arc::clone(program));
+                        put.map_err(|e: Errno| wrong(format!("program `{name}`: {e}")))?;
+                    }
+                    InitialValue::Map(name) => return Err(wrong(format!("map `{name}` in a map is not supported"))),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-/// A map as a process is to map it.
-pub(crate) struct MapPart<'a> {
-    pub arena: &'a Arena,
-    pub writable: bool,
-    pub header_offset: u64,
+/// Room for these programs and maps, and no more: it is address space in each process that is traced.
+fn limits(programs: &[Verified], maps: usize, options: &Options) -> Limits {
+    // More than code of either kind takes.
+    let image = |p: &Verified| (p.insns().len() * 256 + 1024).next_multiple_of(4096);
+    Limits {
+        slots: options.slots,
+        objects: (maps + programs.len() + 8) as u32,
+        links: options.links,
+        images: programs.iter().map(image).sum(),
+        budget: options.budget,
+        samples_bytes: options.samples_bytes,
+        printk_bytes: options.printk_bytes,
+    }
 }
 
 /// Makes a map. One that no program uses may be of a type that is not supported.
-fn entry(index: usize, def: &MapDef, programs: &[Loaded], options: &Options) -> Result<Entry, SessionError> {
+fn map(index: usize, def: &MapDef, programs: &[Verified], options: &Options) -> Result<Option<Map>, SessionError> {
     let map_options = MapOptions {
         perf_ring_bytes: options.perf_ring_bytes,
         sample_type: sample_type::IP | sample_type::TID | sample_type::TIME,
@@ -359,73 +392,17 @@ fn entry(index: usize, def: &MapDef, programs: &[Loaded], options: &Options) -> 
                     reason: "its rings cannot be opened".into(),
                 })?;
             }
-            Ok(Entry::Map(map))
+            Ok(Some(map))
         }
-        Err(_) if !programs.iter().any(|p| p.uses(index)) => {
-            let arena = Arena::new("skep-map", 1).map_err(|source| SessionError::System { what: "maps", source })?;
-            Ok(Entry::Absent(arena))
-        }
+        Err(_) if !programs.iter().any(|p| names(p, index)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Puts the programs that a prog array's definition names into it.
-fn fill_prog_arrays(entries: &[Entry], programs: &[Loaded]) -> Result<(), SessionError> {
-    for map in entries.iter().filter_map(Entry::map) {
-        for (index, value) in &map.def().values {
-            let wrong = |problem| SessionError::InitialValue { map: map.def().name.clone(), index: *index, problem };
-            match value {
-                InitialValue::Program(name) => {
-                    let found = programs.iter().position(|p| p.name() == name);
-                    let program = found.ok_or_else(|| wrong(format!("program `{name}` is not loaded")))?;
-                    let put = map.set_program(*index, Some(program as u32));
-                    put.map_err(|e: Errno| wrong(format!("program `{name}`: {e}")))?;
-                }
-                InitialValue::Map(name) => return Err(wrong(format!("map `{name}` in a map is not supported"))),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Writes everything that stands in the control arena before it is shared.
-fn write_control(control: &Arena, layout: &ControlLayout, programs: &[Loaded], entries: &[Entry], options: &Options) {
-    let internal = (entries.len() - layout::INTERNAL_MAPS) as u32;
-    let base = control.ptr();
-    // SAFETY: all offsets are those of the layout that the arena was made for, aligned for what stands there; nobody
-    // else has the arena yet.
-    unsafe {
-        base.cast::<Control>().write(Control {
-            magic: MAGIC,
-            enable: AtomicU32::new(0),
-            nslots: options.slots,
-            robust_node: 0,
-            size: control.len() as u64,
-            links: layout.links as u32,
-            nlinks: options.links,
-            progs: layout.progs as u32,
-            nprogs: programs.len() as u32,
-            map_headers: layout.map_headers as u32,
-            nmaps: entries.len() as u32,
-            samples_map: internal + layout::SAMPLES as u32,
-            printk_map: internal + layout::PRINTK as u32,
-            budget: options.budget,
-        });
-        for (i, (program, &image)) in programs.iter().zip(&layout.images).enumerate() {
-            let bytes = program.image();
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), base.add(image), bytes.len());
-            base.add(layout.progs).cast::<ProgCell>().add(i).write(ProgCell {
-                image: AtomicU64::new(image as u64),
-                prog_type: program.prog_type() as u32,
-                flags: 0,
-            });
-        }
-        for (i, entry) in entries.iter().enumerate() {
-            if let Entry::Map(map) = entry {
-                base.add(layout.map_headers).cast::<MapHeader>().add(i).write(*map.header());
-            }
-        }
-    }
+/// True if a program's instructions name a map.
+fn names(verified: &Verified, map: usize) -> bool {
+    let by_index = |i: &Insn| matches!(i.src(), pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE) && i.imm as usize == map;
+    verified.insns().iter().any(|i| i.is_ld_imm64() && by_index(i))
 }
 
 /// "None" in tables, for those who read records.

@@ -17,7 +17,8 @@ use crate::attach::{self, AttachError, AttachRequest, Injector, MapMemory, Memor
 use crate::events::sample;
 use crate::front::bells::Bell;
 use crate::front::object::{MapObject, ProgObject};
-use crate::front::world::{World, WorldLink};
+use crate::front::targets::{LinkPlace, NewLink};
+use crate::front::world::World;
 
 /// A place that is armed in a process.
 #[derive(Clone)]
@@ -32,7 +33,7 @@ struct Target {
     /// Its number among all, for the owner words of slots.
     index: u32,
     places: Vec<Place>,
-    links: Vec<WorldLink>,
+    links: Vec<LinkPlace>,
 }
 
 #[derive(Default)]
@@ -79,7 +80,7 @@ impl Reports {
     }
 
     /// Forgets links. The next to have their numbers are others.
-    fn forget(&mut self, links: &[WorldLink]) {
+    fn forget(&mut self, links: &[LinkPlace]) {
         self.read();
         for link in links {
             self.links.remove(&link.index());
@@ -148,7 +149,7 @@ fn target_of(point: &Point) -> Option<ProbeTarget> {
 impl Processes {
     /// None is attached to yet.
     pub fn new(world: &Arc<World>, traced: Option<u32>) -> std::io::Result<Processes> {
-        let samples = world.rings().first().ok_or_else(|| std::io::Error::other("no ring for samples"))?;
+        let samples = world.rings.first().ok_or_else(|| std::io::Error::other("no ring for samples"))?;
         let ring = samples.ring_consumer().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
         Ok(Processes(Arc::new(Inner {
             world: Arc::downgrade(world),
@@ -211,7 +212,9 @@ impl Inner {
                     maps.insert(map.place.index(), Arc::clone(map));
                 }
                 let kernel = !matches!(place.point.what, What::File { .. });
-                let link = world.add_link(prog.place.index(), place.point.when, cookie, kernel)?;
+                let new = NewLink { prog: prog.place.index(), when: place.point.when, kernel, cookie };
+                let link = world.add_link(new)?;
+                link.switch(true);
                 let hearer = Hearer { consumer: Arc::downgrade(&place.consumer), prog };
                 self.reports().links.insert(link.index(), hearer);
                 let kind = if place.point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
@@ -242,7 +245,7 @@ impl Inner {
         world.keeper().map_err(|_| Errno::ENOMEM)?;
         let memory = |arena: &Arena| arena.len() as u64;
         let (control, shared) = world.arenas();
-        let own = world.rings();
+        let own = &world.rings;
         let last = maps.keys().next_back().map_or(0, |last| last + 1).max(own.len() as u32);
         let table = (0..last).map(|index| {
             let map = own.get(index as usize).or_else(|| maps.get(&index).map(|m| &m.map));
@@ -267,7 +270,7 @@ impl Inner {
             control: Memory { fd: control.fd(), size: memory(control) },
             shared: Memory { fd: shared.fd(), size: memory(shared) },
             maps: table.collect(),
-            nslots: world.slots(),
+            nslots: world.limits.slots,
             probes,
             agent: None,
         };
