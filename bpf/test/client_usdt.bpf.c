@@ -10,7 +10,9 @@ static long (*const probe_read_kernel)(void *dst, u32 size, const void *src) = (
 /* Where an argument is: a constant, a register, or memory that a register points to. */
 struct argument {
 	u64 value;
-	u32 kind : 8, index : 12, scale : 4, unused : 8;
+	u32 kind : 8;
+	u16 index : 12, scale : 4;
+	u8 unused : 8;
 	short reg;
 	_Bool is_signed;
 	signed char shift;

@@ -2,16 +2,22 @@
 
 use std::path::Path;
 
+use aya::maps::perf::{PerfEvent, PerfEventArray};
 use aya::maps::{Array, HashMap, MapData, ProgramArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, UProbe};
+use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
 use skep_tests::object;
+
+use crate::probes::{Worker, collect};
 
 /// Tests of this file.
 pub const TESTS: &[(&str, fn())] = &[
     ("aya: global data and a ring buffer", global_data),
     ("aya: tail calls", tail_calls),
     ("aya: maps pinned by name", pinned_maps),
+    ("aya: uprobes with cookies, a ring buffer and a perf buffer", uprobes),
 ];
 
 fn bytes(file: &str) -> Vec<u8> {
@@ -81,4 +87,44 @@ fn pinned_maps() {
     MapData::from_pin(&path).expect("it is pinned");
     std::fs::remove_file(&path).expect("it can be unpinned");
     assert!(MapData::from_pin(&path).is_err());
+}
+
+fn uprobes() {
+    const CALLS: u64 = 20;
+    let mut worker = Worker::start();
+    let mut ebpf = Ebpf::load(&bytes("client_probes")).expect("it loads");
+    let mut ring = RingBuf::try_from(ebpf.take_map("ring").expect("a map")).expect("a ring buffer");
+    let mut perf = PerfEventArray::try_from(ebpf.take_map("perf").expect("a map")).expect("a perf buffer");
+    let cpus = online_cpus().expect("CPUs");
+    let mut buffers: Vec<_> = cpus.into_iter().map(|cpu| perf.open(cpu, None).expect("an event")).collect();
+    let scope = UProbeScope::OneProcess(worker.pid().try_into().expect("a process"));
+    for (name, cookie) in [("on_entry", 5), ("on_return", 6)] {
+        let program: &mut UProbe = ebpf.program_mut(name).expect("a program").try_into().expect("a uprobe");
+        program.load().expect("it loads");
+        let point = UProbeAttachPoint { location: UProbeAttachLocation::Symbol("work"), cookie: Some(cookie) };
+        program.attach(point, &worker.program, scope).expect("it is attached");
+    }
+    worker.work(CALLS);
+    let mut expected: Vec<_> =
+        (1..=CALLS).flat_map(|n| [(5, n, worker.pid(), 1), (6, n * 3, worker.pid(), 2)]).collect();
+    expected.sort_unstable();
+    let from_ring = collect(|_| std::iter::from_fn(|| ring.next().map(|r| r.to_vec())).collect(), 2 * CALLS as usize);
+    let from_perf = collect(
+        |_| {
+            let mut records = Vec::new();
+            for buffer in &mut buffers {
+                buffer.for_each(|event| {
+                    if let PerfEvent::Sample { head, tail } = event {
+                        records.push([head, tail].concat());
+                    }
+                });
+            }
+            records
+        },
+        2 * CALLS as usize,
+    );
+    for mut all in [from_ring, from_perf] {
+        all.sort_unstable();
+        assert_eq!(all, expected);
+    }
 }

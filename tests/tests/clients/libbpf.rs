@@ -184,6 +184,61 @@ impl Map {
     }
 }
 
+/// A link, destroyed when dropped.
+pub struct Link(pub *mut sys::bpf_link);
+
+impl Link {
+    /// The link that an attach function returned.
+    pub fn new(what: &str, link: *mut sys::bpf_link) -> Link {
+        assert!(!link.is_null(), "{what}: {}\n{}", std::io::Error::last_os_error(), warnings());
+        Link(link)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // SAFETY: the link is destroyed once.
+        unsafe { sys::bpf_link__destroy(self.0) };
+    }
+}
+
+/// A perf buffer's reader: records as bytes, over all CPUs.
+pub struct Perf {
+    buffer: *mut sys::perf_buffer,
+    records: Box<Records>,
+}
+
+unsafe extern "C" fn take_sample(to: *mut c_void, _cpu: c_int, data: *mut c_void, size: u32) {
+    // SAFETY: as for records of ring buffers.
+    unsafe { take(to, data, size.into()) };
+}
+
+impl Perf {
+    /// Opens an event per CPU.
+    pub fn new(map: Map) -> Perf {
+        let mut records = Box::<Records>::default();
+        let to = (&raw mut *records).cast();
+        // SAFETY: the list is boxed and lives as long as the reader.
+        let buffer = unsafe { sys::perf_buffer__new(map.fd(), 8, Some(take_sample), None, to, null()) };
+        assert!(!buffer.is_null(), "perf buffer: {}\n{}", std::io::Error::last_os_error(), warnings());
+        Perf { buffer, records }
+    }
+
+    /// Waits for records, and gives those that came.
+    pub fn poll(&mut self, timeout_ms: i32) -> Vec<Vec<u8>> {
+        // SAFETY: the reader is there, and so is its list.
+        check("poll", unsafe { sys::perf_buffer__poll(self.buffer, timeout_ms) });
+        std::mem::take(&mut self.records.0)
+    }
+}
+
+impl Drop for Perf {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { sys::perf_buffer__free(self.buffer) };
+    }
+}
+
 #[derive(Default)]
 struct Records(Vec<Vec<u8>>);
 

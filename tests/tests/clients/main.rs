@@ -6,6 +6,7 @@
 mod aya_client;
 mod features;
 mod libbpf;
+mod probes;
 mod shim;
 mod skeletons;
 
@@ -20,7 +21,7 @@ fn main() {
     libbpf::listen();
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> = [features::TESTS, skeletons::TESTS, aya_client::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [features::TESTS, skeletons::TESTS, probes::TESTS, aya_client::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();
@@ -40,7 +41,7 @@ fn left_nothing(test: &str) {
     loop {
         router.handed().tidy();
         let alive = router.subsystem().alive();
-        if (alive.maps, alive.progs, alive.btfs, alive.pins) == (0, 0, 0, 0) {
+        if (alive.maps, alive.progs, alive.btfs, alive.links, alive.pins) == (0, 0, 0, 0, 0) {
             return;
         }
         assert!(start.elapsed().as_secs() < 5, "{test} left {alive:?} behind");

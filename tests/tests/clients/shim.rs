@@ -19,7 +19,7 @@ thread_local! {
 /// The subsystem that answers in this process, from the first call on.
 pub fn router() -> &'static Router {
     ROUTER.get_or_init(|| {
-        let config = Config { slots: 4, ..Config::default() };
+        let config = Config { slots: 4, processes: true, ..Config::default() };
         Router::own(Arc::new(Subsystem::new(config).expect("a subsystem"))).expect("a router")
     })
 }

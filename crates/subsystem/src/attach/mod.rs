@@ -51,6 +51,22 @@ pub(crate) fn resolve(pid: u32, target: &ProbeTarget) -> Result<Vec<u64>, Attach
     Ok(modules.find(target)?.into_iter().map(|f| f.address.wrapping_add(f.offset)).collect())
 }
 
+/// Adds to the 16-bit counter at an offset of a file that a process has mapped, as whoever wants to hear of a USDT probe
+/// does; false if it has no such counter.
+pub(crate) fn count(pid: u32, file: &str, offset: u64, by: i16) -> Result<bool, AttachError> {
+    let maps = procfs::maps(pid)?;
+    let holds = |m: &&procfs::Mapping| {
+        let len = m.range.end - m.range.start;
+        m.name == file && m.perms[1] && (m.offset..m.offset.saturating_add(len)).contains(&offset)
+    };
+    let Some(mapping) = maps.iter().find(holds) else { return Ok(false) };
+    let (memory, at) = (world::Memory::open(pid)?, mapping.range.start + (offset - mapping.offset));
+    let mut counter = [0; 2];
+    memory.read(at, &mut counter)?;
+    memory.write(at, &u16::from_le_bytes(counter).wrapping_add_signed(by).to_le_bytes())?;
+    Ok(true)
+}
+
 pub use error::AttachError;
 pub use injector::{Injector, main_if_requested};
 pub use request::{

@@ -34,6 +34,31 @@ struct Target {
     index: u32,
     places: Vec<Place>,
     links: Vec<LinkPlace>,
+    /// Places whose counter (USDT) says that they are wanted, with the counter's file and offset.
+    counted: BTreeMap<u64, (String, u64)>,
+}
+
+impl Target {
+    /// Tells the process which of its USDT probes somebody listens to.
+    fn count(&mut self, pid: u32) {
+        let wanted: BTreeMap<u64, (String, u64)> = self.places.iter().filter_map(counter_of).collect();
+        let change = |places: &BTreeMap<u64, (String, u64)>, than: &BTreeMap<u64, (String, u64)>, by| {
+            for (_, (file, offset)) in places.iter().filter(|(number, _)| !than.contains_key(number)) {
+                // A process that has ended, or has executed something else, has no counters of ours.
+                let _ = attach::count(pid, file, *offset, by);
+            }
+        };
+        change(&self.counted, &wanted, -1);
+        change(&wanted, &self.counted, 1);
+        self.counted = wanted;
+    }
+}
+
+/// The counter of a place in use, by the place's number.
+fn counter_of(place: &Place) -> Option<(u64, (String, u64))> {
+    let What::File { path, counter: offset @ 1.., .. } = &place.point.what else { return None };
+    let file = std::fs::canonicalize(path).ok()?.to_str()?.to_owned();
+    (!place.consumer.programs().is_empty()).then_some((place.number, (file, *offset)))
 }
 
 #[derive(Default)]
@@ -138,7 +163,6 @@ fn target_of(point: &Point) -> Option<ProbeTarget> {
         What::Symbol { module, name, offset } => {
             ProbeTarget::Symbol { name: name.clone(), offset: *offset, module: module.clone() }
         }
-        // A semaphore is the target's to look at: a probe of USDT does not write it here.
         What::File { path, offset, .. } => {
             ProbeTarget::FileOffset { module: std::fs::canonicalize(path).ok()?.to_str()?.to_owned(), offset: *offset }
         }
@@ -223,12 +247,15 @@ impl Inner {
             }
         }
         if probes.is_empty() {
+            target.count(pid);
             return Ok(());
         }
         let attached = self.attach(&world, injector, pid, target.index, &maps, probes);
         if attached.is_err() {
             self.reports().forget(&target.links);
             target.links.clear();
+        } else {
+            target.count(pid);
         }
         attached
     }
