@@ -71,6 +71,7 @@ mod stack_object;
 mod state;
 mod target;
 mod tnum;
+mod vintage;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -347,6 +348,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     kfunc::check_calls(effective.as_ref().unwrap_or(program), &options)?;
     let maps = map_facts::collect(program, kernel, &structs);
     let cfg = cfg::Cfg::build(&program.insns, kfunc::Kfuncs::new(&options), exception_callback)?;
+    vintage::check_loops(&cfg, &options.profile)?;
     privilege::check_loops(&cfg, options.privilege)?;
     map_facts::check_references(program, &maps, &options)?;
     let moves_packet = cfg.functions.first().is_some_and(|f| f.moves_packet);
@@ -422,6 +424,7 @@ fn check_program(program: &Program, options: &Options) -> Check {
             format!("the program has {n} instructions; 1 to {} are possible", options.profile.max_insns),
         ));
     }
+    vintage::check(program, &options.profile)?;
     privilege::check_program(program, options.privilege)?;
     prog_type::check(program)
 }

@@ -11,6 +11,8 @@ pub struct KernelProfile {
     pub max_insns: usize,
     /// Most instructions on all paths together.
     pub max_processed: u64,
+    /// The last helper by number.
+    pub last_helper: u32,
     /// Most branches open at once.
     pub max_pending: usize,
     /// Most frames active at once.
@@ -31,6 +33,7 @@ impl KernelProfile {
         name: "6.18",
         max_insns: 1_000_000,
         max_processed: 1_000_000,
+        last_helper: u32::MAX,
         max_pending: 8192,
         max_frames: 8,
         cpus: 8192,
@@ -43,8 +46,23 @@ impl KernelProfile {
     pub const LINUX_6_12: KernelProfile =
         KernelProfile { name: "6.12", host_changes: true, version: (6, 12), ..KernelProfile::LINUX_6_18 };
 
+    /// Linux 4.17: its sizes, instructions, helpers and references, no loops and no access to the stack at variable
+    /// offsets. What it follows less closely than later kernels (the bounds of numbers on the stack, of 32-bit halves) is
+    /// judged as these do.
+    pub const LINUX_4_17: KernelProfile = KernelProfile {
+        name: "4.17",
+        max_insns: 4096,
+        max_processed: 131_072,
+        last_helper: 64,
+        max_pending: 1024,
+        host_changes: true,
+        version: (4, 17),
+        ..KernelProfile::LINUX_6_18
+    };
+
     /// Every profile.
-    pub const ALL: &'static [KernelProfile] = &[KernelProfile::LINUX_6_18, KernelProfile::LINUX_6_12];
+    pub const ALL: &'static [KernelProfile] =
+        &[KernelProfile::LINUX_6_18, KernelProfile::LINUX_6_12, KernelProfile::LINUX_4_17];
 
     /// True from this version on.
     pub fn since(&self, major: u16, minor: u16) -> bool {

@@ -74,8 +74,21 @@ impl Env<'_> {
         Ok((min, end))
     }
 
+    /// Loads and stores at variable offsets came with 5.12.
+    fn check_variable_stack(&self, ptr: &Reg) -> Check {
+        if ptr.has_variable_offset() && !self.options.profile.since(5, 12) {
+            return denied!(
+                StackVariableOffset,
+                "Linux {} needs a constant offset on the stack",
+                self.options.profile.name
+            );
+        }
+        Ok(())
+    }
+
     pub fn stack_write(&mut self, a: Access, ptr: &Reg, off: i64, operand: Operand) -> Check {
         let (min, end) = self.check_stack_bounds(a.reg, ptr, off, a.size.into())?;
+        self.check_variable_stack(ptr)?;
         let value = match operand {
             Operand::Reg(r) => Some((r, *self.state.reg(r))),
             _ => None,
@@ -195,6 +208,7 @@ impl Env<'_> {
 
     pub fn stack_read(&mut self, a: Access, ptr: &Reg, off: i64, operand: Operand) -> Check {
         let (min, end) = self.check_stack_bounds(a.reg, ptr, off, a.size.into())?;
+        self.check_variable_stack(ptr)?;
         let frame = usize::from(ptr.frame);
         self.mark_stack_read(frame, slots_mask(min, end));
         if ptr.has_variable_offset() {

@@ -104,7 +104,9 @@ impl Subsystem {
         if flags & map_flags::NUMA_NODE != 0 && attr.u32(f::NUMA_NODE) != 0 {
             return Err(Errno::EINVAL);
         }
-        let map_type = MapType::from_u32(number).filter(|t| *t != MapType::Unspec).ok_or(Errno::EINVAL)?;
+        let newest = if modern { MapType::Arena } else { MapType::Cpumap };
+        let known = |t: &MapType| *t != MapType::Unspec && *t <= newest;
+        let map_type = MapType::from_u32(number).filter(known).ok_or(Errno::EINVAL)?;
         let mut def =
             MapDef::new("", map_type, attr.u32(f::KEY_SIZE), attr.u32(f::VALUE_SIZE), attr.u32(f::MAX_ENTRIES));
         def.flags = flags;

@@ -42,6 +42,7 @@ use skep_ebpf::btf::Btf;
 use skep_ebpf::uapi::MapType;
 use skep_jit::Engine;
 use skep_maps::control::Slabs;
+use skep_verifier::KernelProfile;
 
 pub use client::{Caps, Client, OwnFiles};
 pub use command::Command;
@@ -69,9 +70,19 @@ pub enum Profile {
     /// Linux 6.18.
     #[default]
     Linux6_18,
-    /// Linux 4.17: its attributes, its order of checks, memory charged against `RLIMIT_MEMLOCK`. Programs are judged by
-    /// today's rules.
+    /// Linux 4.17: its attributes, its order of checks, memory charged against `RLIMIT_MEMLOCK`, and its limits for
+    /// programs ([`KernelProfile::LINUX_4_17`]).
     Linux4_17,
+}
+
+impl Profile {
+    /// The rules that programs are judged by.
+    pub fn rules(self) -> KernelProfile {
+        match self {
+            Profile::Linux6_18 => KernelProfile::LINUX_6_18,
+            Profile::Linux4_17 => KernelProfile::LINUX_4_17,
+        }
+    }
 }
 
 /// What a subsystem is like.

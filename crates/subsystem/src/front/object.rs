@@ -243,7 +243,9 @@ pub struct ProgObject {
     /// Where its code stands.
     pub place: ProgPlace,
     /// What the verifier proved.
-    pub verified: Verified,
+    pub verified: Arc<Verified>,
+    /// The program whose function it traces or replaces.
+    pub target: Option<Arc<ProgObject>>,
     /// What runs.
     pub loaded: Loaded,
     /// The name given to it, at most 15 bytes.

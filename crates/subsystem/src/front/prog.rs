@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 use skep_ebpf::Errno;
+use skep_ebpf::btf::Kind;
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{FuncInfo, LineInfo, Program};
 use skep_ebpf::uapi::{AttachType, ProgType, prog_flags};
 use skep_jit::MapIndices;
-use skep_verifier::{Options, Outcome, Verified, verify};
+use skep_verifier::{Options, Outcome, Privilege, Target, Verified, verify};
 
 use super::account::Charge;
 use super::attr::{Attr, prog_bind_map, prog_load as f};
@@ -92,6 +93,7 @@ struct Load<'a, 'u> {
     code: Vec<u8>,
     name: String,
     device: Option<Arc<dyn OffloadDevice>>,
+    target: Option<Arc<ProgObject>>,
     charge: Option<Charge>,
     told: Option<Told>,
 }
@@ -190,15 +192,17 @@ impl Load<'_, '_> {
         Ok(())
     }
 
-    /// Targets of extension, and of tracing of programs, are not here yet.
+    /// The program whose function this one traces or replaces. The descriptor may also be one of types, of the kernel's.
     fn target(&mut self) -> Result<(), Errno> {
-        match self.attr.fd(f::ATTACH_PROG_FD) {
-            0 => Ok(()),
-            fd => Err(match self.client.files.get(fd) {
-                Ok(Object::Prog(_)) => Errno::EOPNOTSUPP,
-                _ => Errno::EINVAL,
-            }),
+        let fd = self.attr.fd(f::ATTACH_PROG_FD);
+        if fd != 0 {
+            match self.client.files.get(fd) {
+                Ok(Object::Prog(prog)) => self.target = Some(prog),
+                Ok(Object::Btf(_)) => return Err(Errno::EOPNOTSUPP),
+                _ => return Err(Errno::EINVAL),
+            }
         }
+        Ok(())
     }
 
     /// The expected attach type: old loaders leave it out, and some types insist on it.
@@ -211,7 +215,7 @@ impl Load<'_, '_> {
             Profile::Linux6_18 => self.attr.u32(f::ATTACH_BTF_ID),
             Profile::Linux4_17 => 0,
         };
-        if btf_id != 0 && !with_target {
+        if btf_id != 0 && !with_target || self.target.is_some() && !matches!(prog_type, Tracing | Ext) {
             return Err(Errno::EINVAL);
         }
         let number = match (prog_type, number) {
@@ -261,9 +265,20 @@ impl Load<'_, '_> {
 
     fn bind_device(&mut self) -> Result<(), Errno> {
         let ifindex = self.attr.u32(f::PROG_IFINDEX);
-        if ifindex != 0 {
-            self.device = Some(self.subsystem.devices.find(self.prog_type, ifindex)?);
+        if ifindex == 0 {
+            return Ok(());
         }
+        let flags = self.attr.u32(f::PROG_FLAGS);
+        let only_bound = flags & prog_flags::XDP_DEV_BOUND_ONLY != 0;
+        let packets = matches!(self.prog_type, Some(ProgType::SchedCls | ProgType::Xdp));
+        let others = flags & !(prog_flags::XDP_DEV_BOUND_ONLY | prog_flags::XDP_HAS_FRAGS);
+        let frags = flags & prog_flags::XDP_HAS_FRAGS != 0 && !only_bound;
+        if !packets || others != 0 || frags || only_bound && self.prog_type == Some(ProgType::SchedCls) {
+            return Err(Errno::EINVAL);
+        }
+        let device = self.subsystem.devices.find(self.prog_type, ifindex)?;
+        // What is only bound to a device runs here, not on it.
+        self.device = (!only_bound).then_some(device);
         Ok(())
     }
 
@@ -304,10 +319,36 @@ fn fits_4_17(prog_type: ProgType, attach: Option<AttachType>) -> bool {
     }
 }
 
+/// What a program is made for.
+struct Bound {
+    device: Option<Arc<dyn OffloadDevice>>,
+    target: Option<Arc<ProgObject>>,
+}
+
+/// What the verifier is to hold the caller to.
+fn privilege(client: &Client) -> Privilege {
+    match (client.caps.has(Caps::BPF), client.caps.has(Caps::PERFMON)) {
+        (true, true) => Privilege::Full,
+        (true, false) => Privilege::Bpf,
+        (false, _) => Privilege::None,
+    }
+}
+
+/// The function of a program that a type of its own names.
+fn function_of(prog: &ProgObject, type_id: u32) -> Result<Target, Errno> {
+    let btf = prog.verified.program().btf.as_deref().ok_or(Errno::EINVAL)?;
+    let is_func = matches!(btf.kind(type_id), Some(Kind::Func { .. }));
+    if !is_func {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Target { program: Arc::clone(&prog.verified), function: btf.name(type_id).to_owned() })
+}
+
 /// A program that was verified, with what it uses.
 struct Judged {
-    verified: Verified,
+    verified: Arc<Verified>,
     loaded: Loaded,
+    target: Option<Arc<ProgObject>>,
     maps: Vec<Arc<MapObject>>,
     /// Maps of `fd_array` that no instruction names.
     bound: Vec<Arc<MapObject>>,
@@ -329,13 +370,14 @@ impl Subsystem {
             code: Vec::new(),
             name: String::new(),
             device: None,
+            target: None,
             charge: None,
             told: None,
         };
         for step in steps(self.config.profile) {
             step(&mut load)?;
         }
-        let Load { prog_type, attach, license, code, name, device, charge, told, .. } = load;
+        let Load { prog_type, attach, license, code, name, device, target, charge, told, .. } = load;
         let prog_type = prog_type.ok_or(Errno::EINVAL)?;
         let modern = self.config.profile == Profile::Linux6_18;
         if modern && (attr.u32(f::CORE_RELO_CNT) != 0 || attr.u64(f::SIGNATURE) != 0) {
@@ -347,7 +389,7 @@ impl Subsystem {
         program.attach_type = attach;
         program.flags = attr.u32(f::PROG_FLAGS);
         program.kern_version = attr.u32(f::KERN_VERSION);
-        let judged = self.judge(client, attr, program, device, &mut log);
+        let judged = self.judge(client, attr, program, Bound { device, target }, &mut log);
         let written = if modern { finish_log(client, attr, &log, f::LOG_TRUE_SIZE) } else { log.write(client) };
         let judged = judged?;
         written?;
@@ -360,7 +402,7 @@ impl Subsystem {
         client: &Client,
         attr: &Attr<'_>,
         mut program: Program,
-        device: Option<Arc<dyn OffloadDevice>>,
+        Bound { device, target }: Bound,
         log: &mut LogBuffer,
     ) -> Result<Judged, Errno> {
         let modern = self.config.profile == Profile::Linux6_18;
@@ -387,13 +429,21 @@ impl Subsystem {
             fds = FdArray { at: attr.u64(f::FD_ARRAY) };
             bound = fds.bound(client, attr.u32(f::FD_ARRAY_CNT))?;
         }
-        let maps = resolve::resolve_maps(client, &mut program.insns, &fds, log)?;
+        let maps = resolve::resolve_maps(client, &mut program.insns, &fds, modern, log)?;
         let defs = maps.iter().map(|m| resolve::definition(m, types.as_ref())).collect::<Result<Vec<_>, _>>()?;
         program.maps = defs.into();
 
         let ifindex = attr.u32(f::PROG_IFINDEX);
         let offloaded = device.map(|d| Offloaded::prepare(ifindex, d, &program)).transpose()?;
-        let options = Options { btf: self.config.kernel_btf.clone(), log: log.detailed(), ..Options::default() };
+        let options = Options {
+            profile: self.config.profile.rules(),
+            btf: self.config.kernel_btf.clone(),
+            privilege: privilege(client),
+            target: target.as_ref().map(|t| function_of(t, program.attach_btf_id)).transpose()?,
+            device_bound: ifindex != 0 && program.flags & prog_flags::XDP_DEV_BOUND_ONLY != 0,
+            log: log.detailed(),
+            ..Options::default()
+        };
         let cannot_run = if log.wanted() { words::of_helpers(&program.insns) } else { String::new() };
         let verified = verify(program, &options).map_err(|r| {
             log.add(&r.log);
@@ -422,12 +472,22 @@ impl Subsystem {
         if let Some(offloaded) = &offloaded {
             offloaded.translate(&verified)?;
         }
-        Ok(Judged { verified, loaded, maps, bound, btf: types, offloaded, func_info, line_info })
+        Ok(Judged {
+            verified: Arc::new(verified),
+            loaded,
+            target,
+            maps,
+            bound,
+            btf: types,
+            offloaded,
+            func_info,
+            line_info,
+        })
     }
 
     /// Makes the program runnable and gives it a number, then a descriptor. A failure leaves nothing behind.
     fn finish_load(&self, client: &Client, judged: Judged, owned: Owned, code: &[u8]) -> Result<i32, Errno> {
-        let Judged { verified, loaded, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
+        let Judged { verified, loaded, target, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
         self.fault(FaultPoint::ProgPlace)?;
         let place = self.world.add_program(&loaded, maps.clone())?;
         let named_maps = maps.len();
@@ -442,6 +502,7 @@ impl Subsystem {
             place,
             verified,
             loaded,
+            target,
             name: owned.name,
             maps: Mutex::new(maps),
             named_maps,

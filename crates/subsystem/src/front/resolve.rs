@@ -98,6 +98,7 @@ pub(super) fn resolve_maps(
     client: &Client,
     insns: &mut [Insn],
     fds: &FdArray,
+    modern: bool,
     log: &mut LogBuffer,
 ) -> Result<Vec<Arc<MapObject>>, Errno> {
     let mut maps: Vec<Arc<MapObject>> = Vec::new();
@@ -110,6 +111,8 @@ pub(super) fn resolve_maps(
         }
         let (fd, value) = match insn.src() {
             pseudo::MAP_FD => (insn.imm, false),
+            // Other ways to name a map came later.
+            _ if insn.src() != 0 && !modern => return Err(Errno::EINVAL),
             pseudo::MAP_VALUE => (insn.imm, true),
             pseudo::MAP_IDX => (fds.get(client, insn.imm)?, false),
             pseudo::MAP_IDX_VALUE => (fds.get(client, insn.imm)?, true),

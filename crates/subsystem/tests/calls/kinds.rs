@@ -42,6 +42,48 @@ pub fn run(s: &mut Script<'_>) {
     nested(s);
     inner_kinds(s);
     programs(s);
+    targets(s);
+    bound(s);
+}
+
+/// Programs that are to attach to programs: what the load path says to the target.
+fn targets(s: &mut Script<'_>) {
+    let code = [0xb7u64, 0x95];
+    let plain = |ty: u32| Attrs::new(168).u32(0, ty).u32(4, 2).ptr(8, &code).ptr(16, b"GPL\0");
+    let filter = s.call("target: a socket filter without types", PROG_LOAD, &mut plain(1));
+    let array = s.call("target: an array", MAP_CREATE, &mut map(ARRAY, 4, 8, 2, 0));
+    for ty in [1u32, 2, 6, 26] {
+        // fentry, for the type that has it.
+        let attach = if ty == 26 { 24 } else { 0 };
+        for (what, fd) in [("nothing", 999), ("stdin", 0), ("a filter", filter), ("an array", array), ("minus one", -1)]
+        {
+            for btf_id in [0u32, 1, 2, u32::MAX] {
+                let attr = plain(ty).u32(68, attach).u32(108, btf_id).u32(112, fd as u32);
+                if ty == 26 && fd == 0 {
+                    continue; // the kernel's own types
+                }
+                s.try_call(&format!("target: type {ty} to {what}, function {btf_id}"), PROG_LOAD, &attr);
+            }
+        }
+    }
+    s.close(array);
+    s.close(filter);
+}
+
+/// Programs that are bound to the loopback device, or to one that there is not.
+fn bound(s: &mut Script<'_>) {
+    const BOUND: u32 = 1 << 6;
+    const FRAGS: u32 = 1 << 5;
+    let code = [0xb7u64 | 2 << 32, 0x95];
+    for ty in [1u32, 3, 6] {
+        for ifindex in [1u32, 99_999] {
+            for flags in [0, BOUND, FRAGS, BOUND | FRAGS, BOUND | 1] {
+                let attr = Attrs::new(168).u32(0, ty).u32(4, 2).ptr(8, &code).ptr(16, b"GPL\0");
+                let name = format!("bound: type {ty} to {ifindex}, flags {flags:#x}");
+                s.try_call(&name, PROG_LOAD, &attr.u32(44, flags).u32(64, ifindex));
+            }
+        }
+    }
 }
 
 /// Every command on a map of every kind.
