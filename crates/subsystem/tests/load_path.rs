@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use kernel::{Kernel, Ours};
 use script::Attrs;
 use skep_ebpf::Errno;
+use skep_ebpf::btf::build::Builder;
+use skep_ebpf::btf::{Composite, Kind, Linkage, Param as BtfParam};
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{MapDef, Program};
 use skep_subsystem::front::hooks::SecurityHooks;
@@ -319,4 +321,79 @@ fn devices_take_programs() {
         }
         assert_eq!(ours.left(), Default::default());
     }
+}
+
+/// The types of a program with one function, `name(struct __sk_buff *)`; the function's id is 5.
+fn types(name: &str) -> Vec<u8> {
+    let mut b = Builder::new();
+    let int = b.int("int", 4, 1);
+    let skb = b.add("__sk_buff", &Kind::Struct(Composite { size: 4, members: Box::new([]) }));
+    let ptr = b.add("", &Kind::Ptr { ty: skb });
+    let ctx = BtfParam { name_off: b.string("ctx"), ty: ptr };
+    let proto = b.add("", &Kind::FuncProto { ret: int, params: Box::new([ctx]) });
+    assert_eq!(b.add(name, &Kind::Func { proto, linkage: Linkage::Global }), FUNCTION);
+    b.finish()
+}
+
+const FUNCTION: u32 = 5;
+const BTF_LOAD: u32 = 18;
+
+#[test]
+fn programs_are_made_for_functions_of_programs() {
+    let ours = Ours::with(config(Profile::Linux6_18));
+    let blob = types("work");
+    let btf = ours.bpf(BTF_LOAD, &mut Attrs::new(40).ptr(0, &blob).u32(16, blob.len() as u32).0);
+    assert!(btf >= 0, "{btf}");
+    let info = [0u32, FUNCTION];
+    // What traces returns 0.
+    let nothing = [0xb7u64, 0x95];
+    let typed =
+        |ty| program(Profile::Linux6_18, ty).ptr(8, &nothing).u32(72, btf as u32).u32(76, 8).ptr(80, &info).u32(88, 1);
+    let target = ours.bpf(PROG_LOAD, &mut typed(1).0);
+    let bare = ours.bpf(PROG_LOAD, &mut program(Profile::Linux6_18, 1).0);
+    assert!(target >= 0 && bare >= 0, "{target} {bare}");
+    let attach = |ty, id, fd: i64| typed(ty).u32(108, id).u32(112, fd as u32);
+    let fentry = |id, fd| attach(26, id, fd).u32(68, 24);
+    assert_eq!(load(&ours, &fentry(FUNCTION, target)), 0);
+    assert_eq!(load(&ours, &attach(28, FUNCTION, target)), 0);
+    // A type that is no function, one that is not there, a program without types, other types of program.
+    for wrong in [fentry(1, target), fentry(99, target), fentry(FUNCTION, bare), attach(1, FUNCTION, target)] {
+        assert_eq!(load(&ours, &wrong), no(Errno::EINVAL));
+    }
+    assert_eq!(load(&ours, &attach(28, FUNCTION, btf)), no(Errno::EOPNOTSUPP));
+    assert_eq!(load(&ours, &attach(28, FUNCTION, 999)), no(Errno::EINVAL));
+    // Who is attached to lives as long as what was made for it.
+    let extension = ours.bpf(PROG_LOAD, &mut attach(28, FUNCTION, target).0);
+    assert!(extension >= 0);
+    ours.close(target);
+    ours.close(bare);
+    assert_eq!(ours.subsystem.alive().progs, 2);
+    ours.close(extension);
+    ours.close(btf);
+    assert_eq!(ours.left(), Default::default());
+}
+
+/// Linux 4.17 has its own limits for programs and maps.
+#[test]
+fn the_old_profile_judges_by_its_own_rules() {
+    let imm = |code: u64, x: i32| code | u64::from(x as u32) << 32;
+    let looping = [0xb7u64, imm(0x07, 1), imm(0x55 | 0xfffe << 16, 10), imm(0xb7, 0), 0x95];
+    let late_helper = [imm(0x85, 125), imm(0xb7, 0), 0x95];
+    let by_index = [0x18u64 | 0x51 << 8, 0, 0xb7, 0x95];
+    let halves = [0xb7u64, 0x16, 0x95];
+    let old_helper = [imm(0x85, 5), imm(0xb7, 0), 0x95];
+    let with = |profile, code: &[u64]| {
+        let ours = Ours::with(config(profile));
+        load(&ours, &program(profile, 1).u32(4, code.len() as u32).ptr(8, code))
+    };
+    for code in [&looping[..], &late_helper, &halves] {
+        assert_eq!(with(Profile::Linux6_18, code), 0, "{code:x?}");
+        assert_eq!(with(Profile::Linux4_17, code), no(Errno::EINVAL), "{code:x?}");
+    }
+    assert_eq!(with(Profile::Linux4_17, &by_index), no(Errno::EINVAL));
+    assert_eq!(with(Profile::Linux4_17, &old_helper), 0);
+    let ours = Ours::with(config(Profile::Linux4_17));
+    let map = |ty| Attrs::new(48).u32(0, ty).u32(4, if ty == 22 { 0 } else { 4 }).u32(8, 4).u32(12, 1);
+    assert_eq!(call(&ours, MAP_CREATE, &map(16)), 0);
+    assert_eq!(call(&ours, MAP_CREATE, &map(22)), no(Errno::EINVAL));
 }
