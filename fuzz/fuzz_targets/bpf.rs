@@ -1,9 +1,10 @@
 //! Commands of `bpf(2)` with any attributes, on a client whose memory is bytes of the input: nothing may panic, hang, or
-//! be left behind.
+//! be left behind. With `SKEP_FUZZ_COMMAND=N` every other call is that command, so that a campaign can go command by
+//! command (the calls between make the objects that it works on).
 #![no_main]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use skep_subsystem::front::client::{Files, Memory};
 use skep_subsystem::front::object::Object;
@@ -49,6 +50,12 @@ impl Files for Table {
     }
 }
 
+/// The command that is to be called more than others.
+fn chosen() -> Option<u32> {
+    static CHOSEN: OnceLock<Option<u32>> = OnceLock::new();
+    *CHOSEN.get_or_init(|| std::env::var("SKEP_FUZZ_COMMAND").ok()?.parse().ok())
+}
+
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     thread_local! {
         static SUBSYSTEM: Subsystem =
@@ -62,7 +69,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             let Some((&[cmd, words], tail)) = rest.split_first_chunk() else { break };
             let len = usize::from(words % 48) * 4;
             let attr = tail.get(..len).unwrap_or(tail);
-            commands.push((u32::from(cmd % 38), attr.to_vec()));
+            let number = chosen().filter(|_| commands.len() % 2 == 1).unwrap_or(u32::from(cmd % 38));
+            commands.push((number, attr.to_vec()));
             rest = tail.get(len..).unwrap_or_default();
         }
         let mut memory = rest.to_vec();
@@ -74,6 +82,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             caps: Caps::ALL,
             uid: 1,
             memlock: 1 << 24,
+            task: None,
         };
         for (cmd, mut attr) in commands {
             // Four billion rounds of a test run would be right, and long.
