@@ -294,7 +294,7 @@ impl World {
         let tables = Tables {
             // The last row is never given out: it is the header of maps that are not there.
             maps: Places::new(INTERNAL, limits.objects - 1),
-            shown: vec![Weak::new(); INTERNAL as usize],
+            shown: (0..INTERNAL).map(|_| Weak::new()).collect(),
             targets: 0,
             limbo: (Vec::new(), Vec::new()),
             links: Places::new(0, limits.links),
