@@ -170,6 +170,11 @@ fn frames_equal(old: &Frame, cur: &Frame, (regs, slots): (u16, u64), ids: &mut I
         }
     }
     // What the new one has below the old one's stack was not used.
+    let unused = |b: &Byte| *b == Byte::Invalid || *b == Byte::Misc && !ids.strict_stack;
+    let mut beyond = old.stack.iter().enumerate().skip(cur.stack.len()).filter(|(n, _)| slots >> (n & 63) & 1 != 0);
+    if exact == Exact::No && !beyond.all(|(_, slot)| slot.bytes.iter().all(unused)) {
+        return false;
+    }
     old.stack.iter().enumerate().filter(|(n, _)| slots >> (n & 63) & 1 != 0).all(|(n, o)| {
         let safe = match cur.stack.get(n) {
             Some(c) => slot_safe(o, c, ids, exact),

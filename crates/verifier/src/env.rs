@@ -16,7 +16,7 @@ use crate::global_calls::Global;
 use crate::hook::Hook;
 use crate::kernel_types::Types;
 use crate::kfunc::Kfuncs;
-use crate::liveness::Liveness;
+use crate::liveness::{InstanceId, Liveness};
 use crate::log::{Arrival, Log};
 use crate::map_facts::MapFacts;
 use crate::object::Structs;
@@ -137,8 +137,8 @@ pub(crate) struct Env<'p> {
     pub log: Log<'p>,
     /// Watches, when a rejection is to be explained.
     pub recorder: Option<Box<Recorder>>,
-    /// All states, when they are kept: then every path is followed to its end.
-    pub states: Option<Vec<Vec<State>>>,
+    /// It follows a run: no path is given up, and none is walked back.
+    pub follows: bool,
 }
 
 impl<'p> Env<'p> {
@@ -184,7 +184,7 @@ impl<'p> Env<'p> {
             needs_kernel: None,
             log: Log::new(prog, options.btf.as_deref()),
             recorder: None,
-            states: None,
+            follows: false,
             cfg,
         }
     }
@@ -227,17 +227,13 @@ impl<'p> Env<'p> {
     fn explore(&mut self, function: usize) -> Check {
         let (start, end) = self.cfg.functions.get(function).map_or((0, 0), |f| (f.start, f.end));
         let instance = self.live.begin(start, end);
-        self.state = State::new(Frame::new(0, function, instance, 0), start);
-        self.state.sleepable = self.prog.flags & skep_ebpf::uapi::prog_flags::SLEEPABLE != 0;
-        self.enter(function)?;
+        self.enter_at(function, start, instance)?;
         self.pending.clear();
         if let Some(recorder) = &mut self.recorder {
             recorder.begin();
         }
         self.explored.begin(start);
         self.log.arrive(Arrival::Begin);
-        self.insn = start;
-        self.prev = start;
         loop {
             match self.step()? {
                 Next::At(insn) => {
@@ -254,6 +250,20 @@ impl<'p> Env<'p> {
                 }
             }
         }
+    }
+
+    /// Stands at the start of a function that is followed on its own.
+    pub fn enter_alone(&mut self, function: usize) -> Check {
+        let (start, end) = self.cfg.functions.get(function).map_or((0, 0), |f| (f.start, f.end));
+        let instance = self.live.enter_async(start, end);
+        self.enter_at(function, start, instance)
+    }
+
+    fn enter_at(&mut self, function: usize, start: usize, instance: InstanceId) -> Check {
+        self.state = State::new(Frame::new(0, function, instance, 0), start);
+        self.state.sleepable = self.prog.flags & skep_ebpf::uapi::prog_flags::SLEEPABLE != 0;
+        (self.insn, self.prev) = (start, start);
+        self.enter(function)
     }
 
     /// Sets up the arguments of the function that is checked.
@@ -274,15 +284,12 @@ impl<'p> Env<'p> {
     }
 
     /// Runs the instruction at hand on the current state.
-    fn step(&mut self) -> Check<Next> {
+    pub fn step(&mut self) -> Check<Next> {
         let Some(&insn) = self.insns.get(self.insn) else {
             return invalid!(FallThrough, "a path runs off the end of the program");
         };
         self.stats.insns_processed += 1;
         self.facts[self.insn].visits += 1;
-        if let Some(kept) = self.states.as_mut().and_then(|s| s.get_mut(self.insn)) {
-            kept.push(self.state.clone());
-        }
         if let Some(recorder) = &mut self.recorder {
             recorder.before(self.insn, &self.state, self.pending.len());
         }

@@ -315,8 +315,6 @@ struct Progress {
     log: String,
     visits: Vec<u32>,
     recorder: Option<Box<recorder::Recorder>>,
-    /// Every state, by instruction, where they are kept.
-    states: Option<Vec<Vec<state::State>>>,
 }
 
 struct Parts {
@@ -331,6 +329,11 @@ struct Parts {
 }
 
 fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check<Parts> {
+    with_env(program, options, |env| judge(program, env, progress))
+}
+
+/// Makes all ready to judge a program.
+fn with_env<R>(program: &Program, options: &Options, judge: impl FnOnce(&mut Env<'_>) -> Check<R>) -> Check<R> {
     check_program(program, options).map_err(|f| f.whole())?;
     let mut options = options.clone();
     options.save_often |= program.flags & prog_flags::TEST_STATE_FREQ != 0;
@@ -357,9 +360,13 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
     env.hook = hook;
     env.note_hook();
     env.find_spill_pairs();
+    globals::find(env.prog, &options, &env.cfg, &mut env.functions)?;
+    judge(&mut env)
+}
+
+fn judge(program: &Program, env: &mut Env<'_>, progress: &mut Progress) -> Check<Parts> {
     env.recorder = progress.recorder.take();
-    env.states = progress.states.take();
-    let result = globals::find(env.prog, &options, &env.cfg, &mut env.functions).and_then(|()| env.run());
+    let result = env.run();
     env.log.end_line();
     *progress = Progress {
         stats: env.stats,
@@ -367,10 +374,9 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         log: std::mem::take(&mut env.log.text),
         visits: env.facts.iter().map(|f| f.visits).collect(),
         recorder: env.recorder.take(),
-        states: env.states.take(),
     };
     result?;
-    kfunc::check_unreached(program, &options)?;
+    kfunc::check_unreached(program, env.options)?;
 
     let reachable = |start: usize| env.facts.get(start).is_some_and(|f| f.seen);
     let subprogs = env
@@ -409,7 +415,7 @@ fn check(program: &Program, options: &Options, progress: &mut Progress) -> Check
         helpers,
         maps: used_maps(program, &env.facts),
         ctx_reads,
-        target: target::facts(program, &env),
+        target: target::facts(program, env),
         needs_kernel: env.needs_kernel.take(),
     })
 }

@@ -365,15 +365,17 @@ impl Env<'_> {
         for (f, (frame, cur)) in self.explored.state(old).frames.iter().zip(&self.state.frames).enumerate().take(8) {
             // What is no number in the current state needs no marks.
             for (r, (reg, now)) in frame.regs.iter().zip(&cur.regs).enumerate().take(FP) {
-                if (reg.precise || reg.relied) && reg.is_scalar() && now.is_scalar() {
-                    let want = if reg.precise { &mut want } else { &mut more };
-                    want.want(Place::Reg { frame: f as u8, reg: r as u8 });
+                if reg.is_scalar() && now.is_scalar() {
+                    let place = Place::Reg { frame: f as u8, reg: r as u8 };
+                    let sets = [(reg.precise, &mut want), (reg.relied, &mut more)];
+                    sets.into_iter().filter(|s| s.0).for_each(|(_, want)| want.want(place));
                 }
             }
             for (s, (slot, now)) in frame.stack.iter().zip(cur.stack.iter()).enumerate() {
-                if (slot.reg.precise || slot.reg.relied) && slot.is_scalar_spill() && now.is_scalar_spill() {
-                    let want = if slot.reg.precise { &mut want } else { &mut more };
-                    want.want(Place::Slot { frame: f as u8, slot: s as u8 });
+                if slot.is_scalar_spill() && now.is_scalar_spill() {
+                    let place = Place::Slot { frame: f as u8, slot: s as u8 };
+                    let sets = [(slot.reg.precise, &mut want), (slot.reg.relied, &mut more)];
+                    sets.into_iter().filter(|s| s.0).for_each(|(_, want)| want.want(place));
                 }
             }
         }
@@ -412,7 +414,7 @@ impl Env<'_> {
     }
 
     fn walk_once(&mut self) -> bool {
-        if self.backtrack.is_empty() {
+        if self.backtrack.is_empty() || self.follows {
             return false;
         }
         let mut changed = false;
@@ -499,7 +501,7 @@ impl Env<'_> {
 
 /// A number that a walk of this kind has not marked yet.
 fn unmarked(reg: &Reg, through_atomics: bool) -> bool {
-    reg.is_scalar() && !reg.precise && !(through_atomics && reg.relied)
+    reg.is_scalar() && !if through_atomics { reg.relied } else { reg.precise }
 }
 
 fn mark(reg: &mut Reg, through_atomics: bool) {

@@ -36,7 +36,7 @@ const MAX_STEPS: usize = 40;
 impl Env<'_> {
     /// At a point where paths meet: true if this path need not be followed further.
     pub fn visit(&mut self) -> Check<bool> {
-        if self.states.is_some() {
+        if self.follows {
             return Ok(false);
         }
         let at = self.insn;

@@ -1,10 +1,15 @@
-//! All states of a program, kept so that an independent checker can hold concrete runs against them.
+//! The verifier beside a run, so that an independent checker can hold what it says against what happens.
 //!
-//! [`record`] follows every path to its end: no path is given up because another one stands for it, so each state of a
-//! run must lie in some state kept at the same instruction. Only small programs get through.
+//! [`follow`] takes the verifier's own steps along the path of a concrete run, instruction by instruction: before each,
+//! every register and stack slot of the run must lie in the state. Where the verifier goes several ways (branches, null
+//! or not, callbacks or the end of their loop) one of them must be the run's. No path is given up because another one
+//! stands for it, so a step that refuses the run, or has no way for it, shows that something was left out wrongly.
+//! A global function is verified on its own, for any arguments, so it gets a state of its own when the run enters it.
 
+use skep_ebpf::insn::{Insn, class, jmp};
 use skep_ebpf::program::Program;
 
+use crate::env::{Env, Next};
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
 use crate::state::{Byte, Frame, State};
@@ -30,28 +35,130 @@ pub trait Machine {
     fn context(&self) -> u64;
 }
 
-/// All states that the checker went through, by instruction.
-#[derive(Debug)]
-pub struct Recording {
-    states: Vec<Vec<State>>,
+/// The verifier's state beside a run.
+pub struct Follower<'e, 'p> {
+    env: &'e mut Env<'p>,
+    /// Where the step just taken leads: the state, its instruction, and the one before.
+    ways: Vec<(State, usize, usize)>,
+    /// Callers of the global function that runs now: how they go on, and how many functions were active below them.
+    callers: Vec<((State, usize, usize), usize)>,
+    /// Functions that are active below the one that is followed.
+    below: usize,
 }
 
-/// Verifies a program without cutting any path short, and keeps all states.
-pub fn record(program: &Program, options: &Options) -> Result<Recording, Box<Rejection>> {
-    let mut progress = Progress { states: Some(vec![Vec::new(); program.insns.len()]), ..Progress::default() };
-    match crate::check(program, options, &mut progress) {
-        Ok(_) => Ok(Recording { states: progress.states.unwrap_or_default() }),
-        Err(f) => Err(rejection(program, &f, progress)),
+/// Gives `runs` the verifier to follow runs of a program with.
+pub fn follow<R>(
+    program: &Program,
+    options: &Options,
+    runs: impl FnOnce(&mut Follower<'_, '_>) -> R,
+) -> Result<R, Box<Rejection>> {
+    // A run may be as long as it likes.
+    let profile = crate::KernelProfile { max_processed: u64::MAX, ..options.profile };
+    let judge = |env: &mut Env<'_>| {
+        env.follows = true;
+        Ok(runs(&mut Follower { env, ways: Vec::new(), callers: Vec::new(), below: 0 }))
+    };
+    crate::with_env(program, &Options { profile, log: false, ..options.clone() }, judge)
+        .map_err(|f| rejection(program, &f, Progress::default()))
+}
+
+impl Follower<'_, '_> {
+    /// Another run begins.
+    pub fn begin(&mut self) -> Result<(), String> {
+        self.callers.clear();
+        self.below = 0;
+        self.enter(0)
     }
-}
 
-impl Recording {
-    /// Whether the machine is in some state kept for this instruction; if not, why the last one does not fit.
-    pub fn admits(&self, insn: usize, machine: &dyn Machine) -> Result<(), String> {
-        let mut why = "no path comes here".to_owned();
-        for state in self.states.get(insn).into_iter().flatten() {
-            match fits(state, machine) {
-                Ok(()) => return Ok(()),
+    fn enter(&mut self, function: usize) -> Result<(), String> {
+        self.env.pending.clear();
+        self.env.enter_alone(function).map_err(|f| format!("the function is refused: {}", f.message))
+    }
+
+    /// The run is about to take a step: its state must lie in the verifier's, which takes the step, too.
+    pub fn step(&mut self, machine: &dyn Machine, at: usize) -> Result<(), String> {
+        if self.env.insn != at {
+            return Err(format!("the verifier is at {}", self.env.insn));
+        }
+        fits(&self.env.state, machine, self.below)?;
+        self.ways.clear();
+        self.take_step(at)?;
+        // Some arithmetic is done in two cases, of which one is still to do.
+        let again = |i: Insn| matches!(i.class(), class::ALU | class::ALU64);
+        while self.env.insns.get(at).copied().is_some_and(again)
+            && let Some(n) = self.ways.iter().position(|w| w.1 == at)
+        {
+            (self.env.state, self.env.insn, self.env.prev) = self.ways.swap_remove(n);
+            self.take_step(at)?;
+        }
+        Ok(())
+    }
+
+    fn take_step(&mut self, at: usize) -> Result<(), String> {
+        self.env.state.steps.clear();
+        let before = self.env.state.clone();
+        let next = self.env.step().or_else(|f| {
+            // Another path stood for this one, on which a slot was never written that has a pointer here: as good as any
+            // number, and no address.
+            self.env.pending.clear();
+            self.env.state = before;
+            if !self.forget_pointers(at) {
+                return Err(f);
+            }
+            self.env.step()
+        });
+        let next = next.map_err(|f| format!("refused on this path: {}", f.message))?;
+        if let Next::At(insn) = next {
+            self.ways.push((self.env.state.clone(), insn, at));
+        }
+        // Newer ones first, as the verifier would.
+        self.ways.extend(self.env.pending.drain(..).rev().map(|p| (p.state, p.insn, p.prev)));
+        Ok(())
+    }
+
+    /// Makes pointers that an instruction computes with numbers; false if there are none.
+    fn forget_pointers(&mut self, at: usize) -> bool {
+        let Some(i) = self.env.insns.get(at).copied() else { return false };
+        if !matches!(i.class(), class::ALU | class::ALU64 | class::JMP | class::JMP32) || i.op() == jmp::CALL {
+            return false;
+        }
+        let mut any = false;
+        for r in [i.dst(), i.src()] {
+            let reg = self.env.state.reg_mut(r);
+            if r < 10 && reg.is_pointer() {
+                *reg = Reg::UNKNOWN;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// The run has taken the step, and is about to run another instruction: finds the way that it went.
+    pub fn arrive(&mut self, machine: &dyn Machine, at: usize) -> Result<(), String> {
+        let active = machine.frames();
+        let entered = self.env.cfg.function_at(at).filter(|f| self.env.functions[*f].global.is_some());
+        if let Some(function) = entered
+            && self.ways.first().is_some_and(|w| active == self.below + w.0.frames.len() + 1 && w.1 != at)
+        {
+            self.callers.push((self.ways.swap_remove(0), self.below));
+            self.below = active - 1;
+            return self.enter(function);
+        }
+        while active <= self.below {
+            let Some((way, below)) = self.callers.pop() else { return Err("no function was called".into()) };
+            self.ways = vec![way];
+            self.below = below;
+        }
+        let mut why = "no way leads here".to_owned();
+        for (state, insn, prev) in std::mem::take(&mut self.ways) {
+            if insn != at {
+                continue;
+            }
+            match fits(&state, machine, self.below) {
+                Ok(()) => {
+                    (self.env.state, self.env.insn, self.env.prev) = (state, insn, prev);
+                    return Ok(());
+                }
                 Err(e) => why = e,
             }
         }
@@ -59,24 +166,25 @@ impl Recording {
     }
 }
 
-fn fits(state: &State, machine: &dyn Machine) -> Result<(), String> {
-    let depth = state.frames.len();
+/// Whether the functions of the run above the lowest `below` are in this state.
+fn fits(state: &State, machine: &dyn Machine, below: usize) -> Result<(), String> {
+    let depth = below + state.frames.len();
     if depth != machine.frames() {
         return Err(format!("{depth} functions are active, not {}", machine.frames()));
     }
-    for (n, frame) in state.frames.iter().enumerate() {
-        if n > 0 && frame.callsite != machine.callsite(n - 1) {
+    for (n, frame) in (below..).zip(&state.frames) {
+        if n > below && frame.callsite != machine.callsite(n - 1) {
             return Err("it was called from elsewhere".into());
         }
         for (r, reg) in frame.regs.iter().enumerate().take(10) {
-            holds(reg, machine.reg(n, r), machine).map_err(|e| format!("function {n}, r{r}: {e}"))?;
+            holds(reg, machine.reg(n, r), machine, below).map_err(|e| format!("function {n}, r{r}: {e}"))?;
         }
-        stack_fits(frame, n, machine)?;
+        stack_fits(frame, n, machine, below)?;
     }
     Ok(())
 }
 
-fn stack_fits(frame: &Frame, n: usize, machine: &dyn Machine) -> Result<(), String> {
+fn stack_fits(frame: &Frame, n: usize, machine: &dyn Machine, below: usize) -> Result<(), String> {
     for (s, slot) in frame.stack.iter().enumerate() {
         let byte = |b: usize| machine.stack_byte(n, s * 8 + b + 1);
         for (b, kind) in slot.bytes.iter().enumerate() {
@@ -94,14 +202,14 @@ fn stack_fits(frame: &Frame, n: usize, machine: &dyn Machine) -> Result<(), Stri
                 8 => {}
                 bytes => reg.num = Scalar { bits: reg.num.bits.cast(bytes), ..Scalar::UNKNOWN },
             }
-            holds(&reg, value, machine).map_err(|e| format!("function {n}, slot {s}: {e}"))?;
+            holds(&reg, value, machine, below).map_err(|e| format!("function {n}, slot {s}: {e}"))?;
         }
     }
     Ok(())
 }
 
 /// Whether a register can hold this value. Of kinds that are not known here nothing is said.
-fn holds(reg: &Reg, value: u64, machine: &dyn Machine) -> Result<(), String> {
+fn holds(reg: &Reg, value: u64, machine: &dyn Machine, below: usize) -> Result<(), String> {
     if reg.nullable() && value == 0 {
         return Ok(());
     }
@@ -110,8 +218,8 @@ fn holds(reg: &Reg, value: u64, machine: &dyn Machine) -> Result<(), String> {
             return if reg.num.contains(value) { Ok(()) } else { Err(format!("{value:#x} is not in {:?}", reg.num)) };
         }
         Kind::Ctx => Some(value.wrapping_sub(machine.context()) as i64),
-        Kind::Stack if usize::from(reg.frame) < machine.frames() => {
-            Some(value.wrapping_sub(machine.stack_top(usize::from(reg.frame))) as i64)
+        Kind::Stack if below + usize::from(reg.frame) < machine.frames() => {
+            Some(value.wrapping_sub(machine.stack_top(below + usize::from(reg.frame))) as i64)
         }
         Kind::MapValue => machine.map_offset(reg.what, value),
         Kind::Packet => {

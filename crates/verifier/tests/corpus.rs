@@ -5,7 +5,13 @@
 //! `SKEP_CORPUS` names the corpus (default `../shared/corpus` beside the workspace); without it the test is skipped.
 //! `SKEP_MODULE_BTF` names a folder with the types of the modules that 6.12 had loaded (default `modules-6.12` in the
 //! corpus; `tests/module-btf` makes one); without it programs that need them are in the ledger.
-//! `SKEP_CORPUS_SHOW=1` lists every disagreement.
+//! `SKEP_CORPUS_SHOW=1` lists every disagreement. Each accepted program is run on the checker's machine (see checker.rs),
+//! `SKEP_CHECK` times (default 2) with random inputs.
+
+#[path = "checker/machine.rs"]
+mod machine;
+#[path = "checker/runs.rs"]
+mod runs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -128,6 +134,9 @@ fn agrees_with_the_kernel() {
     let mut reasons: BTreeMap<(&str, String), u32> = BTreeMap::new();
     let (mut wrong_accepts, mut wrong_rejects, mut slow) = (Vec::new(), Vec::new(), Vec::new());
     let mut total = Duration::ZERO;
+    let count: u64 = std::env::var("SKEP_CHECK").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
+    let mut runs = runs::Tally::default();
+    let mut checked = Duration::ZERO;
     let (mut rows_judged, mut ledger) = (0, Ledger::open("ledger-6.18.txt"));
 
     for row in rows.lines() {
@@ -177,6 +186,9 @@ fn agrees_with_the_kernel() {
         }
         match verdict {
             Ok(v) if kernel_accepts => {
+                let started = Instant::now();
+                runs.run(&format!("{name}/{program}"), v.program(), &options, 0..count);
+                checked += started.elapsed();
                 tally.accepted += 1;
                 if show {
                     println!(
@@ -269,6 +281,8 @@ fn agrees_with_the_kernel() {
         }
     }
     println!("wrong rejects ({}):\n{}", wrong_rejects.len(), wrong_rejects.join("\n"));
+    print!("{checked:?}: ");
+    runs.finish();
     assert!(
         wrong_accepts.is_empty(),
         "accepted, but the kernel rejects ({}):\n{}",

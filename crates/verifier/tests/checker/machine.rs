@@ -1,9 +1,14 @@
 //! A small machine that runs programs with random contexts, packets and maps, and notices accesses that go astray.
 //!
-//! It knows nothing of the verifier. Calls that it has no model of end the run early.
+//! It knows nothing of the verifier. Helpers that it has no model of do what their prototype says: memory that they
+//! write has any bytes afterwards, pointers that they return lead to objects of which every field may be anything.
+//! Functions of the kernel have no model: calls of them end the run early.
+
+#![allow(dead_code)] // not every test uses all of it
 
 use std::collections::HashMap;
 
+use skep_ebpf::helper::{Access, Arg, Helper, Ret};
 use skep_ebpf::insn::{Insn, alu, atomic, class, jmp, mode, pseudo, size};
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{MapType, ProgType};
@@ -14,8 +19,17 @@ const CONTEXT: u64 = 0x1000_0000;
 const STACK: u64 = 0x7000_0000;
 const PACKET: u64 = 0x9000_0000;
 const VALUES: u64 = 1 << 40;
+/// Keys given to callbacks, and memory that helpers return.
+const KEYS: u64 = 1 << 42;
+const RECORDS: u64 = 1 << 43;
 const HANDLES: u64 = 1 << 44;
+const FUNCTIONS: u64 = 1 << 45;
+/// Objects of the kernel.
+const OBJECTS: u64 = 1 << 46;
 const FRAME: usize = 512;
+/// Distance of two values of a map, and half of it.
+const ROOM: u64 = 1 << 24;
+const HALF: i64 = 1 << 23;
 
 /// How a run ended.
 pub enum End {
@@ -32,6 +46,17 @@ struct Frame {
     stack: Vec<u8>,
     /// The call in this function that led to the next one.
     call: usize,
+    /// A helper called this function.
+    called_back: bool,
+    /// The helper that calls back from here.
+    rounds: Option<Rounds>,
+}
+
+/// A helper between two calls of a function.
+struct Rounds {
+    at: usize,
+    done: u64,
+    of: u64,
 }
 
 /// The machine.
@@ -43,6 +68,9 @@ pub struct Computer<'p> {
     values: HashMap<u64, Vec<u8>>,
     random: u64,
     salt: u64,
+    /// Global functions and callbacks are run, and helpers without a model.
+    all: bool,
+    records: u64,
 }
 
 fn mix(mut x: u64) -> u64 {
@@ -72,11 +100,25 @@ impl<'p> Computer<'p> {
     pub fn new(program: &'p Program, seed: u64) -> Computer<'p> {
         let salt = mix(seed ^ 0x5eed);
         let packet = (0..mix(salt) % 96).map(|n| mix(salt ^ n << 8) as u8).collect();
-        let mut computer =
-            Computer { program, at: 0, frames: Vec::new(), packet, values: HashMap::new(), random: salt, salt };
+        let mut computer = Computer {
+            program,
+            at: 0,
+            frames: Vec::new(),
+            packet,
+            values: HashMap::new(),
+            random: salt,
+            salt,
+            all: false,
+            records: 0,
+        };
         computer.enter(0);
         computer.frames[0].regs[1] = CONTEXT;
         computer
+    }
+
+    /// A machine that also enters callbacks and global functions, and goes on behind helpers that it has no model of.
+    pub fn with_all(program: &'p Program, seed: u64) -> Computer<'p> {
+        Computer { all: true, ..Computer::new(program, seed) }
     }
 
     /// Overwrites registers of the active frame (bits of a set), of others the upper half.
@@ -125,7 +167,7 @@ impl<'p> Computer<'p> {
         let mut regs = [0; 10];
         regs.iter_mut().for_each(|r| *r = self.random());
         let stack = (0..FRAME).map(|_| self.random() as u8).collect();
-        self.frames.push(Frame { regs, stack, call: 0 });
+        self.frames.push(Frame { regs, stack, call: 0, called_back: false, rounds: None });
     }
 
     fn get(&self, r: u8) -> u64 {
@@ -145,7 +187,7 @@ impl<'p> Computer<'p> {
     fn memory(&mut self, address: u64, len: usize) -> Result<&mut [u8], String> {
         let stray = || format!("{len} bytes at {address:#x} are not there");
         let (memory, offset): (&mut [u8], u64) = if address >= VALUES {
-            let base = address & !0xffff;
+            let base = address & !(ROOM - 1);
             (self.values.get_mut(&base).ok_or_else(stray)?, address - base)
         } else if address >= PACKET {
             (&mut self.packet, address - PACKET)
@@ -165,22 +207,54 @@ impl<'p> Computer<'p> {
         if (CONTEXT..CONTEXT + 0x1000).contains(&address) {
             return Ok(self.context_field(address - CONTEXT, len));
         }
+        // A map can be read as the kernel's object, too.
+        if self.all && (address >= OBJECTS || (HANDLES..FUNCTIONS).contains(&address)) {
+            // A field may be a pointer to another object.
+            let x = if len == 8 { OBJECTS + (self.random() & 0xffff) * 0x1_0000 } else { self.random() };
+            return Ok(x & (u64::MAX >> (64 - len * 8)));
+        }
         let mut bytes = [0u8; 8];
         bytes[..len].copy_from_slice(self.memory(address, len)?);
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// A number for a key of any length.
+    fn key(&mut self, address: u64, len: usize) -> Result<u64, String> {
+        if len <= 8 {
+            return self.load(address, len);
+        }
+        Ok(self.memory(address, len)?.iter().fold(0, |x, b| mix(x ^ u64::from(*b))))
+    }
+
     fn context_field(&self, off: u64, len: usize) -> u64 {
+        use ProgType::{
+            CgroupSkb, CgroupSockopt, FlowDissector, Kprobe, LwtIn, LwtOut, LwtSeg6local, LwtXmit, PerfEvent,
+            RawTracepoint, SchedAct, SchedCls, SkMsg, SkReuseport, SkSkb, Tracepoint, Xdp,
+        };
         let end = PACKET + self.packet.len() as u64;
         match (self.program.prog_type, off) {
-            (ProgType::SchedCls, 76) | (ProgType::Xdp, 0) => PACKET,
-            (ProgType::SchedCls, 80) | (ProgType::Xdp, 4) => end,
+            (
+                SchedCls | SchedAct | CgroupSkb | LwtIn | LwtOut | LwtXmit | LwtSeg6local | SkSkb | FlowDissector,
+                76 | 80 | 140,
+            ) => {
+                if off == 80 {
+                    end
+                } else {
+                    PACKET
+                }
+            }
+            (Xdp, 0 | 8) | (SkMsg | SkReuseport, 0) | (CgroupSockopt, 8) => PACKET,
+            (Xdp, 4) | (SkMsg | SkReuseport, 8) | (CgroupSockopt, 16) => end,
+            (Kprobe | Tracepoint | PerfEvent | RawTracepoint, _) => {
+                pick(self.salt ^ off << 16) & (u64::MAX >> (64 - len * 8))
+            }
+            _ if len == 8 && self.all => OBJECTS + (mix(self.salt ^ off) & 0xffff) * 0x1_0000,
             _ => pick(self.salt ^ off << 16) & (u64::MAX >> (64 - len * 8)),
         }
     }
 
     fn store(&mut self, address: u64, len: usize, x: u64) -> Result<(), String> {
-        if (CONTEXT..CONTEXT + 0x1000).contains(&address) {
+        if (CONTEXT..CONTEXT + 0x1000).contains(&address) || self.all && address >= OBJECTS {
             return Ok(());
         }
         self.memory(address, len)?.copy_from_slice(&x.to_le_bytes()[..len]);
@@ -189,7 +263,7 @@ impl<'p> Computer<'p> {
 
     /// The address of a map's value, which is made if it is not there yet.
     fn value(&mut self, map: usize, element: u64) -> u64 {
-        let address = VALUES + ((map as u64) << 32) + (element << 16);
+        let address = VALUES + ((map as u64) << 32) + element * ROOM;
         let def = &self.program.maps[map];
         let mut seed = self.salt ^ address;
         let fresh = || -> Vec<u8> {
@@ -246,13 +320,17 @@ impl<'p> Computer<'p> {
                 let x = match i.src() {
                     0 => i.imm as u32 as u64 | (high as u32 as u64) << 32,
                     pseudo::MAP_IDX => HANDLES + i.imm as u64,
+                    pseudo::MAP_IDX_VALUE if self.is_arena(i.imm as usize) => return Ok(Some(End::Stopped)),
                     pseudo::MAP_IDX_VALUE => self.value(i.imm as usize, 0).wrapping_add(high as i64 as u64),
+                    pseudo::FUNC if self.all => FUNCTIONS + (self.at as i64 + 1 + i64::from(i.imm)) as u64,
+                    pseudo::BTF_ID if self.all => OBJECTS + (u64::from(i.imm as u32) << 16),
                     _ => return Ok(Some(End::Stopped)),
                 };
                 self.set(i.dst(), x);
                 self.at += 2;
                 return Ok(None);
             }
+            class::LD if self.all => return Ok(self.load_packet(i)),
             class::LD => return Ok(Some(End::Stopped)),
             _ => return self.flow(i),
         }
@@ -292,20 +370,10 @@ impl<'p> Computer<'p> {
     fn flow(&mut self, i: Insn) -> Result<Option<End>, String> {
         let jump = |at: usize, by: i64| (at as i64 + 1 + by) as usize;
         match i.op() {
-            jmp::EXIT => {
-                let r0 = self.get(0);
-                self.frames.pop();
-                let Some(f) = self.frames.last_mut() else { return Ok(Some(End::Exit)) };
-                f.regs[0] = r0;
-                self.at = f.call + 1;
-                for r in 1..=5 {
-                    let x = self.random();
-                    self.set(r, x);
-                }
-            }
+            jmp::EXIT => return Ok(self.leave(self.get(0))),
             jmp::CALL if i.is_subprog_call() => {
                 let target = jump(self.at, i.imm.into());
-                if self.is_global(target) || self.frames.len() >= 8 {
+                if self.is_global(target) && !self.all || self.frames.len() >= 16 {
                     return Ok(Some(End::Stopped));
                 }
                 let args: Vec<u64> = (1..=5).map(|r| self.get(r)).collect();
@@ -325,6 +393,50 @@ impl<'p> Computer<'p> {
         Ok(None)
     }
 
+    /// Ends the active function.
+    fn leave(&mut self, r0: u64) -> Option<End> {
+        let gone = self.frames.pop();
+        let Some(f) = self.frames.last_mut() else { return Some(End::Exit) };
+        if gone.is_some_and(|g| g.called_back) {
+            if let Some(rounds) = &mut f.rounds {
+                rounds.done += 1;
+                rounds.of = if r0 != 0 { rounds.done } else { rounds.of };
+            }
+            self.at = f.call;
+            return None;
+        }
+        f.regs[0] = r0;
+        self.at = f.call + 1;
+        self.scramble();
+        None
+    }
+
+    /// A call leaves anything in the registers of its arguments.
+    fn scramble(&mut self) {
+        for r in 1..=5 {
+            let x = self.random();
+            self.set(r, x);
+        }
+    }
+
+    /// `LD_ABS` and `LD_IND`: behind the end of the packet they end the function.
+    fn load_packet(&mut self, i: Insn) -> Option<End> {
+        let index = if i.mode() == mode::IND { self.get(i.src()) as u32 } else { 0 };
+        let from = index.wrapping_add(i.imm as u32) as usize;
+        let Some(bytes) = from.checked_add(i.bytes() as usize).and_then(|end| self.packet.get(from..end)) else {
+            return self.leave(0);
+        };
+        let x = bytes.iter().fold(0, |x, b| x << 8 | u64::from(*b));
+        self.set(0, x);
+        self.scramble();
+        self.at += 1;
+        None
+    }
+
+    fn is_arena(&self, map: usize) -> bool {
+        self.program.maps.get(map).is_some_and(|m| m.map_type == MapType::Arena)
+    }
+
     fn is_global(&self, start: usize) -> bool {
         use skep_ebpf::btf::{Kind, Linkage};
         let info = self.program.func_info.iter().find(|f| f.insn as usize == start);
@@ -337,7 +449,7 @@ impl<'p> Computer<'p> {
         let def = self.program.maps.get(map);
         let r0 = match (i.imm, def) {
             (1, Some(def)) if matches!(def.map_type, MapType::Array | MapType::PercpuArray | MapType::Hash) => {
-                let key = self.load(self.get(2), def.key_size as usize)?;
+                let key = self.key(self.get(2), def.key_size as usize)?;
                 let found = match def.map_type {
                     MapType::Hash => mix(key ^ self.salt) & 1 == 0,
                     _ => key < u64::from(def.max_entries),
@@ -345,22 +457,158 @@ impl<'p> Computer<'p> {
                 if found { self.value(map, key & 0xff) } else { 0 }
             }
             (2 | 3, Some(def)) => {
-                self.load(self.get(2), def.key_size as usize)?;
+                self.key(self.get(2), def.key_size as usize)?;
                 0
             }
             // The number of this CPU: there is one.
             (8, _) => 0,
             (5 | 7 | 14 | 125, _) => self.random(),
+            (LOOP | FOR_EACH, _) if self.all => match self.call_back(i.imm)? {
+                Some(done) => done,
+                None => return Ok(None),
+            },
+            _ if self.all => match self.by_prototype(i, map)? {
+                Some(r0) => r0,
+                None => return Ok(Some(End::Stopped)),
+            },
             _ => return Ok(Some(End::Stopped)),
         };
         self.set(0, r0);
-        for r in 1..=5 {
-            let x = self.random();
-            self.set(r, x);
-        }
+        self.scramble();
         self.at += 1;
         Ok(None)
     }
+
+    /// Calls a function back once more; the helper's result when that is over.
+    fn call_back(&mut self, helper: i32) -> Result<Option<u64>, String> {
+        let [function, given] = [2, 3].map(|r| self.get(r));
+        let map = self.get(1).wrapping_sub(HANDLES) as usize;
+        let at = self.at;
+        let of = match helper {
+            LOOP if self.get(1) as u32 > 1 << 23 => return Ok(Some(-7i64 as u64)),
+            LOOP => self.get(1) as u32 as u64,
+            _ => self.program.maps.get(map).map_or(0, |m| m.max_entries.min(3).into()),
+        };
+        let frame = self.frames.last_mut().ok_or("no function runs")?;
+        let rounds = frame.rounds.take().filter(|r| r.at == at).unwrap_or(Rounds { at, done: 0, of });
+        let round = rounds.done;
+        if round >= rounds.of {
+            return Ok(Some(round));
+        }
+        if self.frames.len() >= 16 {
+            return Err("too many functions are active".into());
+        }
+        let args = if helper == LOOP {
+            [round, given, 0]
+        } else {
+            let len = self.program.maps.get(map).map_or(0, |m| m.key_size as usize);
+            let key = KEYS + ((map as u64) << 32) + round * ROOM;
+            let bytes = (0..len).map(|_| self.random() as u8).collect();
+            self.values.insert(key, bytes);
+            [self.get(1), key, self.value(map, round)]
+        };
+        if let Some(frame) = self.frames.last_mut() {
+            frame.rounds = Some(rounds);
+        }
+        self.enter(at);
+        (1u8..).zip(args).for_each(|(r, x)| self.set(r, x));
+        if helper == FOR_EACH {
+            self.set(4, given);
+        }
+        if let Some(frame) = self.frames.last_mut() {
+            frame.called_back = true;
+        }
+        self.at = function.wrapping_sub(FUNCTIONS) as usize;
+        Ok(None)
+    }
+
+    /// Does what a helper's prototype says; its result. Nothing if that does not say enough.
+    fn by_prototype(&mut self, i: Insn, map: usize) -> Result<Option<u64>, String> {
+        let Some(h) = Helper::by_id(i.imm as u32).filter(|_| i.is_helper_call()) else { return Ok(None) };
+        let (key, value) = self.program.maps.get(map).map_or((0, 0), |m| (m.key_size as usize, m.value_size as usize));
+        let mut size = 0;
+        for (n, arg) in h.args.iter().enumerate() {
+            let at = self.get(n as u8 + 1);
+            let next = || self.get(n as u8 + 2) as u32 as usize;
+            let (access, len) = match *arg {
+                Arg::Mem(access) => (access, next()),
+                Arg::MemOrNull(access) if at != 0 => (access, next()),
+                Arg::Fixed(access, len) => (access, len.into()),
+                Arg::MapKey => (Access::Read, key),
+                Arg::MapValueOrNull if at == 0 => continue,
+                Arg::MapValue | Arg::MapValueOrNull => (Access::Read, value),
+                Arg::UninitMapValue => (Access::Write, value),
+                Arg::Size | Arg::SizeOrZero => {
+                    size = at as u32;
+                    continue;
+                }
+                Arg::AllocSize => {
+                    size = at as u32;
+                    continue;
+                }
+                // What a timer and the like call runs later; what a dynptr is is the kernel's matter.
+                Arg::Func | Arg::Timer | Arg::Dynptr(_) | Arg::KptrDest => return Ok(None),
+                _ => continue,
+            };
+            if len == 0 || at >= OBJECTS || (CONTEXT..CONTEXT + 0x1000).contains(&at) {
+                continue;
+            }
+            self.memory(at, len)?;
+            if access != Access::Read {
+                let bytes: Vec<u8> = (0..len).map(|_| self.random() as u8).collect();
+                self.memory(at, len)?.copy_from_slice(&bytes);
+            }
+        }
+        let null = self.random() & 1 == 0;
+        let object = OBJECTS + (self.random() & 0xffff) * 0x1_0000;
+        Ok(Some(match h.ret {
+            // How much was read, or an error.
+            Ret::Integer if matches!(i.imm, 45 | 67 | 114 | 115 | 141) => {
+                if null {
+                    -14i64 as u64
+                } else {
+                    self.random() % (u64::from(size) + 1)
+                }
+            }
+            Ret::Integer | Ret::Void => self.random(),
+            Ret::MapValue => self.value(map, 0),
+            Ret::MapValueOrNull if null || self.program.maps.get(map).is_none_or(|m| !plain(m.map_type)) => 0,
+            Ret::MapValueOrNull => self.value(map, 0),
+            Ret::RingbufRecordOrNull if null => 0,
+            Ret::RingbufRecordOrNull => {
+                self.records += 1;
+                let address = RECORDS + self.records * ROOM;
+                let bytes = (0..size.min(ROOM as u32)).map(|_| self.random() as u8).collect();
+                self.values.insert(address, bytes);
+                address
+            }
+            Ret::DynptrMemOrNull => 0,
+            Ret::Btf => object,
+            _ if null => 0,
+            _ => object,
+        }))
+    }
+}
+
+const LOOP: i32 = 181;
+const FOR_EACH: i32 = 164;
+
+/// Look-ups in maps of this type give plain memory.
+fn plain(map: MapType) -> bool {
+    matches!(
+        map,
+        MapType::Array
+            | MapType::PercpuArray
+            | MapType::Hash
+            | MapType::PercpuHash
+            | MapType::LruHash
+            | MapType::LruPercpuHash
+            | MapType::LpmTrie
+            | MapType::SkStorage
+            | MapType::TaskStorage
+            | MapType::InodeStorage
+            | MapType::CgrpStorage
+    )
 }
 
 impl Machine for Computer<'_> {
@@ -388,7 +636,7 @@ impl Machine for Computer<'_> {
         let base = VALUES + (u64::from(map) << 32);
         // Values are far apart; an address a little in front of one belongs to it.
         let distance = address.wrapping_sub(base) as i64;
-        (-0x8000..1 << 32).contains(&distance).then(|| (distance + 0x8000).rem_euclid(0x1_0000) - 0x8000)
+        (-HALF..1 << 32).contains(&distance).then(|| (distance + HALF).rem_euclid(ROOM as i64) - HALF)
     }
 
     fn packet(&self) -> (u64, u64) {
