@@ -12,7 +12,7 @@ use skep_ebpf::program::Program;
 use crate::env::{Env, Next};
 use crate::reg::{Kind, Reg};
 use crate::scalar::Scalar;
-use crate::state::{Byte, Frame, State};
+use crate::state::{Byte, Frame, Slot, State};
 use crate::{Options, Progress, Rejection, rejection};
 
 /// A run as it stands before an instruction.
@@ -116,13 +116,24 @@ impl Follower<'_, '_> {
         Ok(())
     }
 
-    /// Makes pointers that an instruction computes with numbers; false if there are none.
+    /// Makes pointers that an instruction computes with numbers, and those that a load may find on the stack or a store
+    /// saves data;
+    /// false if there are none.
     fn forget_pointers(&mut self, at: usize) -> bool {
         let Some(i) = self.env.insns.get(at).copied() else { return false };
+        let mut any = false;
+        if i.class() == class::STX && self.env.state.reg(i.src()).is_pointer() && i.src() < 10 {
+            *self.env.state.reg_mut(i.src()) = Reg::UNKNOWN;
+            any = true;
+        }
+        if matches!(i.class(), class::LDX | class::STX) {
+            let frames = self.env.state.frames.iter_mut();
+            let slots = frames.flat_map(|f| f.stack.iter_mut()).filter(|s| s.is_spill() && s.reg.is_pointer());
+            return slots.map(Slot::scrub).count() != 0 || any;
+        }
         if !matches!(i.class(), class::ALU | class::ALU64 | class::JMP | class::JMP32) || i.op() == jmp::CALL {
             return false;
         }
-        let mut any = false;
         for r in [i.dst(), i.src()] {
             let reg = self.env.state.reg_mut(r);
             if r < 10 && reg.is_pointer() {
@@ -208,6 +219,9 @@ fn stack_fits(frame: &Frame, n: usize, machine: &dyn Machine, below: usize) -> R
     Ok(())
 }
 
+/// Values of maps are at least twice as far apart.
+const FAR: u32 = 1 << 22;
+
 /// Whether a register can hold this value. Of kinds that are not known here nothing is said.
 fn holds(reg: &Reg, value: u64, machine: &dyn Machine, below: usize) -> Result<(), String> {
     if reg.nullable() && value == 0 {
@@ -220,6 +234,12 @@ fn holds(reg: &Reg, value: u64, machine: &dyn Machine, below: usize) -> Result<(
         Kind::Ctx => Some(value.wrapping_sub(machine.context()) as i64),
         Kind::Stack if below + usize::from(reg.frame) < machine.frames() => {
             Some(value.wrapping_sub(machine.stack_top(below + usize::from(reg.frame))) as i64)
+        }
+        // So far from the value that it could be another's; nothing can be loaded there.
+        Kind::MapValue
+            if reg.off.unsigned_abs() > FAR || reg.num.smin < -i64::from(FAR) || reg.num.smax > FAR.into() =>
+        {
+            return Ok(());
         }
         Kind::MapValue => machine.map_offset(reg.what, value),
         Kind::Packet => {
