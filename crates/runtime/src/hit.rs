@@ -153,13 +153,26 @@ unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u6
         env.ctx = regs.cast();
         env.regs = regs;
         env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
+        let mut verdict = u64::MAX;
         each(proc, site, kind, |link, index| {
             env.func_ip = match (link.flags & link_flags::KERNEL, site.entry) {
                 (0, _) => site.ip,
                 (_, NONE) => 0,
                 (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
             };
-            run(&mut env, link, index, ip);
+            let Some(retval) = run(&mut env, link, index) else { return };
+            verdict &= retval;
+            if link.flags & link_flags::CHAINED != 0 {
+                return;
+            }
+            // The kernel begins an event's results with 1.
+            if link.flags & link_flags::EVENT != 0 {
+                verdict &= 1;
+            }
+            if verdict != 0 {
+                tell(&env, link, index, ip, verdict);
+            }
+            verdict = u64::MAX;
         });
         held.release();
         true
@@ -172,37 +185,54 @@ fn bump(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
-/// Runs one link's program.
+/// Runs one link's program, and counts that. `None` in a child that was forked in the middle of one: it goes no further.
 ///
 /// # Safety
 /// `env` is complete but for the link.
 #[inline(always)]
-unsafe fn run(env: &mut Env, link: &Link, index: u32, ip: u64) {
+unsafe fn run(env: &mut Env, link: &Link, index: u32) -> Option<u64> {
     // SAFETY: arenas and process block are mapped, and the slot is held.
     unsafe {
         let (control, shared, proc) = (&*env.control, &*env.shared, &*env.proc);
-        // A child forked in the middle of an earlier link's program goes no further.
         if !proc.alive() {
-            return;
+            return None;
         }
-        let Some(image) = control.prog(link.prog.load(Acquire)).and_then(|cell| control.image(cell)) else { return };
-        let Some(row) = shared.count(control, index, env.slot) else { return };
+        let row = shared.count(control, index, env.slot)?;
+        let prog = link.prog.load(Acquire);
         env.link = index;
         env.cookie = link.cookie;
+        if prog == NONE {
+            // A link that only counts.
+            bump(&row.hits);
+            return Some(1);
+        }
+        let Some(image) = control.prog(prog).and_then(|cell| control.image(cell)) else { return Some(0) };
         bump(&row.hits);
         let retval = native::run(env, image, control.budget);
         if !proc.alive() {
-            return;
+            return None;
         }
         if env.over_budget {
             bump(&row.over_budget);
             SlotArea::discard_reserved(env.area);
         }
-        if retval != 0 {
-            let func = if link.kind == link_kind::RETURN { env.func_ip } else { 0 };
-            let stored = sample(env, ip, func, retval);
-            bump(if stored { &row.samples } else { &row.lost });
-        }
+        Some(retval)
+    }
+}
+
+/// Stores a sample of a link, and counts that.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+unsafe fn tell(env: &Env, link: &Link, index: u32, ip: u64, retval: u64) {
+    // SAFETY: arenas are mapped, and the slot is held.
+    unsafe {
+        let Some(row) = (*env.shared).count(&*env.control, index, env.slot) else { return };
+        let func = if link.kind == link_kind::RETURN { env.func_ip } else { 0 };
+        let stored = sample(env, ip, func, retval);
+        bump(if stored { &row.samples } else { &row.lost });
     }
 }
 

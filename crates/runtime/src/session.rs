@@ -87,6 +87,10 @@ pub mod link_flags {
     /// `get_func_ip` answers as the kernel does for its own functions: where the function begins, or 0 if the place is not
     /// its entry. Without it, as for functions of processes: the probed address.
     pub const KERNEL: u32 = 1;
+    /// It is of a perf event: results are combined as the kernel does, beginning with 1, and not only looked at for 0.
+    pub const EVENT: u32 = 2;
+    /// Its result is combined with that of the site's next link of the same kind, which tells for both.
+    pub const CHAINED: u32 = 4;
 }
 
 /// A program attached somewhere.
@@ -96,7 +100,7 @@ pub struct Link {
     pub state: AtomicU32,
     /// One of [`link_kind`].
     pub kind: u32,
-    /// Index of the program cell.
+    /// Index of the program cell; [`NONE`] for a link that only counts.
     pub prog: AtomicU32,
     /// Bits of [`link_flags`].
     pub flags: u32,

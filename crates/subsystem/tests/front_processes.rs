@@ -8,6 +8,7 @@ mod script;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kernel::{Kernel, Ours, probed, probed_offset};
@@ -30,17 +31,38 @@ pub extern "C" fn skep_test_function(x: u64) -> u64 {
     std::hint::black_box(x) * 3
 }
 
+/// What a USDT probe's counter is: a word in a writable part of the file.
+#[unsafe(link_section = ".probes")]
+static WANTED: AtomicU16 = AtomicU16::new(0);
+
+/// Where that is in the file.
+fn wanted_offset() -> u64 {
+    let at = WANTED.as_ptr() as u64;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let exe = std::env::current_exe().unwrap();
+    let place = maps.lines().filter(|l| l.ends_with(exe.to_str().unwrap())).find_map(|line| {
+        let mut parts = line.split_whitespace();
+        let (start, end) = parts.next()?.split_once('-')?;
+        let number = |s| u64::from_str_radix(s, 16).ok();
+        let (start, end, offset) = (number(start)?, number(end)?, number(parts.nth(1)?)?);
+        (start..end).contains(&at).then(|| at - start + offset)
+    });
+    place.expect("the counter is in the file")
+}
+
 fn main() {
     main_if_requested();
     if std::env::args().nth(1).as_deref() == Some("be-a-child") {
         return child();
     }
     let args = Arguments::from_args();
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 6] = [
         ("uprobe", uprobe),
         ("kprobe_of_the_traced_process", kprobe_of_the_traced_process),
         ("many_places_with_cookies", many_places_with_cookies),
         ("perf_buffer", perf_buffer),
+        ("results_of_several_programs", results_of_several_programs),
+        ("counter_of_a_usdt_probe", counter_of_a_usdt_probe),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
@@ -60,7 +82,7 @@ fn child() {
             std::hint::black_box(probed(n));
             std::hint::black_box(skep_test_function(n));
         }
-        println!("done");
+        println!("done {}", WANTED.load(Ordering::Relaxed));
     }
 }
 
@@ -97,7 +119,13 @@ impl Traced {
 
     fn calls(&mut self, times: u64) {
         writeln!(self.stdin, "{times}").unwrap();
-        assert_eq!(self.line(), "done\n");
+        assert_eq!(self.line(), "done 0\n");
+    }
+
+    /// What the counter of the process is.
+    fn wanted(&mut self) -> String {
+        writeln!(self.stdin, "0").unwrap();
+        self.line()
     }
 
     fn pid(&self) -> i32 {
@@ -188,13 +216,17 @@ fn uprobe() {
     let event = t.open(&attr);
     assert!(event >= 0, "{event}");
     let ring = t.ours.map(event, 5 * 4096, 0, true);
+    t.calls(2);
+    t.counted(event, 2);
     let map = t.array(2, 8, 1);
     let prog = t.load(0, &adds(map, 0));
     assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
-    t.calls(5);
-    assert_eq!(t.value(map, 0), 5, "the program runs in the process");
+    t.calls(3);
+    assert_eq!(t.value(map, 0), 3, "the program runs in the process");
     t.counted(event, 5);
     assert_eq!(records(ring), [48; 5]);
+    t.calls(2);
+    t.counted(event, 7);
     t.ours.ioctl(event, 0x2401, 0);
     t.calls(2);
     assert_eq!(t.value(map, 0), 7, "programs do not care that the event is disabled");
@@ -296,4 +328,42 @@ fn perf_buffer() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(found(), [24; 6]);
+}
+
+/// Programs on one event: all run, and all must agree.
+fn results_of_several_programs() {
+    let mut t = Traced::start();
+    assert_eq!(t.ours.write("/sys/kernel/tracing/kprobe_events", "p:fn skep_test_function", false), 0);
+    let id = t.ours.file("/sys/kernel/tracing/events/kprobes/fn/id").unwrap().trim().parse().unwrap();
+    let (first, second) = (t.open(&sampling(2, id)), t.open(&sampling(2, id)));
+    let map = t.array(2, 8, 1);
+    let one = t.load(0, &adds(map, 0));
+    let mut code = adds(map, 0);
+    let at = code.len() - 2;
+    code[at] = 0xb7;
+    let zero = t.load(0, &code);
+    assert_eq!(t.ours.ioctl(first, SET_BPF, one as u64), 0);
+    t.calls(2);
+    t.counted(first, 2);
+    t.counted(second, 2);
+    assert_eq!(t.ours.ioctl(second, SET_BPF, zero as u64), 0);
+    t.calls(3);
+    assert_eq!(t.value(map, 0), 8);
+    t.ours.close(second);
+    t.calls(1);
+    t.counted(first, 3);
+    assert_eq!(t.value(map, 0), 9);
+}
+
+fn counter_of_a_usdt_probe() {
+    let mut t = Traced::start();
+    assert_eq!(t.wanted(), "done 0\n");
+    let attr = sampling(UPROBE, wanted_offset() << 32).ptr(56, SELF).u64(64, probed_offset());
+    let (a, b) = (t.open(&attr), t.open(&attr));
+    assert!(a >= 0 && b >= 0, "{a} {b}");
+    assert_ne!(t.wanted(), "done 0\n");
+    t.ours.close(a);
+    assert_eq!(t.wanted(), "done 1\n");
+    t.ours.close(b);
+    assert_eq!(t.wanted(), "done 0\n");
 }

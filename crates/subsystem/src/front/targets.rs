@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use skep_ebpf::Errno;
 use skep_maps::control::Arena;
 use skep_runtime::session::{
-    Control, Link, LinkCount, SharedHead, count_offset, link_flags, link_kind, link_state, owner_proc,
+    Control, Link, LinkCount, NONE, SharedHead, count_offset, link_kind, link_state, owner_proc,
 };
 
 use super::object::MapObject;
@@ -65,12 +65,12 @@ impl Drop for LinkPlace {
 /// How a link fires, and what its program is told.
 #[derive(Clone, Copy, Debug)]
 pub struct NewLink {
-    /// The program's place in the table of cells.
-    pub prog: u32,
+    /// The program's place in the table of cells; without one, hits are counted and told.
+    pub prog: Option<u32>,
     /// At the entry or at the return.
     pub when: When,
-    /// Does `get_func_ip` answer as for the kernel's own functions?
-    pub kernel: bool,
+    /// Bits of `link_flags`.
+    pub flags: u32,
     /// What `get_attach_cookie` returns.
     pub cookie: u64,
 }
@@ -106,8 +106,8 @@ impl World {
             self.control.ptr().add(row).cast::<Link>().write(Link {
                 state: AtomicU32::new(link_state::OFF),
                 kind,
-                prog: AtomicU32::new(new.prog),
-                flags: if new.kernel { link_flags::KERNEL } else { 0 },
+                prog: AtomicU32::new(new.prog.unwrap_or(NONE)),
+                flags: new.flags,
                 cookie: new.cookie,
                 reserved: 0,
             });

@@ -17,7 +17,7 @@ use skep_ebpf::uapi::MapType;
 use skep_jit::{CompileError, Engine, MapIndices};
 use skep_maps::control::{Map, MapError, Options as MapOptions};
 use skep_maps::sample_type;
-use skep_runtime::session::NONE;
+use skep_runtime::session::{NONE, link_flags};
 use skep_verifier::Verified;
 
 pub use crate::front::targets::Swept;
@@ -279,8 +279,8 @@ impl Session {
         if self.links.len() >= limit as usize {
             return Err(SessionError::TooManyLinks { limit });
         }
-        let kernel = !object.loaded.is_user_probe();
-        let new = NewLink { prog: object.place.index(), when, kernel, cookie };
+        let flags = if object.loaded.is_user_probe() { 0 } else { link_flags::KERNEL };
+        let new = NewLink { prog: Some(object.place.index()), when, flags, cookie };
         let row = self
             .world()
             .add_link(new)

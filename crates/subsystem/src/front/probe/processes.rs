@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 use skep_maps::control::{Arena, RingConsumer};
+use skep_runtime::session::link_flags;
 
 use super::{Armed, Attached, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
 use crate::attach::{self, AttachError, AttachRequest, Injector, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget};
@@ -54,11 +55,11 @@ impl Target {
     }
 }
 
-/// The counter of a place in use, by the place's number.
+/// The counter of a place, by the place's number.
 fn counter_of(place: &Place) -> Option<(u64, (String, u64))> {
     let What::File { path, counter: offset @ 1.., .. } = &place.point.what else { return None };
     let file = std::fs::canonicalize(path).ok()?.to_str()?.to_owned();
-    (!place.consumer.programs().is_empty()).then_some((place.number, (file, *offset)))
+    Some((place.number, (file, *offset)))
 }
 
 #[derive(Default)]
@@ -73,7 +74,7 @@ struct State {
 /// Who hears of the samples of a link.
 struct Hearer {
     consumer: Weak<dyn Consumer>,
-    prog: Arc<ProgObject>,
+    prog: Option<Arc<ProgObject>>,
 }
 
 struct Reports {
@@ -224,7 +225,25 @@ impl Inner {
         let mut maps: BTreeMap<u32, Arc<MapObject>> = BTreeMap::new();
         for place in &target.places {
             let Some(probe) = target_of(&place.point) else { continue };
-            for Attached { prog, cookie } in place.consumer.programs() {
+            let kind = if place.point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
+            let kernel = if matches!(place.point.what, What::File { .. }) { 0 } else { link_flags::KERNEL };
+            let programs = place.consumer.programs();
+            let mut add = |prog: Option<&Arc<ProgObject>>, cookie: u64, chained: bool| {
+                let flags = kernel | link_flags::EVENT | if chained { link_flags::CHAINED } else { 0 };
+                let prog_index = prog.map(|p| p.place.index());
+                let link = world.add_link(NewLink { prog: prog_index, when: place.point.when, flags, cookie })?;
+                link.switch(true);
+                let hearer = Hearer { consumer: Arc::downgrade(&place.consumer), prog: prog.cloned() };
+                self.reports().links.insert(link.index(), hearer);
+                probes.push(ProbeSpec { link: link.index(), kind, target: probe.clone() });
+                target.links.push(link);
+                Ok(())
+            };
+            if programs.is_empty() {
+                add(None, 0, false)?;
+            }
+            let last = programs.len().saturating_sub(1);
+            for (n, Attached { prog, cookie }) in programs.iter().enumerate() {
                 for map in prog.maps().iter().take(prog.named_maps) {
                     let nested = matches!(
                         map.map.def().map_type,
@@ -235,15 +254,7 @@ impl Inner {
                     }
                     maps.insert(map.place.index(), Arc::clone(map));
                 }
-                let kernel = !matches!(place.point.what, What::File { .. });
-                let new = NewLink { prog: prog.place.index(), when: place.point.when, kernel, cookie };
-                let link = world.add_link(new)?;
-                link.switch(true);
-                let hearer = Hearer { consumer: Arc::downgrade(&place.consumer), prog };
-                self.reports().links.insert(link.index(), hearer);
-                let kind = if place.point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
-                probes.push(ProbeSpec { link: link.index(), kind, target: probe.clone() });
-                target.links.push(link);
+                add(Some(prog), *cookie, n < last)?;
             }
         }
         if probes.is_empty() {
@@ -323,7 +334,7 @@ impl Inner {
         let (heard, progs): (_, Vec<_>) = {
             let mut reports = self.reports();
             reports.read();
-            let progs = reports.links.values().map(|h| Arc::clone(&h.prog)).collect();
+            let progs = reports.links.values().filter_map(|h| h.prog.clone()).collect();
             (std::mem::take(&mut reports.read), progs)
         };
         for (consumer, report) in heard {
