@@ -384,3 +384,187 @@ fn published_tracepoints() {
     let unknown = w.ours.bpf(RAW_OPEN, &mut Attrs::new(24).ptr(0, name).u32(8, raw as u32).0);
     assert_eq!(unknown, ENOENT);
 }
+
+/// A simple generator, seeded: the same numbers in each run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 16
+    }
+
+    /// Often small, at times anything.
+    fn word(&mut self) -> u32 {
+        let n = self.next() as u32;
+        match self.next() % 8 {
+            0 => n,
+            1 => u32::MAX,
+            2 => 1 << (n % 32),
+            _ => n % 12,
+        }
+    }
+}
+
+/// Any attributes, requests and lines: nothing panics, and nothing is left.
+#[test]
+fn anything_at_all() {
+    let w = World::new();
+    let rounds: u32 = std::env::var("SKEP_EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000);
+    let path = std::env::current_exe().unwrap();
+    let path = path.to_str().unwrap();
+    let f = w.ours.subsystem.functions().publish("getpgid", 0x1000, Some((path, 16)));
+    let (name, file) = (b"getpgid\0", [path.as_bytes(), b"\0"].concat());
+    let progs = [(2, 0), (2, 42), (2, 48), (5, 0), (7, 0), (17, 0)].map(|(ty, attach)| w.load(ty, attach, &returns(1)));
+    let map = w.ours.bpf(0, &mut Attrs::new(44).u32(0, 4).u32(4, 4).u32(8, 4).u32(12, 4).0);
+    let before = w.ours.left();
+    let mut random = Random(1);
+    let mut fds: Vec<i64> = Vec::new();
+    let mut mapped = Vec::new();
+    let words = [
+        "p",
+        "r",
+        "p:g/e",
+        "r:e",
+        "-:e",
+        "-:g/e",
+        "getpgid",
+        "getpgid+1",
+        path,
+        ":16",
+        "a=%di",
+        "$retval",
+        "+8(%si):u32",
+        "c=$comm:string",
+        "b=%ax:b4@2/32",
+        "\n",
+        "#",
+        "x=\\5:s8[3]",
+        "@0x10",
+        "%return",
+        "(2)",
+        "$arg1",
+        "$stack9",
+    ];
+    for _ in 0..rounds {
+        let mut attr = Attrs::new(136).u32(0, [1, 2, 8, 9][random.next() as usize % 4]).u32(4, 136);
+        attr = attr
+            .u64(8, random.word().into())
+            .u64(16, (random.word() % 3).into())
+            .u64(24, u64::from(random.word() & 0xf_ffff));
+        for _ in 0..random.next() % 4 {
+            attr = attr.u32((random.next() % 34) as usize * 4, random.word());
+        }
+        attr = if random.next().is_multiple_of(2) { attr.ptr(56, name) } else { attr.ptr(56, &file) };
+        let pick = |fds: &[i64], n: u64| fds.get(n as usize % fds.len().max(1)).copied().unwrap_or(-1);
+        let (group, fd) = (pick(&fds, random.next()), pick(&fds, random.next()));
+        let prog = progs[random.next() as usize % progs.len()];
+        match random.next() % 10 {
+            0..3 => {
+                let at = attr.0.as_ptr() as u64;
+                let (pid, cpu) = ((random.word() % 2) as i32 - 1, (random.word() % 6) as i32 - 1);
+                let group = if random.next().is_multiple_of(3) { group } else { -1 };
+                fds.extend(
+                    w.ours
+                        .subsystem
+                        .perf_event_open(&w.ours.client, at, pid, cpu, group as i32, random.word().into())
+                        .ok()
+                        .map(i64::from),
+                );
+            }
+            3 => {
+                let request = [0x2400, 0x2401, 0x2402, 0x2403, 0x4008_2404, 0x2405, SET_BPF, 0xc008_240a]
+                    [random.next() as usize % 8];
+                let arg = [prog as u64, group as u64, random.word().into(), attr.0.as_ptr() as u64]
+                    [random.next() as usize % 4];
+                w.ioctl(fd, request, arg);
+            }
+            4 => {
+                let len = u64::from(random.word() % 10) * 4096;
+                mapped.extend(w.ours.subsystem.perf_mmap(&w.ours.client, fd as i32, len, 0, true));
+            }
+            5 => {
+                let names = [name.as_ptr() as u64];
+                let offsets = [16u64];
+                let link = Attrs::new(64).u32(0, prog as u32).u32(4, fd as u32);
+                let kind = [41, 42, 48, random.word()][random.next() as usize % 4];
+                let link = match kind {
+                    42 => link.u32(20, 1).ptr(24, &names),
+                    48 => link.ptr(16, &file).ptr(24, &offsets).u32(48, 1),
+                    _ => link,
+                };
+                fds.extend(Some(w.link(&link.u32(8, kind))).filter(|r| *r >= 0));
+            }
+            6 => {
+                let text: String = (0..random.next() % 6)
+                    .map(|_| words[random.next() as usize % words.len()])
+                    .collect::<Vec<_>>()
+                    .join(if random.next().is_multiple_of(4) { "" } else { " " });
+                let file = ["kprobe_events", "uprobe_events"][random.next() as usize % 2];
+                let open = if random.next().is_multiple_of(16) { Open::Truncate } else { Open::Append };
+                let _ = w.ours.subsystem.write_file(&format!("/sys/kernel/tracing/{file}"), &text, open);
+            }
+            7 => {
+                let (key, value) = ([random.word() % 5], [fd as u32]);
+                w.ours.bpf(2, &mut Attrs::new(32).u32(0, map as u32).ptr(8, &key).ptr(16, &value).0);
+                let space = [0u64; 16];
+                w.ours.bpf(15, &mut Attrs::new(16).u32(0, fd as u32).u32(4, 64).ptr(8, &space).0);
+            }
+            8 => {
+                f.enter(&regs(0));
+                f.leave(&regs(0));
+            }
+            _ if fds.len() > 8 => {
+                let at = random.next() as usize % fds.len();
+                w.ours.close(fds.swap_remove(at));
+                mapped.truncate(4);
+            }
+            _ => {}
+        }
+    }
+    fds.into_iter().for_each(|fd| w.ours.close(fd));
+    drop(mapped);
+    for key in 0..4u32 {
+        w.ours.bpf(3, &mut Attrs::new(16).u32(0, map as u32).ptr(8, &[key]).0);
+    }
+    for file in ["kprobe_events", "uprobe_events"] {
+        w.ours.subsystem.write_file(&format!("/sys/kernel/tracing/{file}"), "", Open::Truncate).unwrap();
+    }
+    assert_eq!(w.ours.left(), before);
+}
+
+/// Hits on two threads while events and programs come and go.
+#[test]
+fn hits_while_attaching() {
+    let w = World::new();
+    let f = w.ours.subsystem.functions().publish("getpgid", 0x1000, None);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let map = w.counter();
+    let prog = w.load(2, 0, &counts(map, 1));
+    let hits: u64 = std::thread::scope(|s| {
+        let hitters: Vec<_> = (0..2)
+            .map(|_| {
+                s.spawn(|| {
+                    let mut n = 0;
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        f.enter(&regs(0));
+                        n += 1;
+                    }
+                    n
+                })
+            })
+            .collect();
+        for _ in 0..2_000 {
+            let event = w.open(&kprobe(b"getpgid\0", false), 0, -1);
+            assert_eq!(w.ioctl(event, SET_BPF, prog as u64), 0);
+            w.ours.close(event);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        hitters.into_iter().map(|h| h.join().unwrap()).sum()
+    });
+    assert!(w.ran(map) <= hits);
+    f.enter(&regs(0));
+    assert_eq!(w.ran(map), 0, "nothing is attached");
+    [map, prog].into_iter().for_each(|fd| w.ours.close(fd));
+    assert_eq!(w.ours.left(), Default::default());
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::{AttachType, ProgType};
 
-use super::{LinkKind, LinkObject};
+use super::{LinkKind, LinkObject, PerfLink};
 use crate::front::Subsystem;
 use crate::front::attr::{Attr, link_create, raw_tracepoint};
 use crate::front::client::Client;
@@ -116,30 +116,15 @@ impl Subsystem {
             return Err(Errno::EBADF);
         };
         self.fault(FaultPoint::LinkAlloc)?;
-        event.attach(prog, attr.u64(link_create::COOKIE))?;
-        self.new_link(client, prog, LinkKind::Perf(event))
+        let link = PerfLink::new(event, prog, attr.u64(link_create::COOKIE))?;
+        self.new_link(client, prog, LinkKind::Perf(link))
     }
 
     /// Gives a link its number and its descriptor. What is attached goes with `kind` where that fails.
     pub(super) fn new_link(&self, client: &Client, prog: &Arc<ProgObject>, kind: LinkKind) -> Result<i32, Errno> {
-        let mut kind = Some(kind);
-        let made = self.fault(FaultPoint::LinkId).and_then(|()| {
-            self.links.add(|id| LinkObject {
-                id,
-                prog: Arc::clone(prog),
-                // Taken once: `add` calls once.
-                kind: kind.take().unwrap_or_else(|| unreachable!()),
-            })
-        });
-        match made {
-            Ok(link) => self.install(client, Object::Link(link)),
-            Err(e) => {
-                if let Some(LinkKind::Perf(event)) = kind {
-                    event.detach();
-                }
-                Err(e)
-            }
-        }
+        self.fault(FaultPoint::LinkId)?;
+        let link = self.links.add(|id| LinkObject { id, prog: Arc::clone(prog), kind })?;
+        self.install(client, Object::Link(link))
     }
 
     pub(in crate::front) fn raw_tracepoint_open(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {

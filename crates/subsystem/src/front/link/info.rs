@@ -92,7 +92,7 @@ pub fn by_fd(client: &Client, attr: &mut Attr<'_>, link: &Arc<LinkObject>) -> Re
     i.put_u32(4, link.id.number());
     i.put_u32(8, link.prog.id.number());
     match &link.kind {
-        LinkKind::Perf(event) => perf(client, &mut i, event)?,
+        LinkKind::Perf(link) => perf(client, &mut i, link.event())?,
         LinkKind::Raw(raw) => {
             let (at, room) = (i.u64(16), i.u32(24));
             if (at == 0) != (room == 0) {

@@ -30,7 +30,7 @@ const REPLACE: u32 = 1 << 2;
 #[derive(Debug)]
 pub enum LinkKind {
     /// A perf event, which it holds.
-    Perf(Arc<PerfEvent>),
+    Perf(PerfLink),
     /// A raw tracepoint.
     Raw(RawLink),
     /// Many functions.
@@ -62,12 +62,26 @@ pub struct LinkObject {
     pub kind: LinkKind,
 }
 
-impl Drop for LinkObject {
+/// A program on a perf event, until this goes.
+#[derive(Debug)]
+pub struct PerfLink(Arc<PerfEvent>);
+
+impl PerfLink {
+    /// Attaches a program.
+    fn new(event: Arc<PerfEvent>, prog: &Arc<ProgObject>, cookie: u64) -> Result<PerfLink, Errno> {
+        event.attach(prog, cookie)?;
+        Ok(PerfLink(event))
+    }
+
+    /// The event.
+    pub fn event(&self) -> &PerfEvent {
+        &self.0
+    }
+}
+
+impl Drop for PerfLink {
     fn drop(&mut self) {
-        // The others detach as their parts go.
-        if let LinkKind::Perf(event) = &self.kind {
-            event.detach();
-        }
+        self.0.detach();
     }
 }
 
