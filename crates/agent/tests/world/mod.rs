@@ -103,12 +103,12 @@ impl World {
         };
         // SAFETY: zero is valid for both.
         let (proc, site) = unsafe { (&mut *table::<Proc>(1), &mut *table::<Site>(1)) };
-        proc.nmaps = u32::MAX;
         proc.magic = MAGIC;
         proc.index = 5;
         proc.control = session.control() as *const _ as u64;
         proc.shared = session.shared() as *const _ as u64;
         proc.maps = session.refs().as_ptr() as u64;
+        proc.nmaps = session.refs().len() as u32;
         proc.alive = alive as u64;
         proc.threads = table::<ThreadEntry>(THREADS as usize) as u64;
         proc.nthreads = THREADS;
