@@ -31,7 +31,7 @@ pub enum Point {
 }
 
 /// How long threads are waited for, step by step, before their code is left behind for good.
-const LEAVE_US: [u64; 6] = [200, 500, 1000, 3000, 10_000, 20_000];
+const LEAVE_US: [u64; 7] = [200, 500, 1000, 3000, 10_000, 30_000, 60_000];
 
 /// A process with probes in it.
 pub struct Target {
@@ -299,11 +299,13 @@ impl Target {
             return Err(error);
         }
         // Threads leave what they are in within microseconds, if they do not sleep there.
-        for moment in LEAVE_US {
+        for moment in LEAVE_US.into_iter().map(Some).chain([None]) {
             if self.is_idle(world)? {
                 return self.remove(world);
             }
-            world.breathe(Duration::from_micros(moment))?;
+            if let Some(moment) = moment {
+                world.breathe(Duration::from_micros(moment))?;
+            }
         }
         if !sigtrap::is_pending(world) {
             self.disarm(world)?;
