@@ -701,11 +701,22 @@ fn stopped_process() -> Outcome {
     equal("exit status", target.end()?, Some(5))
 }
 
+/// Does the process's first thread sleep? See proc_pid_stat(5).
+fn is_asleep(pid: u32) -> Result<bool, Box<dyn Error>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S')))
+}
+
 fn asleep_in_a_probed_function() -> Outcome {
     let mut target = Target::start("calls")?;
     let probes = entry_and_return("fgets");
     let mut session = Session::new(&probes)?;
     for n in 1..=4 {
+        // It sleeps in its call when the probes come, or that call would be seen.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !is_asleep(target.pid())? && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         places(&session.attach(target.pid(), &probes)?)?;
         session.injector.go(target.pid())?;
         // The call that was under way is not seen; the next one sleeps behind a return stub.
