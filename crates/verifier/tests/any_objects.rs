@@ -99,7 +99,7 @@ fn verdicts_of_any_objects() {
             continue;
         }
         if privilege == Privilege::None && !live::lets_anybody_load() {
-            eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0, so nothing is asked without capabilities");
+            eprintln!("not asked: kernel.unprivileged_bpf_disabled is not 0, so nothing is asked without capabilities");
         } else {
             compare(privilege);
         }

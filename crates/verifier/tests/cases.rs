@@ -338,7 +338,7 @@ fn check(file: &'static str, maps: &Arc<[MapDef]>, objects: Option<&typed::objec
     let fds = if kernel::available() && objects.is_none() { kernel::maps(maps) } else { None };
     let closed = privilege == Privilege::None && !kernel::lets_anybody_load();
     if closed {
-        eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0, so the kernel is not asked");
+        eprintln!("not asked: kernel.unprivileged_bpf_disabled is not 0, so the kernel is not asked");
     }
     let kernel_there = kernel::available() && !closed;
     let only = std::env::var("SKEP_CASE").ok();

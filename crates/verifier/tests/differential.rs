@@ -88,7 +88,7 @@ impl Judges {
             _ => Privilege::Full,
         };
         if privilege == Privilege::None && !kernel::lets_anybody_load() {
-            eprintln!("skipped: kernel.unprivileged_bpf_disabled is not 0");
+            eprintln!("not asked: kernel.unprivileged_bpf_disabled is not 0");
             return None;
         }
         // A kernel masks accesses to maps of such a process.

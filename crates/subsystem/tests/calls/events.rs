@@ -791,7 +791,7 @@ fn link_commands(s: &mut Script<'_>) {
     }
     s.try_call("link by id, a tail", LINK_BY_ID, &Attrs::new(8).u32(0, id).u32(4, 1));
     s.try_call("next link, a tail", LINK_NEXT, &Attrs::new(16).u32(12, 1));
-    s.try_call("next link, before it", LINK_NEXT, &Attrs::new(8).u32(0, id - 1));
+    s.try_call("next link, before it", LINK_NEXT, &Attrs::new(8).u32(0, id.wrapping_sub(1)));
     let update = Attrs::new(16).u32(0, link as u32).u32(4, prog as u32);
     for (what, attr) in [
         ("good", update.clone()),

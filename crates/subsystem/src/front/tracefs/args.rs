@@ -301,7 +301,7 @@ fn variable(name: &str, side: Side) -> Result<Base, Errno> {
         }
         // Behind the registers come words of the stack, above the return address.
         let n = (n - 1) as usize;
-        return Ok(ARGUMENTS.get(n).map_or(Base::Stack(n as u64 - 5), |r| Base::Register(*r)));
+        return Ok(ARGUMENTS.get(n).map_or_else(|| Base::Stack(n as u64 - 5), |r| Base::Register(*r)));
     }
     Err(Errno::EINVAL)
 }
