@@ -97,6 +97,11 @@ impl Env<'_> {
             || id == OVERRIDE_RETURN && !profile.error_injection
             || !profile.has_helper(id, prog_type);
         let by_hook = self.hook_allows(id);
+        if let Some(host) = &self.options.host
+            && !crate::host::allows(h)
+        {
+            return invalid!(HelperNotAllowed, "programs for {} cannot call bpf_{}", host.hook, h.name);
+        }
         if barred || !by_hook.unwrap_or(h.allowed_in(prog_type)) {
             return invalid!(HelperNotAllowed, "programs of type {prog_type} cannot call bpf_{}", h.name);
         }

@@ -182,7 +182,9 @@ impl Env<'_> {
     /// Checks what the program returns, in r0 or by the number that it throws.
     pub fn check_return_value(&mut self, r: u8) -> Check {
         let reg = *self.read_reg(r)?;
-        if self.has_hook_context() {
+        if let Some(host) = self.options.host.as_deref() {
+            self.check_host_result(host, r, &reg)?;
+        } else if self.has_hook_context() {
             self.check_hook_exit(r, &reg)?;
         } else if let Exit::Range(min, max) = self.types.exit(self.attach)
             && self.options.profile.knows(self.attach)

@@ -215,6 +215,9 @@ fn packet_decided(op: u8, a: &Reg, b: &Reg) -> Option<bool> {
     } else {
         return None;
     };
+    if a.what != b.what {
+        return None;
+    }
     match (op, packet.size as i32) {
         (jmp::JLE | jmp::JGT, BEYOND_END) => Some(op == jmp::JGT),
         (jmp::JLT | jmp::JGE, BEYOND_END | AT_END) => Some(op == jmp::JGE),
@@ -271,7 +274,8 @@ fn sync_linked(state: &mut State, known: &Reg, linked: &[Place]) {
 fn is_packet_check(op: u8, a: &Reg, b: &Reg) -> bool {
     let start = |r: &Reg| r.kind == Kind::Packet && r.off == 0 && r.num.as_const() == Some(0);
     let pair = |p: &Reg, e: &Reg| {
-        p.kind == Kind::Packet && e.kind == Kind::PacketEnd || p.kind == Kind::PacketMeta && start(e)
+        p.kind == Kind::Packet && e.kind == Kind::PacketEnd && p.what == e.what
+            || p.kind == Kind::PacketMeta && start(e)
     };
     matches!(op, jmp::JGT | jmp::JLT | jmp::JGE | jmp::JLE) && (pair(a, b) || pair(b, a))
 }
@@ -280,7 +284,8 @@ fn is_packet_check(op: u8, a: &Reg, b: &Reg) -> bool {
 fn compare_packet(op: u8, a: &Reg, b: &Reg, i: Insn, fall: &mut State, taken: &mut State) {
     let start = |r: &Reg| r.kind == Kind::Packet && r.off == 0 && r.num.as_const() == Some(0);
     let pair = |p: &Reg, e: &Reg| {
-        p.kind == Kind::Packet && e.kind == Kind::PacketEnd || p.kind == Kind::PacketMeta && start(e)
+        p.kind == Kind::Packet && e.kind == Kind::PacketEnd && p.what == e.what
+            || p.kind == Kind::PacketMeta && start(e)
     };
     // As `packet op end`.
     let (packet, op, r) = if pair(a, b) {
@@ -312,7 +317,7 @@ fn widen_range(state: &mut State, packet: &Reg, strict: bool) {
         return;
     }
     let range = packet.off + i32::from(strict);
-    let (kind, id) = (packet.kind, packet.id);
-    let concerned = |reg: &Reg| reg.kind == kind && reg.id == id && (reg.size as i32) < range;
+    let (kind, id, what) = (packet.kind, packet.id, packet.what);
+    let concerned = |reg: &Reg| reg.kind == kind && reg.id == id && reg.what == what && (reg.size as i32) < range;
     state.change_regs(concerned, |reg| reg.size = range as u32);
 }

@@ -233,6 +233,9 @@ impl Env<'_> {
                 if a.write && !matches!(self.types.packet, Packet::Writes | Packet::Buffer) {
                     return denied!(PacketAccess, "{} programs cannot write packet data", self.prog.prog_type);
                 }
+                if a.write && ptr.read_only() {
+                    return denied!(ReadOnlyMemory, "r{} points to bytes that cannot be written", a.reg);
+                }
                 self.check_packet(a.reg, &ptr, off, a.size.into(), false)?;
             }
             Kind::FlowKeys => {
@@ -434,6 +437,9 @@ impl Env<'_> {
         self.check_unmodified(a.reg, ptr)?;
         if self.has_hook_context() {
             return self.check_hook_context(a, off);
+        }
+        if let Some(host) = self.options.host.as_deref() {
+            return self.check_host_context(host, a, off);
         }
         let access = ctx::Access { off, size: a.size, write: a.write, signed: a.signed };
         let permitted = self.check_context_privilege(off, a.write);

@@ -229,7 +229,12 @@ pub(crate) fn reg_safe(old: &Reg, cur: &Reg, ids: &mut IdMap, exact: Exact) -> b
             let (o, c) = (old.size as i32, cur.size as i32);
             // What is known to exist must still be; the marks for the end must be the same.
             let range = if o < 0 || c < 0 { o == c } else { o <= c };
-            range && old.off == cur.off && ids.same(old.id, cur.id) && cur.num.within(&old.num)
+            range
+                && old.off == cur.off
+                && old.what == cur.what
+                && old.flags == cur.flags
+                && ids.same(old.id, cur.id)
+                && cur.num.within(&old.num)
         }
         _ => same(old, cur, ids),
     }

@@ -4,7 +4,7 @@ use skep_ebpf::btf::{Btf, Kind as Type};
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{AttachType as A, ProgType as T};
 
-use crate::prog_type::facts;
+use crate::prog_type::of_type;
 
 /// The type that registers have for programs on functions: a typedef that is looked at before typedefs are resolved.
 const REGS_TYPEDEF: &str = "bpf_user_pt_regs_t";
@@ -14,7 +14,7 @@ pub(crate) fn named(prog: &Program, btf: &Btf, pointee: u32) -> bool {
     if prog.prog_type == T::Kprobe && is_regs_typedef(btf, pointee) {
         return true;
     }
-    let context = facts(prog.prog_type).context;
+    let context = of_type(prog.prog_type).context;
     let Some(id) = btf.resolve(pointee) else { return false };
     let name = match btf.kind(id) {
         Some(Type::Struct(_) | Type::Union(_)) => btf.name(id),
@@ -47,7 +47,7 @@ pub(crate) fn tagged(prog: &Program, btf: &Btf, pointee: u32) -> bool {
         (T::Tracepoint | T::Syscall | T::Ext, _) => true,
         _ => false,
     };
-    let context = facts(ty).context.name;
+    let context = of_type(ty).context.name;
     // The registers' name is that of a typedef only.
     special || !context.is_empty() && context != REGS_TYPEDEF && name == Some(context)
 }

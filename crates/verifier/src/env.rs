@@ -149,7 +149,7 @@ impl<'p> Env<'p> {
         maps: Vec<MapFacts<'p>>,
         structs: Structs,
     ) -> Env<'p> {
-        let types = prog_type::facts(prog.prog_type);
+        let types = prog_type::facts(prog.prog_type, options);
         let live = Liveness::new(&prog.insns, &cfg, crate::kfunc::Kfuncs::new(options));
         let functions = vec![FunctionFacts::default(); cfg.functions.len()];
         Env {

@@ -328,7 +328,12 @@ impl Env<'_> {
         let reg = *self.state.reg(r);
         let off = i64::from(reg.off);
         match reg.kind {
-            Kind::Packet | Kind::PacketMeta => self.check_packet(r, &reg, off, size, zero_ok),
+            Kind::Packet | Kind::PacketMeta => {
+                if write && reg.read_only() {
+                    return denied!(ReadOnlyMemory, "r{r} is {}, which cannot be written", reg.describe());
+                }
+                self.check_packet(r, &reg, off, size, zero_ok)
+            }
             Kind::MapKey => {
                 if write {
                     return denied!(ReadOnlyMemory, "r{r} is a map key, which cannot be written");

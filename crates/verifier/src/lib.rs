@@ -33,6 +33,7 @@ mod hook;
 mod hook_context;
 mod hook_facts;
 mod hook_helpers;
+mod host;
 mod irq;
 mod iterators;
 mod kernel_object;
@@ -83,6 +84,7 @@ use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::{MapType, prog_flags};
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
+pub use host::{HostContext, HostField, HostKind};
 pub use needs_kernel::NeedsKernel;
 pub use object::{check_map_types, has_special_fields};
 pub use privilege::Privilege;
@@ -110,6 +112,8 @@ pub struct Options {
     pub target: Option<Target>,
     /// The program is loaded for one network device, as `prog_ifindex` with `BPF_F_XDP_DEV_BOUND_ONLY` asks.
     pub device_bound: bool,
+    /// The program is for a hook of an application, whose context is described here: it has no type (`ProgType::Unspec`).
+    pub host: Option<Arc<HostContext>>,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
     /// Keep a trace of the states before each instruction.
@@ -432,7 +436,7 @@ fn check_program(program: &Program, options: &Options) -> Check {
     }
     vintage::check(program, &options.profile)?;
     privilege::check_program(program, options.privilege)?;
-    prog_type::check(program)
+    prog_type::check(program, options)
 }
 
 /// The maps that reachable instructions name.

@@ -3,6 +3,7 @@
 use skep_ebpf::program::Program;
 use skep_ebpf::uapi::{AttachType as A, ProgType as T, prog_flags};
 
+use crate::Options;
 use crate::fail::{Check, invalid, unsupported};
 
 /// Access to packet data through pointers.
@@ -183,8 +184,16 @@ static TYPES: [TypeFacts; 32] = [
 /// What programs of a type that is not in the table may do: nothing.
 static NOTHING: TypeFacts = row(T::Unspec, Of(&[]), any, No, plain(""));
 
+/// Programs for hooks of an application: the description of the context says the rest.
+static HOST: TypeFacts = row(T::Unspec, Any, any, Buffer, own(""));
+
 /// The facts of a program type; of one that is not judged, those of a type that may do nothing.
-pub(crate) fn facts(prog_type: T) -> &'static TypeFacts {
+pub(crate) fn facts(prog_type: T, options: &Options) -> &'static TypeFacts {
+    if options.host.is_some() { &HOST } else { of_type(prog_type) }
+}
+
+/// The facts of one of the kernel's program types.
+pub(crate) fn of_type(prog_type: T) -> &'static TypeFacts {
     TYPES.iter().find(|t| t.prog_type == prog_type).unwrap_or(&NOTHING)
 }
 
@@ -212,13 +221,20 @@ impl TypeFacts {
 }
 
 /// Checks what the load asks for against the program type.
-pub(crate) fn check(prog: &Program) -> Check {
+pub(crate) fn check(prog: &Program, options: &Options) -> Check {
     const KNOWN: u32 = (prog_flags::TEST_REG_INVARIANTS << 1) - 1;
     if prog.flags & !KNOWN != 0 {
         return invalid!(ProgramType, "the load flags {:#x} do not exist", prog.flags & !KNOWN);
     }
     let prog_type = prog.prog_type;
-    let facts = facts(prog_type);
+    if let Some(host) = &options.host {
+        return match prog_type {
+            T::Unspec if prog.flags & prog_flags::SLEEPABLE == 0 => Ok(()),
+            T::Unspec => invalid!(ProgramType, "programs for {} cannot sleep", host.hook),
+            other => invalid!(ProgramType, "a program of type {other} is not one for {}", host.hook),
+        };
+    }
+    let facts = of_type(prog_type);
     if facts.prog_type == T::Unspec {
         return match prog_type {
             T::Unspec => invalid!(ProgramType, "the program has no type"),
@@ -255,8 +271,8 @@ mod tests {
 
     #[test]
     fn attach_types_default() {
-        assert_eq!(facts(T::CgroupSock).attach_type(None), A::CgroupInetSockCreate);
-        assert_eq!(facts(T::SkReuseport).attach_type(Some(A::CgroupInetIngress)), A::SkReuseportSelect);
-        assert_eq!(facts(T::SockOps).attach_type(None), A::CgroupInetIngress);
+        assert_eq!(of_type(T::CgroupSock).attach_type(None), A::CgroupInetSockCreate);
+        assert_eq!(of_type(T::SkReuseport).attach_type(Some(A::CgroupInetIngress)), A::SkReuseportSelect);
+        assert_eq!(of_type(T::SockOps).attach_type(None), A::CgroupInetIngress);
     }
 }

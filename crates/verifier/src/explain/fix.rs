@@ -413,7 +413,7 @@ impl<'c, 'p> Facts<'c, 'p> {
     /// What a program of this type may return.
     fn returns(&self) -> Option<Fix> {
         let (ty, given) = (self.case.program.prog_type, self.case.program.attach_type);
-        let types = crate::prog_type::facts(ty);
+        let types = crate::prog_type::of_type(ty);
         match types.exit(types.attach_type(given)) {
             Exit::Range(min, max) if min == max => Fix::say(format!("Return {min}.")),
             Exit::Range(min, max) => Fix::say(format!("Return a number from {min} to {max}.")),
@@ -469,7 +469,7 @@ impl<'c, 'p> Facts<'c, 'p> {
         }
         let off = i64::from(ptr.off) + i64::from(self.insn.off);
         let (ty, given) = (self.case.program.prog_type, self.case.program.attach_type);
-        let types = crate::prog_type::facts(ty);
+        let types = crate::prog_type::of_type(ty);
         let attach = types.attach_type(given);
         let can = |size: u32, write: bool| {
             let a = ctx::Access { off, size, write, signed: false };
@@ -503,7 +503,7 @@ impl<'c, 'p> Facts<'c, 'p> {
             });
         }
         let others = ProgType::ALL.iter().filter(|t| {
-            let theirs = crate::prog_type::facts(**t);
+            let theirs = crate::prog_type::of_type(**t);
             let a = ctx::Access { off, size: self.insn.bytes(), write: is_write, signed: false };
             !types.context.name.is_empty()
                 && theirs.context.name == types.context.name
@@ -524,7 +524,7 @@ impl<'c, 'p> Facts<'c, 'p> {
     /// The member of the context's struct at an offset: its name, where it begins, its bytes. By the program's own types.
     fn context_member(&self, off: i64) -> Option<(String, i64, i64)> {
         let btf = self.case.program.btf.as_deref()?;
-        let name = crate::prog_type::facts(self.case.program.prog_type).context.name;
+        let name = crate::prog_type::of_type(self.case.program.prog_type).context.name;
         let id = btf.find(name, |k| matches!(k, Type::Struct(_)))?;
         let members = &btf.kind(id)?.composite()?.members;
         let found = members.iter().rev().find(|m| i64::from(m.bit_offset / 8) <= off)?;
