@@ -75,6 +75,20 @@ pub enum CompileError {
     },
 }
 
+impl CompileError {
+    /// The same with the instruction at another place.
+    pub(crate) fn at(mut self, place: impl Fn(u32) -> Option<u32>) -> CompileError {
+        let (CompileError::Helper { insn, .. }
+        | CompileError::Kfunc { insn, .. }
+        | CompileError::Instruction { insn, .. }) = &mut self
+        else {
+            return self;
+        };
+        *insn = place(*insn).unwrap_or(*insn);
+        self
+    }
+}
+
 fn at(insn: &Option<u32>) -> String {
     insn.map_or(String::new(), |n| format!(", instruction {n}"))
 }

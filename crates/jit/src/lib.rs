@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod fuse;
 mod lower;
+mod tuning;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -18,9 +19,10 @@ use std::sync::{Arc, OnceLock};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
-use skep_verifier::Verified;
+use skep_verifier::{Rewritten, Verified};
 
 pub use error::CompileError;
+use tuning::Tuning;
 
 /// What runs a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -157,21 +159,28 @@ impl Compiled {
 
 /// Makes a verified program ready to run.
 pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
+    compile_with(verified, options, &Tuning::of(options))
+}
+
+fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Result<Compiled, CompileError> {
     let program = verified.program();
     if let Some(need) = verified.needs_kernel() {
         let (program, what) = (program.name.clone(), need.what.clone());
         return Err(CompileError::Kernel { program, insn: need.insn, what });
     }
+    let known = verified.rewritten();
     let subprogs: Vec<calls::Subprog> =
-        verified.subprogs().iter().map(|s| calls::Subprog { start: s.start, stack: s.stack_depth }).collect();
+        known.functions().iter().map(|f| calls::Subprog { start: f.start, stack: f.stack_depth }).collect();
     let source = Source {
         name: &program.name,
         prog_type: program.prog_type,
-        insns: verified.insns(),
+        insns: known.insns(),
         subprogs: &subprogs,
         maps: &program.maps,
+        known: Some(known),
     };
-    translate(&source, options)
+    // What is said of instructions is for those who wrote them.
+    translate_with(&source, options, tuning).map_err(|e| e.at(|insn| known.origin(insn as usize)))
 }
 
 /// What is compiled.
@@ -181,9 +190,17 @@ struct Source<'a> {
     insns: &'a [skep_ebpf::Insn],
     subprogs: &'a [calls::Subprog],
     maps: &'a [MapDef],
+    /// What the verifier knows of the instructions.
+    known: Option<&'a Rewritten>,
 }
 
+/// Compiles bytecode that nothing is known of.
+#[cfg(test)]
 fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, CompileError> {
+    translate_with(source, options, &Tuning::of(options))
+}
+
+fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Result<Compiled, CompileError> {
     let chain = calls::longest_chain(source)?;
     let mut lowered = lower::lower(source, options)?;
     let (mut code, mut native, mut flags) = (Vec::new(), None, 0);
@@ -199,7 +216,7 @@ fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, Compile
         }
         #[cfg(target_arch = "x86_64")]
         Engine::Jit => {
-            let made = x86_64::translate(source, options);
+            let made = x86_64::translate(source, options, tuning);
             flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
             native = Some((made.code.len(), made.offsets.into()));
             code = made.code;
@@ -242,5 +259,8 @@ fn words(source: &Source<'_>, code: &[u8], slots: u32, more: [u32; 2], chain: ca
     bytes.as_chunks().0.iter().map(|c| u64::from_ne_bytes(*c)).collect()
 }
 
+// The suites' support names this crate as others do.
+#[cfg(test)]
+extern crate self as skep_jit;
 #[cfg(test)]
 mod tests;

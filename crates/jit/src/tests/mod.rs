@@ -4,8 +4,12 @@ mod agree;
 mod isa;
 #[path = "../../tests/support/kernel.rs"]
 mod kernel;
+mod maker;
 mod random;
+mod rng;
 mod rules;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 use skep_ebpf::Insn;
 use skep_ebpf::uapi::ProgType;
@@ -34,7 +38,7 @@ fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result
     starts.sort_unstable();
     starts.dedup();
     let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 128 }).collect();
-    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[] }, options)
+    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[], known: None }, options)
 }
 
 /// A session without maps, links and programs.

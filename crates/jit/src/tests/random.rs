@@ -3,37 +3,9 @@
 use skep_ebpf::Insn;
 use skep_ebpf::uapi::ProgType;
 
+use super::rng::Rng;
 use super::{Session, compile, compile_for, jit, kernel};
 use crate::Options;
-
-/// A small generator (xorshift), so that failures repeat.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn reg(&mut self) -> u8 {
-        self.below(6) as u8
-    }
-
-    fn imm(&mut self) -> i32 {
-        match self.below(4) {
-            0 => self.below(8) as i32,
-            1 => -(self.below(8) as i32),
-            2 => 1 << self.below(31),
-            _ => self.next() as i32,
-        }
-    }
-}
 
 fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
     Insn::new(code, dst, src, off, imm)
@@ -50,20 +22,18 @@ fn program(rng: &mut Rng, len: usize) -> Vec<Insn> {
     }
     insns.extend([insn(0x7b, 10, 0, -8, 0), insn(0x7b, 10, 1, -16, 0)]);
     for left in (0..len).rev() {
-        let (dst, src, imm) = (rng.reg(), rng.reg(), rng.imm());
+        let (dst, src, imm) = (rng.below(6) as u8, rng.below(6) as u8, rng.imm());
         // Often the register of the instruction before: that is what pairs are made of.
         let dst = if rng.below(2) == 0 { insns.last().map_or(dst, |i| i.dst().min(5)) } else { dst };
-        let skip = rng.below(left.min(6) as u64 + 1) as i16;
+        let skip = rng.below(left.min(6) + 1) as i16;
         let wide = if rng.below(2) == 0 { 7 } else { 4 };
         insns.push(match rng.below(12) {
-            0..3 => insn(ALU[rng.below(7) as usize] | 8 | wide, dst, src, 0, 0),
-            3..6 => insn(ALU[rng.below(7) as usize] | wide, dst, 0, 0, imm),
-            6 => insn(ALU[7 + rng.below(2) as usize] | wide, dst, 0, 0, if imm == 0 { 3 } else { imm }),
-            7 | 8 => {
-                insn(SHIFTS[rng.below(3) as usize] | wide, dst, 0, 0, rng.below(if wide == 7 { 64 } else { 32 }) as i32)
-            }
-            9 => insn(JUMPS[rng.below(11) as usize] | if wide == 7 { 5 } else { 6 }, dst, 0, skip, imm),
-            10 => insn(JUMPS[rng.below(11) as usize] | 8 | if wide == 7 { 5 } else { 6 }, dst, src, skip, 0),
+            0..3 => insn(ALU[rng.below(7)] | 8 | wide, dst, src, 0, 0),
+            3..6 => insn(ALU[rng.below(7)] | wide, dst, 0, 0, imm),
+            6 => insn(ALU[7 + rng.below(2)] | wide, dst, 0, 0, if imm == 0 { 3 } else { imm }),
+            7 | 8 => insn(SHIFTS[rng.below(3)] | wide, dst, 0, 0, rng.below(if wide == 7 { 64 } else { 32 }) as i32),
+            9 => insn(JUMPS[rng.below(11)] | if wide == 7 { 5 } else { 6 }, dst, 0, skip, imm),
+            10 => insn(JUMPS[rng.below(11)] | 8 | if wide == 7 { 5 } else { 6 }, dst, src, skip, 0),
             _ if rng.below(2) == 0 => insn(0x7b, 10, src, -8 - 8 * (rng.below(2) as i16), 0),
             _ => insn(0x79, dst, 10, -8 - 8 * (rng.below(2) as i16), 0),
         });
@@ -81,9 +51,9 @@ fn random_programs_end_as_in_the_kernel() {
         return;
     }
     let session = Session::new(0);
-    let mut rng = Rng(0x1234_5678_9abc_def1);
+    let mut rng = Rng::new(1);
     for round in 0..400 {
-        let len = 10 + rng.below(60) as usize;
+        let len = 10 + rng.below(60);
         let insns = program(&mut rng, len);
         let compiled = compile(ProgType::Syscall, &insns).unwrap();
         let natives = [jit(), Options { harden: true, ..jit() }]
@@ -92,7 +62,7 @@ fn random_programs_end_as_in_the_kernel() {
         for _ in 0..8 {
             let mut start = [0u8; 48];
             for word in start.chunks_exact_mut(8) {
-                let value = if rng.below(3) == 0 { rng.below(16) } else { rng.next() };
+                let value = rng.word();
                 word.copy_from_slice(&value.to_ne_bytes());
             }
             let (mut a, mut b) = (start, start);

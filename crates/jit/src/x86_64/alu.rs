@@ -27,6 +27,9 @@ impl Emitter<'_> {
             (Bin::Add, Src::Reg(s)) => self.add_reg(dst, w, s),
             (Bin::Mul, Src::Imm(k)) if !self.blinds() => self.mul_imm(dst, w, k),
             (Bin::Shl, Src::Imm(k)) => self.shift_imm(Shift::Shl, wide, w, dst, k),
+            (Bin::Shr | Bin::Sar, Src::Imm(k)) if wide && self.shifts_low(i, op) => {
+                self.shift_imm(Shift::Shr, wide, false, dst, k);
+            }
             (Bin::Shr, Src::Imm(k)) => self.shift_imm(Shift::Shr, wide, wide && self.zero >> dst & 1 == 0, dst, k),
             (Bin::Sar, Src::Imm(k)) => self.shift_imm(Shift::Sar, wide, wide, dst, k),
             // Not narrowed: that would cut the count, too.
@@ -266,7 +269,7 @@ impl Emitter<'_> {
             && (self.flow.live[i + 1] >> dst | self.flow.live[i + 1] >> (16 + dst)) & 1 == 0
         {
             self.look_at(i + 1);
-            self.branch_on(i + 1, cc, true, wide, dst, src, target);
+            self.branch_on(i + 1, cc, true, wide, dst, src, target, false);
             return 2;
         }
         match src {

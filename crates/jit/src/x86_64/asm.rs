@@ -189,7 +189,7 @@ impl Asm {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // an instruction has as many
+    #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]
     fn vex(&mut self, map: u8, pp: u8, w: bool, reg: Reg, v: u8, rm: Reg, opcode: u8) {
         let inverted = |r: u8, bit: u8| if r & 8 == 0 { 1 << bit } else { 0 };
         self.bytes.extend_from_slice(&[

@@ -41,12 +41,33 @@ impl Emitter<'_> {
             Test::Cmp(cc) => (cc, false),
             Test::Set => (Cc::Ne, true),
         };
-        self.branch_on(i, cc, test, cond.wide, cond.a, cond.b, target);
+        let low = self.compares_low(i, cond);
+        self.branch_on(i, cc, test, cond.wide, cond.a, cond.b, target, low);
     }
 
-    /// Jumps to `target` if `a - b` (with `test`, `a & b`) has the condition.
-    #[allow(clippy::too_many_arguments)] // an instruction has as many
-    pub(crate) fn branch_on(&mut self, i: usize, cc: Cc, test: bool, wide: bool, a: u8, b: Src, target: u32) {
+    /// True if comparing the low halves alone gives the same.
+    fn compares_low(&self, i: usize, cond: Cond) -> bool {
+        let known = self.operands(i, cond.b, true);
+        match cond.test {
+            _ if !cond.wide => false,
+            Test::Cmp(cc) if !unsigned(cc) => known.positive(false),
+            _ => known.small(),
+        }
+    }
+
+    /// Jumps to `target` if `a - b` (with `test`, `a & b`) has the condition; with `low` their low halves have.
+    #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]
+    pub(crate) fn branch_on(
+        &mut self,
+        i: usize,
+        cc: Cc,
+        test: bool,
+        wide: bool,
+        a: u8,
+        b: Src,
+        target: u32,
+        low: bool,
+    ) {
         // The operands last: what computes one may set the flags that are asked for.
         let mut later = 1u16 << a;
         if let Src::Reg(b) = b {
@@ -58,7 +79,7 @@ impl Emitter<'_> {
         while let Some(r) = bits(self.pending & self.after).next() {
             self.force(r);
         }
-        let cc = self.compare(cc, test, wide, a, b);
+        let cc = self.compare(cc, test, wide && !low, a, b);
         if self.budget && target as usize <= i {
             let not = self.layout.label();
             self.layout.jcc(cc.not(), not);
@@ -121,14 +142,17 @@ impl Emitter<'_> {
     }
 
     /// Unless the condition holds, `dst = src`: a conditional move.
-    pub(crate) fn select(&mut self, cond: Cond, wide: bool, dst: u8, src: Src) {
+    pub(crate) fn select(&mut self, i: usize, mut cond: Cond, wide: bool, dst: u8, src: Src) {
         let upper = self.upper_live(dst);
+        cond.wide &= !self.compares_low(i, cond);
         self.force(dst);
         self.spill(dst);
         let mut regs: Vec<(u8, bool)> = Vec::with_capacity(3);
         regs.push((cond.a, !cond.wide));
+        // A number that fits in the comparison is not loaded; any other one now, before the operands have places.
+        let fits = |k: u64| !cond.wide || i32::try_from(k as i64).is_ok();
         if let Src::Reg(b) = cond.b
-            && self.constant(b).is_none()
+            && !self.constant(b).is_some_and(fits)
         {
             regs.push((b, !cond.wide));
         }
@@ -168,6 +192,8 @@ impl Emitter<'_> {
         let cc = self.compare(cc, test, cond.wide, cond.a, cond.b);
         let d = self.write(dst);
         self.asm().cmov(cc.not(), upper, d, value);
+        // The flags are those of what was in it before.
+        self.flags = self.flags.filter(|(r, _)| *r != dst);
     }
 
     /// Puts the arguments of a call in their places and everything else where it survives the call.
@@ -218,7 +244,11 @@ impl Emitter<'_> {
     /// A look-up in an array: where the value is follows from the key. The test for null that comes next is that of the
     /// key. `None` if the map is not such a one.
     fn array_lookup(&mut self, i: usize, end: usize) -> Option<usize> {
-        let Lazy::Map { index } = self.lazy(1) else { return None };
+        let (known, key) = self.call_site(i);
+        let index = match self.lazy(1) {
+            Lazy::Map { index } => index,
+            _ => known?,
+        };
         let map = self.maps.get(index as usize)?;
         let per_cpu = match map.map_type {
             MapType::Array => false,
@@ -227,6 +257,11 @@ impl Emitter<'_> {
         };
         let (entries, stride) = (map.max_entries, i32::try_from(map.value_size.checked_next_multiple_of(8)?).ok()?);
         let at = self.handle(index);
+        if let Some(key) = key.filter(|k| *k < u64::from(entries) && known == Some(index))
+            && let Some(done) = self.array_element(i, end, at, per_cpu, stride, key as i32)
+        {
+            return Some(done);
+        }
         let key = self.key_address();
         self.arguments(0);
         let checked = self.null_check(i, end);
@@ -245,27 +280,18 @@ impl Emitter<'_> {
         self.layout.jcc(Cc::Ae, null);
         let asm = &mut self.layout.asm;
         if per_cpu {
-            // How far the values of a slot are apart depends on how many slots there are: the header says it.
+            // How far elements are apart depends on how many slots there are: the header says it.
             asm.load(Size::Dw, R10, Mem::at(R11, at + abi::MAP_REF_HEADER));
             asm.load(Size::Dw, R9, Mem::at(R10, abi::HEADER_STRIDE));
             asm.imul_rr(true, RAX, R9);
-            asm.load(Size::W, R9, Mem::at(ENV, abi::SLOT));
-            asm.load(Size::W, R10, Mem::at(R10, abi::HEADER_CPU_STRIDE));
-            asm.imul_rr(true, R9, R10);
-            asm.alu_rr(Alu::Add, true, RAX, R9);
         }
         asm.load(Size::Dw, R11, Mem::at(R11, at + abi::MAP_REF_DATA));
-        match stride {
-            _ if per_cpu => asm.alu_rr(Alu::Add, true, RAX, R11),
-            8 => asm.lea(true, RAX, Mem { base: Some(R11), index: Some((RAX, 3)), disp: 0 }),
-            s if s.count_ones() == 1 => {
-                asm.shift_ri(Shift::Shl, true, RAX, s.trailing_zeros() as u8);
-                asm.alu_rr(Alu::Add, true, RAX, R11);
-            }
-            s => {
-                asm.imul_rri(true, RAX, RAX, s);
-                asm.alu_rr(Alu::Add, true, RAX, R11);
-            }
+        if per_cpu {
+            asm.alu_rr(Alu::Add, true, RAX, R11);
+            asm.load(Size::W, R11, Mem::at(ENV, abi::SLOT));
+            self.scaled(R11, RAX, stride);
+        } else {
+            self.scaled(RAX, R11, stride);
         }
         self.layout.bind(done);
         let back = match checked {
@@ -279,6 +305,56 @@ impl Emitter<'_> {
         // The way without a value is at the end of the function.
         self.nulls.push((null, back));
         Some(if checked.is_some() { 2 } else { 1 })
+    }
+
+    /// rax = `base` + `index` * `stride`; `index` is spoilt, and one of both is rax.
+    fn scaled(&mut self, index: regs::Reg, base: regs::Reg, stride: i32) {
+        let asm = self.asm();
+        match stride {
+            8 => return asm.lea(true, RAX, Mem { base: Some(base), index: Some((index, 3)), disp: 0 }),
+            s if s.count_ones() == 1 => asm.shift_ri(Shift::Shl, true, index, s.trailing_zeros() as u8),
+            s => asm.imul_rri(true, index, index, s),
+        }
+        asm.alu_rr(Alu::Add, true, RAX, if index == RAX { base } else { index });
+    }
+
+    /// An element of an array that is there, by its known index: nothing is checked, and the place in the array becomes
+    /// part of the addresses that are made of it.
+    fn array_element(&mut self, i: usize, end: usize, at: i32, per_cpu: bool, stride: i32, key: i32) -> Option<usize> {
+        let disp = if per_cpu { 0 } else { key.checked_mul(stride)? };
+        self.arguments(0);
+        let asm = &mut self.layout.asm;
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::MAPS));
+        if per_cpu {
+            asm.load(Size::W, RAX, Mem::at(ENV, abi::SLOT));
+            if key != 0 {
+                asm.load(Size::Dw, R10, Mem::at(R11, at + abi::MAP_REF_HEADER));
+                asm.load(Size::Dw, R10, Mem::at(R10, abi::HEADER_STRIDE));
+                asm.imul_rri(true, R10, R10, key);
+            }
+            asm.load(Size::Dw, R11, Mem::at(R11, at + abi::MAP_REF_DATA));
+            self.scaled(RAX, R11, stride);
+            if key != 0 {
+                self.asm().alu_rr(Alu::Add, true, RAX, R10);
+            }
+        } else {
+            asm.load(Size::Dw, RAX, Mem::at(R11, at + abi::MAP_REF_DATA));
+        }
+        if disp != 0 && self.after & 1 != 0 {
+            self.put_off(0, Lazy::Sum(Sum { disp, ..Sum::of(0) }));
+        }
+        // The value is there: a check is none.
+        match self.null_check(i, end) {
+            None => Some(1),
+            Some((null, target)) => {
+                self.look_at(i + 1);
+                self.settle_all();
+                if !null {
+                    self.jump_to(i + 1, target.0);
+                }
+                Some(2)
+            }
+        }
     }
 
     /// The branch behind a look-up, if it asks whether there is a value: true if it is taken when there is none, and where

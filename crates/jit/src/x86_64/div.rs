@@ -7,7 +7,9 @@ use super::lazy::bits;
 use super::regs::{R9, R10, R11, RAX, RDX, Reg};
 
 impl Emitter<'_> {
-    pub(crate) fn div(&mut self, signed: bool, rem: bool, wide: bool, dst: u8, src: Src) {
+    pub(crate) fn div(&mut self, i: usize, signed: bool, rem: bool, wide: bool, dst: u8, src: Src) {
+        let known = self.operands(i, src, wide);
+        let signed = signed && !known.positive(wide);
         let constant = match src {
             Src::Imm(k) => Some(if wide { k as i64 as u64 } else { u64::from(k as u32) }),
             Src::Reg(r) if r == dst => None,
@@ -16,7 +18,7 @@ impl Emitter<'_> {
         if let Some(k) = constant
             && !signed
             && k.is_power_of_two()
-            && self.power_of_two(rem, wide, dst, k)
+            && self.power_of_two(i, rem, wide, dst, k)
         {
             return;
         }
@@ -25,7 +27,7 @@ impl Emitter<'_> {
             (Src::Reg(r), None) => self.zero >> r & 1 != 0,
             (Src::Imm(_), None) => false,
         };
-        let narrow = !wide || (!signed && small && self.zero >> dst & 1 != 0);
+        let narrow = !wide || (!signed && (known.small() || small && self.zero >> dst & 1 != 0));
         if let Some(k) = constant
             && !signed
             && narrow
@@ -34,11 +36,16 @@ impl Emitter<'_> {
         {
             return;
         }
-        self.divide(signed, rem, !narrow, dst, src, constant);
+        let by_zero = match constant {
+            Some(k) => k == 0,
+            None => !known.never_by_zero(wide),
+        };
+        let by_minus_one = signed && !known.never_by_minus_one(wide);
+        self.divide([signed, rem, !narrow, by_zero, by_minus_one], dst, src, constant);
     }
 
     /// By a power of two: a shift or a mask.
-    fn power_of_two(&mut self, rem: bool, wide: bool, dst: u8, k: u64) -> bool {
+    fn power_of_two(&mut self, i: usize, rem: bool, wide: bool, dst: u8, k: u64) -> bool {
         let shift = k.trailing_zeros();
         let op = if rem {
             let Ok(mask) = i32::try_from(k - 1) else { return false };
@@ -46,7 +53,8 @@ impl Emitter<'_> {
         } else {
             (Bin::Shr, shift as i32)
         };
-        self.bin(0, 0, op.0, wide, dst, Src::Imm(op.1));
+        // No instruction behind it is looked at.
+        self.bin(i, i, op.0, wide, dst, Src::Imm(op.1));
         true
     }
 
@@ -84,7 +92,8 @@ impl Emitter<'_> {
         self.after >> r & 1 != 0 || bits(self.pending).any(|p| self.lazy(p).refs() >> r & 1 != 0)
     }
 
-    fn divide(&mut self, signed: bool, rem: bool, w: bool, dst: u8, src: Src, constant: Option<u64>) {
+    /// Signed or not, the remainder or the quotient, of 64 bits or of 32; the divisor may be 0, or -1.
+    fn divide(&mut self, [signed, rem, w, by_zero, by_minus_one]: [bool; 5], dst: u8, src: Src, constant: Option<u64>) {
         self.force(dst);
         let mut by = match (constant, src) {
             (Some(k), _) => {
@@ -111,7 +120,7 @@ impl Emitter<'_> {
             self.asm().mov_rr(w, RAX, d);
         }
         let done = self.layout.label();
-        if constant.is_none_or(|k| k == 0) {
+        if by_zero {
             let ok = self.layout.label();
             self.asm().test_rr(w, by, by);
             self.layout.jcc(Cc::Ne, ok);
@@ -123,7 +132,7 @@ impl Emitter<'_> {
             self.layout.jmp(done);
             self.layout.bind(ok);
         }
-        if signed {
+        if by_minus_one {
             let ok = self.layout.label();
             self.asm().alu_ri(Alu::Cmp, w, by, -1);
             self.layout.jcc(Cc::Ne, ok);
@@ -134,6 +143,8 @@ impl Emitter<'_> {
             }
             self.layout.jmp(done);
             self.layout.bind(ok);
+        }
+        if signed {
             self.asm().sign_to_rdx(w);
             self.asm().unary(Unary::Idiv, w, by);
         } else {

@@ -2,15 +2,16 @@
 
 use skep_ebpf::program::MapDef;
 use skep_runtime::abi;
+use skep_verifier::Rewritten;
 
 use super::asm::{Alu, Asm, Mem};
 use super::flow::{Block, Flow, Function};
-use super::ir::{Live, Op};
+use super::ir::{Live, Op, Src};
 use super::layout::{Label, Layout};
 use super::lazy::{Lazy, bits};
 use super::regs::{self, ENV, FP, R10, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
-use super::{Features, Tuning};
-use crate::MapIndices;
+use crate::tuning::{Features, Tuning};
+use crate::{MapIndices, Source};
 
 /// Loops start at multiples of this.
 const LOOP_ALIGN: u8 = 16;
@@ -20,6 +21,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a [Op],
     pub(crate) flow: &'a Flow,
     pub(crate) maps: &'a [MapDef],
+    /// What the verifier knows of the instructions.
+    pub(crate) known: Option<&'a Rewritten>,
     pub(crate) indices: &'a MapIndices,
     pub(crate) features: Features,
     pub(crate) optimise: bool,
@@ -55,7 +58,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn new(
         ops: &'a [Op],
         flow: &'a Flow,
-        maps: &'a [MapDef],
+        source: &Source<'a>,
         indices: &'a MapIndices,
         tuning: &Tuning,
     ) -> Emitter<'a> {
@@ -64,7 +67,8 @@ impl<'a> Emitter<'a> {
         Emitter {
             ops,
             flow,
-            maps,
+            maps: source.maps,
+            known: source.known.filter(|_| tuning.optimise),
             indices,
             features: tuning.features,
             optimise: tuning.optimise,
@@ -211,9 +215,12 @@ impl<'a> Emitter<'a> {
                 self.epilogue();
             }
             Op::Bin { op, wide, dst, src } => return self.bin(i, end, op, wide, dst, src),
-            Op::Div { signed, rem, wide, dst, src } => self.div(signed, rem, wide, dst, src),
+            Op::Div { signed, rem, wide, dst, src } => self.div(i, signed, rem, wide, dst, src),
             Op::Neg { wide, dst } => self.neg(wide, dst),
             Op::Mov { wide, dst, src } => self.mov(wide, dst, src),
+            Op::MovSx { size, wide, dst, src } if self.extends_nothing(i, size, src) => {
+                self.mov(wide, dst, Src::Reg(src));
+            }
             Op::MovSx { size, wide, dst, src } => {
                 let from = self.read(src, true);
                 let d = self.write(dst);
@@ -243,7 +250,7 @@ impl<'a> Emitter<'a> {
                 }
             }
             Op::Branch { cond, target } => self.branch(i, cond, target),
-            Op::Select { cond, wide, dst, src } => self.select(cond, wide, dst, src),
+            Op::Select { cond, wide, dst, src } => self.select(i, cond, wide, dst, src),
             Op::Helper { id, args } => return self.helper(i, end, id, args),
             Op::Sub { target } => self.call_function(target),
             Op::TailCall => self.tail_call(),

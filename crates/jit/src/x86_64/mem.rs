@@ -103,16 +103,16 @@ impl Emitter<'_> {
             && base != dst
             && src != Src::Reg(dst)
             && (wide || size != Size::Dw)
+            && !(self.blinds() && matches!(src, Src::Imm(_)))
             && self.dead_behind(i + 2, dst);
         let op = alu(op).filter(|_| fits)?;
         self.look_at(i + 2);
         match src {
-            Src::Imm(k) if !self.blinds() => {
+            Src::Imm(k) => {
                 self.addressable(base, off);
                 let m = self.address(base, off);
                 self.asm().alu_mi(op, size, m, k);
             }
-            Src::Imm(_) => return None,
             Src::Reg(s) => {
                 let low = size != Size::Dw;
                 self.addressable(base, off);

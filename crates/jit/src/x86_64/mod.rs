@@ -14,6 +14,7 @@ mod div;
 mod emit;
 mod flow;
 mod ir;
+mod known;
 mod layout;
 mod lazy;
 mod mem;
@@ -21,49 +22,8 @@ mod regs;
 #[cfg(test)]
 mod tests;
 
+use crate::tuning::Tuning;
 use crate::{Options, Source};
-
-/// Instructions that not every processor has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Features {
-    pub(crate) bmi2: bool,
-    pub(crate) movbe: bool,
-}
-
-impl Features {
-    /// Those of this machine.
-    pub(crate) fn host() -> Features {
-        Features {
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-            movbe: std::arch::is_x86_feature_detected!("movbe"),
-        }
-    }
-}
-
-/// How code is made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tuning {
-    pub(crate) features: Features,
-    pub(crate) optimise: bool,
-    pub(crate) budget: bool,
-    /// Seed of what blinds the program's numbers.
-    pub(crate) blinding: Option<u64>,
-}
-
-impl Tuning {
-    fn of(options: &Options) -> Tuning {
-        let seed = || {
-            use std::hash::{BuildHasher, Hasher};
-            std::hash::RandomState::new().build_hasher().finish()
-        };
-        Tuning {
-            features: Features::host(),
-            optimise: true,
-            budget: options.budget,
-            blinding: options.harden.then(seed),
-        }
-    }
-}
 
 /// Machine code.
 pub(crate) struct Native {
@@ -75,15 +35,15 @@ pub(crate) struct Native {
 }
 
 /// Translates a program that was [lowered](crate::lower).
-pub(crate) fn translate(source: &Source<'_>, options: &Options) -> Native {
-    translate_with(source, options, &Tuning::of(options))
-}
-
-pub(crate) fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Native {
+pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Native {
     let mut ops = ir::decode(source.insns);
+    let known = source.known.filter(|_| tuning.optimise);
+    if let Some(known) = known {
+        known::constants(&mut ops, known);
+    }
     let starts: Vec<(usize, u32)> = source.subprogs.iter().map(|s| (s.start as usize, s.frame())).collect();
     let flow = flow::analyse(&mut ops, &starts, tuning.optimise);
-    let placed = emit::Emitter::new(&ops, &flow, source.maps, &options.maps, tuning).program();
+    let placed = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
     let offsets = (0..ops.len()).map(|i| placed.offset(layout::Label(i as u32))).collect();
     Native { code: placed.code, offsets, unwinds: tuning.budget }
 }

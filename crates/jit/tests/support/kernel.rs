@@ -1,5 +1,5 @@
 //! Programs and maps of the running kernel.
-#![allow(dead_code)] // not every suite uses all of it
+#![allow(dead_code, reason = "not every suite uses all of it")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -205,6 +205,23 @@ impl Program {
     /// Runs a packet program.
     pub fn run_packet(&self, data: &[u8]) -> io::Result<u32> {
         self.run_repeatedly(data, 1).map(|(retval, _)| retval)
+    }
+
+    /// Runs a packet program on a packet, which it may write.
+    pub fn run_packet_on(&self, data: &mut [u8]) -> io::Result<u32> {
+        let mut out = vec![0u8; data.len()];
+        let mut attr = TestRun {
+            prog_fd: self.0.as_raw_fd() as u32,
+            data_size_in: data.len() as u32,
+            data_in: data.as_ptr() as u64,
+            data_size_out: out.len() as u32,
+            data_out: out.as_mut_ptr() as u64,
+            repeat: 1,
+            ..TestRun::default()
+        };
+        bpf(PROG_TEST_RUN, &mut attr)?;
+        data.copy_from_slice(&out);
+        Ok(attr.retval)
     }
 
     /// Runs a packet program so often; what it returned, and the mean duration in nanoseconds.

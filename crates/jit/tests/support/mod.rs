@@ -1,5 +1,5 @@
 //! A session in the own process: arenas, maps, programs.
-#![allow(dead_code)] // not every suite uses all of it
+#![allow(dead_code, reason = "not every suite uses all of it")]
 
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};

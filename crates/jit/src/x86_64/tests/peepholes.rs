@@ -7,8 +7,9 @@ use skep_ebpf::asm::assemble;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, ProgType};
 
-use super::super::{Features, Tuning, translate_with};
+use super::super::translate;
 use crate::calls::Subprog;
+use crate::tuning::{Features, Tuning};
 use crate::{Options, Source};
 
 fn tuning() -> Tuning {
@@ -20,9 +21,15 @@ fn code(text: &str, tuning: &Tuning) -> Vec<u8> {
     let insns = assemble(text).unwrap();
     let maps = [MapDef::new("a", MapType::Array, 4, 8, 16), MapDef::new("p", MapType::PercpuArray, 4, 24, 16)];
     let subprogs = [Subprog { start: 0, stack: 64 }];
-    let source =
-        Source { name: "test", prog_type: ProgType::SchedCls, insns: &insns, subprogs: &subprogs, maps: &maps };
-    translate_with(&source, &Options::default(), tuning).code
+    let source = Source {
+        name: "test",
+        prog_type: ProgType::SchedCls,
+        insns: &insns,
+        subprogs: &subprogs,
+        maps: &maps,
+        known: None,
+    };
+    translate(&source, &Options::default(), tuning).code
 }
 
 /// What the instructions are called, without pushes, pops and nops.
@@ -159,9 +166,15 @@ fn look_ups_in_arrays_are_no_calls() {
         let hash = MapDef::new("h", MapType::Hash, 4, 8, 16);
         let maps = [maps[0].clone(), maps[1].clone(), hash];
         let subprogs = [Subprog { start: 0, stack: 64 }];
-        let source =
-            Source { name: "test", prog_type: ProgType::SchedCls, insns: &insns, subprogs: &subprogs, maps: &maps };
-        let code = translate_with(&source, &Options::default(), &tuning()).code;
+        let source = Source {
+            name: "test",
+            prog_type: ProgType::SchedCls,
+            insns: &insns,
+            subprogs: &subprogs,
+            maps: &maps,
+            known: None,
+        };
+        let code = translate(&source, &Options::default(), &tuning()).code;
         let all: Vec<_> = Decoder::new(64, &code, DecoderOptions::NONE).iter().map(|i| i.mnemonic()).collect();
         (all.contains(&Mnemonic::Call), all.contains(&Mnemonic::Test))
     };
