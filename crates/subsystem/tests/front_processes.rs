@@ -8,7 +8,7 @@ mod script;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kernel::{Kernel, Ours, probed, probed_offset};
@@ -56,13 +56,16 @@ fn main() {
         return child();
     }
     let args = Arguments::from_args();
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 9] = [
         ("uprobe", uprobe),
         ("kprobe_of_the_traced_process", kprobe_of_the_traced_process),
         ("many_places_with_cookies", many_places_with_cookies),
         ("perf_buffer", perf_buffer),
         ("results_of_several_programs", results_of_several_programs),
         ("counter_of_a_usdt_probe", counter_of_a_usdt_probe),
+        ("no_hit_is_lost_while_others_come_and_go", no_hit_is_lost_while_others_come_and_go),
+        ("functions_return_through_changes", functions_return_through_changes),
+        ("maps_come_and_go", maps_come_and_go),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
@@ -73,11 +76,57 @@ fn main() {
     libtest_mimic::run(&args, trials.collect()).exit();
 }
 
-/// Calls both functions as often as a line says, and answers.
+/// Stays inside until a line comes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn skep_test_wait() -> u64 {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).unwrap();
+    std::hint::black_box(line.len() as u64)
+}
+
+/// Calls the functions from two threads until a line comes; how often.
+fn be_busy() -> u64 {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let busy = || {
+            let mut calls = 0;
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::black_box(probed(calls));
+                std::hint::black_box(skep_test_function(calls));
+                calls += 1;
+            }
+            calls
+        };
+        let threads = [scope.spawn(busy), scope.spawn(busy)];
+        std::io::stdin().lock().read_line(&mut String::new()).unwrap();
+        stop.store(true, Ordering::Relaxed);
+        threads.map(|thread| thread.join().unwrap()).iter().sum()
+    })
+}
+
+/// Calls both functions as often as a line says, and answers; or until the next line, or waits for it in a function.
 fn child() {
     println!("ready");
-    for line in std::io::stdin().lines() {
-        let times: u64 = line.ok().and_then(|l| l.parse().ok()).unwrap_or(0);
+    let mut line = String::new();
+    while {
+        line.clear();
+        std::io::stdin().lock().read_line(&mut line).is_ok_and(|n| n > 0)
+    } {
+        match line.trim() {
+            "busy" => {
+                println!("busy");
+                println!("done {}", be_busy());
+                continue;
+            }
+            "wait" => {
+                println!("waiting");
+                println!("done {}", skep_test_wait());
+                continue;
+            }
+            _ => {}
+        }
+        let times: u64 = line.trim().parse().unwrap_or(0);
         for n in 0..times {
             std::hint::black_box(probed(n));
             std::hint::black_box(skep_test_function(n));
@@ -120,6 +169,18 @@ impl Traced {
     fn calls(&mut self, times: u64) {
         writeln!(self.stdin, "{times}").unwrap();
         assert_eq!(self.line(), "done 0\n");
+    }
+
+    /// Has the process do something, and waits until it says so.
+    fn tell(&mut self, what: &str, answer: &str) {
+        writeln!(self.stdin, "{what}").unwrap();
+        assert_eq!(self.line().trim(), answer);
+    }
+
+    /// Ends what it does; what it says then.
+    fn end(&mut self) -> u64 {
+        writeln!(self.stdin).unwrap();
+        self.line().trim().strip_prefix("done ").and_then(|n| n.parse().ok()).unwrap()
     }
 
     /// What the counter of the process is.
@@ -361,9 +422,101 @@ fn counter_of_a_usdt_probe() {
     let attr = sampling(UPROBE, wanted_offset() << 32).ptr(56, SELF).u64(64, probed_offset());
     let (a, b) = (t.open(&attr), t.open(&attr));
     assert!(a >= 0 && b >= 0, "{a} {b}");
-    assert_ne!(t.wanted(), "done 0\n");
+    assert_eq!(t.wanted(), "done 1\n", "the place counts once, as with the kernel");
     t.ours.close(a);
     assert_eq!(t.wanted(), "done 1\n");
     t.ours.close(b);
     assert_eq!(t.wanted(), "done 0\n");
+}
+
+/// Places, programs and return probes that are added and taken away leave the others alone, to the last hit.
+fn no_hit_is_lost_while_others_come_and_go() {
+    let mut t = Traced::start();
+    let map = t.array(2, 8, 1);
+    let prog = t.load(0, &adds(map, 0));
+    let uprobe = |config: u64| sampling(UPROBE, config).ptr(56, SELF).u64(64, probed_offset());
+    let event = t.open(&uprobe(0));
+    assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
+    t.tell("busy", "busy");
+    for n in 0..12 {
+        // At another function, at the same place, at the return of both; with programs and without.
+        let other = t.open(&sampling(KPROBE, n % 2).ptr(56, b"skep_test_function\0"));
+        let same = t.open(&uprobe(n / 2 % 2));
+        assert!(other >= 0 && same >= 0, "{n}: {other} {same} {:?}", t.child.try_wait());
+        let counted = t.array(2, 8, 1);
+        let counts = t.load(0, &adds(counted, 0));
+        for fd in [other, same] {
+            assert_eq!(t.ours.ioctl(fd, SET_BPF, counts as u64), 0);
+        }
+        for fd in [other, counts, counted, same] {
+            t.ours.close(fd);
+        }
+    }
+    let calls = t.end();
+    assert!(calls > 1000, "{calls}");
+    assert_eq!(t.value(map, 0), calls);
+}
+
+/// A function that is active while places come and go returns to its probe.
+fn functions_return_through_changes() {
+    let mut t = Traced::start();
+    let map = t.array(2, 8, 1);
+    let prog = t.load(0, &adds(map, 0));
+    let exit = t.open(&sampling(KPROBE, 1).ptr(56, b"skep_test_wait\0"));
+    assert_eq!(t.ours.ioctl(exit, SET_BPF, prog as u64), 0);
+    t.tell("wait", "waiting");
+    std::thread::sleep(Duration::from_millis(20));
+    for _ in 0..3 {
+        let other = t.open(&sampling(KPROBE, 1).ptr(56, b"skep_test_function\0"));
+        let second = t.open(&sampling(KPROBE, 1).ptr(56, b"skep_test_wait\0"));
+        t.ours.close(other);
+        t.ours.close(second);
+    }
+    assert_eq!(t.value(map, 0), 0);
+    t.end();
+    assert_eq!(t.value(map, 0), 1);
+    // And one that is active when its probe goes returns to nobody.
+    t.tell("wait", "waiting");
+    std::thread::sleep(Duration::from_millis(20));
+    t.ours.close(exit);
+    let other = t.open(&sampling(KPROBE, 0).ptr(56, b"skep_test_function\0"));
+    assert_eq!(t.ours.ioctl(other, SET_BPF, prog as u64), 0);
+    t.end();
+    assert_eq!(t.value(map, 0), 1);
+    t.calls(1);
+    assert_eq!(t.value(map, 0), 2);
+}
+
+/// More maps and places, one after another, than a process was first made room for; small maps share memory.
+fn maps_come_and_go() {
+    let mut t = Traced::start();
+    let uprobe = sampling(UPROBE, 0).ptr(56, SELF).u64(64, probed_offset());
+    let first = t.open(&uprobe);
+    assert!(first >= 0, "{first}");
+    let mut kept = Vec::new();
+    for n in 0..60 {
+        let map = t.array(if n % 2 == 0 { 2 } else { 6 }, 8, 1);
+        let prog = t.load(0, &adds(if n % 2 == 0 { map } else { kept[0] }, 0));
+        let event = t.open(&uprobe);
+        if n >= 15 {
+            // A place has room for 16 links.
+            assert_eq!(event, -95);
+            break;
+        }
+        assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
+        kept.push(map);
+    }
+    t.calls(2);
+    assert_eq!((t.value(kept[0], 0), t.value(kept[2], 0)), (2 + 7 * 2, 2));
+    for round in 0..60 {
+        let map = t.array(2, 8, 1);
+        let prog = t.load(0, &adds(map, 0));
+        let event = t.open(&sampling(KPROBE, round % 2).ptr(56, b"skep_test_function\0"));
+        assert_eq!(t.ours.ioctl(event, SET_BPF, prog as u64), 0);
+        t.calls(1);
+        assert_eq!(t.value(map, 0), 1, "round {round}");
+        for fd in [event, prog, map] {
+            t.ours.close(fd);
+        }
+    }
 }

@@ -27,6 +27,31 @@ pub struct Block {
     maps: usize,
     sites: usize,
     traps: usize,
+    room: Room,
+}
+
+/// Numbers of maps, sites and breakpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Handles in the table of maps.
+    pub maps: usize,
+    /// Places in the text.
+    pub sites: usize,
+    /// Those of them that are breakpoints.
+    pub traps: usize,
+}
+
+impl Room {
+    /// As much, and what may come later.
+    pub fn to_grow(self) -> Room {
+        let more = |n: usize| n + n / 2 + 32;
+        Room { maps: more(self.maps), sites: more(self.sites), traps: more(self.traps) }
+    }
+
+    /// Is there as much in `other`?
+    pub fn fits(self, other: Room) -> bool {
+        self.maps <= other.maps && self.sites <= other.sites && self.traps <= other.traps
+    }
 }
 
 /// Addresses in the target, and numbers, that go into [`Proc`].
@@ -69,8 +94,9 @@ fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
 }
 
 impl Block {
-    /// Makes an empty block with room for so many maps, sites and breakpoints.
-    pub fn new(maps: usize, sites: usize, traps: usize) -> Result<Block, AttachError> {
+    /// Makes an empty block.
+    pub fn new(room: Room) -> Result<Block, AttachError> {
+        let Room { maps, sites, traps } = room;
         let maps_at = size_of::<Proc>().next_multiple_of(64);
         let sites_at = (maps_at + maps * size_of::<MapRef>()).next_multiple_of(64);
         let traps_at = sites_at + sites * size_of::<Site>();
@@ -84,7 +110,7 @@ impl Block {
             rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         };
         let base = NonNull::new(base.map_err(os("mmap"))?.cast()).ok_or_else(|| AttachError::last_os("mmap"))?;
-        let block = Block { fd, base, size, maps: maps_at, sites: sites_at, traps: traps_at };
+        let block = Block { fd, base, size, maps: maps_at, sites: sites_at, traps: traps_at, room };
         let seals = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&block.fd, seals).map_err(os("sealing"))?;
         Ok(block)
@@ -93,6 +119,11 @@ impl Block {
     /// The memfd.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// What it has room for.
+    pub fn room(&self) -> Room {
+        self.room
     }
 
     /// Its size.
@@ -108,12 +139,6 @@ impl Block {
     /// Writes everything. `at` is the block's address in the target; `maps` are header and data addresses there.
     pub fn fill(&self, at: u64, addresses: &Addresses, maps: &[(u64, u64)], sites: &[PlannedSite]) {
         let a = addresses;
-        let site = |(n, site): (usize, &PlannedSite)| {
-            let trap = Trap { address: site.window.address, site: self.site_address(at, n) };
-            site.window.trap.then_some(trap)
-        };
-        let mut traps: Vec<Trap> = sites.iter().enumerate().filter_map(site).collect();
-        traps.sort_by_key(|trap| trap.address);
         let proc = Proc {
             magic: MAGIC,
             index: a.index,
@@ -134,21 +159,53 @@ impl Block {
             sites: self.sites as u64,
             trap_state: a.trap_state,
             traps: at + self.traps as u64,
-            ntraps: traps.len() as u32,
-            nmaps: maps.len() as u32,
+            ntraps: 0,
+            nmaps: 0,
             description: a.description,
         };
         self.put(0, proc);
+        self.set_maps(maps);
+        self.add_sites(at, sites, 0);
+    }
+
+    /// The table of maps: header and data addresses. Nothing that runs names one that changes.
+    pub fn set_maps(&self, maps: &[(u64, u64)]) {
         for (n, &(header, data)) in maps.iter().enumerate() {
             let map = MapRef { hdr: header as *const _, data: data as *mut u8 };
             self.put(self.maps + n * size_of::<MapRef>(), map);
         }
-        for (n, site) in sites.iter().enumerate() {
+        self.put(std::mem::offset_of!(Proc, nmaps), maps.len() as u32);
+    }
+
+    /// Adds sites behind the first `known` ones, and their breakpoints. No thread is to be looking for one.
+    pub fn add_sites(&self, at: u64, sites: &[PlannedSite], known: usize) {
+        for (n, site) in sites.iter().enumerate().skip(known) {
             self.put(self.sites + n * size_of::<Site>(), make_site(at, site));
         }
+        let trap = |(n, site): (usize, &PlannedSite)| {
+            let trap = Trap { address: site.window.address, site: self.site_address(at, n) };
+            site.window.trap.then_some(trap)
+        };
+        let mut traps: Vec<Trap> = sites.iter().enumerate().filter_map(trap).collect();
+        traps.sort_by_key(|trap| trap.address);
+        self.put(std::mem::offset_of!(Proc, nsites), sites.len() as u32);
+        self.put(std::mem::offset_of!(Proc, ntraps), traps.len() as u32);
         for (n, trap) in traps.into_iter().enumerate() {
             self.put(self.traps + n * size_of::<Trap>(), trap);
         }
+    }
+
+    /// Gives a site other links.
+    pub fn set_links(&self, n: usize, links: &[(u32, ProbeKind)]) {
+        let at = self.sites + n * size_of::<Site>();
+        assert!(at + size_of::<Site>() <= self.size, "site {n} is outside of the block");
+        // SAFETY: in bounds and aligned, since sites are; what is written is atomic.
+        let site = unsafe { &*self.base.as_ptr().add(at).cast::<Site>() };
+        for (place, (link, _)) in site.links.iter().zip(links) {
+            place.store(*link, Ordering::Relaxed);
+        }
+        site.has_return.store(u32::from(links.iter().any(|(_, kind)| *kind == ProbeKind::Return)), Ordering::Relaxed);
+        site.nlinks.store(links.len().min(SITE_LINKS) as u32, Ordering::Release);
     }
 
     /// Marks a site as patched or not.

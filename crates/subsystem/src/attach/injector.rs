@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::AttachError;
 use super::request::{AttachRequest, Attached, InjectorEvent};
 use super::server;
-use super::wire::{self, Answer, Job, Request};
+use super::wire::{self, Answer, Job, MapPart, Request};
 
 /// How the injector is called, and thereby recognised.
 pub const NAME: &str = "skep-injector";
@@ -71,6 +71,16 @@ impl Injector {
     /// Attaches to a running process, which stands still until [`Injector::go`].
     pub fn attach(&mut self, request: &AttachRequest) -> Result<Attached, AttachError> {
         match self.submit(request, Request::Attach)? {
+            Answer::Attached(result) => result,
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has a process that [`Injector::attach`] was asked for carry these probes in place of those it has; it runs on. Probes
+    /// that are in both stay in place, so none of their hits is lost, and functions that are active return through
+    /// them. If one cannot be placed, which the answer says, all is as before.
+    pub fn change(&mut self, request: &AttachRequest) -> Result<Attached, AttachError> {
+        match self.submit(request, Request::Change)? {
             Answer::Attached(result) => result,
             other => Err(unexpected(&other)),
         }
@@ -150,7 +160,7 @@ impl Injector {
             nslots: request.nslots,
             control: request.control.size,
             shared: request.shared.size,
-            maps: request.maps.iter().map(|map| (map.size, map.writable, map.header_offset)).collect(),
+            maps: request.maps.iter().map(part).collect(),
             probes: request.probes.iter().map(absolute).collect(),
             agent: agent.as_ref().map(|(_, size)| *size),
         };
@@ -206,6 +216,11 @@ impl Drop for Injector {
 
 fn unexpected(answer: &Answer) -> AttachError {
     AttachError::Injector { reason: format!("unexpected answer {answer:?}") }
+}
+
+fn part(map: &super::MapMemory) -> MapPart {
+    let (header, absent) = (map.header_offset, map.absent);
+    MapPart { offset: map.offset, size: map.size, writable: map.writable, header, absent }
 }
 
 /// The probe with its module's path made independent of the current directory.

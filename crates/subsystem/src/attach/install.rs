@@ -9,7 +9,7 @@ use skep_runtime::session::{RetEntry, RetHead, SLOT_STACK, STUB_SIZE, Site, Thre
 
 use super::AttachError;
 use super::agent_image::AgentImage;
-use super::block::{Addresses, Block};
+use super::block::{Addresses, Block, Room};
 use super::code::{self, Stubs};
 use super::plan::Plan;
 use super::procfs::{Auxv, Mapping, at};
@@ -41,14 +41,18 @@ pub struct SharedFd {
     pub size: u64,
 }
 
-/// A map's memory.
+/// A map's memory: what of a memfd.
 pub struct MapFd {
-    /// The memfd.
+    /// The memfd, and the map's bytes.
     pub memory: SharedFd,
+    /// Where in the memfd it begins.
+    pub offset: u64,
     /// Writable in the target?
     pub writable: bool,
     /// Offset of its header in the control arena.
     pub header_offset: u64,
+    /// The process does not have it.
+    pub absent: bool,
 }
 
 /// What a session maps into each of its targets.
@@ -71,6 +75,16 @@ pub struct Session {
 pub struct Installed {
     /// Its block.
     pub block: Block,
+    /// Where that is.
+    pub block_at: u64,
+    /// Where the agent is.
+    pub agent: u64,
+    /// The agent's code.
+    pub agent_text: Vec<Range<u64>>,
+    /// The maps as they are mapped, in the order of the session's.
+    pub maps: Vec<MappedMap>,
+    /// Maps that have gone, while a program may still be reaching them.
+    pub stale: Vec<Range<u64>>,
     /// All that was mapped.
     pub regions: Vec<Range<u64>>,
     /// What of that is code.
@@ -89,6 +103,43 @@ pub struct Installed {
     pub hazards: Vec<Range<u64>>,
 }
 
+/// A map in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedMap {
+    /// Device and inode of its memfd, and the offset in it.
+    of: (u64, u64, u64),
+    /// Offset of its header in the control arena.
+    header: u64,
+    writable: bool,
+    address: u64,
+    size: u64,
+}
+
+impl MappedMap {
+    /// What tells memory from other memory.
+    fn identity(map: &MapFd) -> Result<(u64, u64, u64), AttachError> {
+        let stat = rustix::fs::fstat(&map.memory.fd).map_err(|e| AttachError::os("fstat of a map", &e.into()))?;
+        Ok((stat.st_dev, stat.st_ino, map.offset))
+    }
+
+    fn is(&self, of: (u64, u64, u64), map: &MapFd) -> bool {
+        self.of == of
+            && self.header == map.header_offset
+            && self.writable == map.writable
+            && self.size == map.memory.size.next_multiple_of(PAGE)
+    }
+
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.address..self.address + self.size
+    }
+}
+
+/// Addresses of each map's header and data.
+fn map_refs(control: u64, maps: &[MappedMap]) -> Vec<(u64, u64)> {
+    maps.iter().map(|map| (control + map.header, map.address)).collect()
+}
+
 /// Maps everything. The text is not touched yet.
 pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Plan) -> Result<Installed, AttachError> {
     let mut breakpoints = plan.sites.iter().filter(|site| site.window.trap);
@@ -102,19 +153,35 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
         return Err(AttachError::Agent { reason });
     }
     let traps = breakpoints.count();
-    let block = Block::new(session.maps.len(), plan.sites.len(), traps)?;
+    let room = Room { maps: session.maps.len(), sites: plan.sites.len(), traps: traps + 1 };
+    let block = Block::new(room.to_grow())?;
     let auxv = Auxv::read(world.pid)?;
     let worker: Option<Tid> = None;
     let mut remote = Remote::begin(world, worker, maps)?;
     let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new() };
     let result = mapper.map_all(session, plan, &block, &auxv);
     match result {
-        Ok((addresses, block_at, section, objects, scratch, map_refs, handler)) => {
+        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, maps, handler }) => {
             let Mapper { regions, code, .. } = mapper;
             remote.finish()?;
-            block.fill(block_at, &addresses, &map_refs, &plan.sites);
+            block.fill(block_at, &addresses, &map_refs(addresses.control, &maps), &plan.sites);
             let hazards = plan.hazards.clone();
-            Ok(Installed { block, regions, code, addresses, section, objects, scratch, handler, hazards })
+            Ok(Installed {
+                block,
+                block_at,
+                agent,
+                agent_text,
+                maps,
+                stale: Vec::new(),
+                regions,
+                code,
+                addresses,
+                section,
+                objects,
+                scratch,
+                handler,
+                hazards,
+            })
         }
         Err(error) => {
             let regions = mapper.regions;
@@ -125,6 +192,44 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
     }
 }
 
+/// Maps what a changed plan needs besides: code of the sites behind the first `known` ones, and maps. The block gets the
+/// maps; nothing names the sites yet. Nothing of it is used if this fails. Unless the process is calm, a program may be
+/// running, and what it reaches stays.
+pub fn grow(
+    world: &mut World,
+    maps: &[Mapping],
+    session: &Session,
+    installed: &mut Installed,
+    plan: &Plan,
+    known: usize,
+    calm: bool,
+) -> Result<(), AttachError> {
+    let mut remote = Remote::begin(world, None, maps)?;
+    let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new() };
+    let result = mapper.map_more(session, installed, plan, known, calm);
+    let Mapper { regions, code, .. } = mapper;
+    let mapped = match result {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            undo(&mut remote, &regions);
+            remote.finish()?;
+            return Err(error);
+        }
+    };
+    installed.block.set_maps(&map_refs(installed.addresses.control, &mapped));
+    let old = std::mem::replace(&mut installed.maps, mapped);
+    installed.stale.extend(old.iter().filter(|m| !installed.maps.contains(m)).map(MappedMap::range));
+    if calm {
+        let gone = std::mem::take(&mut installed.stale);
+        undo(&mut remote, &gone);
+        installed.regions.retain(|region| !gone.contains(region));
+    }
+    remote.finish()?;
+    installed.regions.extend(regions);
+    installed.code.extend(code);
+    Ok(())
+}
+
 /// Unmaps what was mapped.
 pub fn undo(remote: &mut Remote, regions: &[Range<u64>]) {
     for region in regions {
@@ -132,7 +237,17 @@ pub fn undo(remote: &mut Remote, regions: &[Range<u64>]) {
     }
 }
 
-type Mapped = (Addresses, u64, u64, u64, u64, Vec<(u64, u64)>, Option<Handler>);
+struct Mapped {
+    addresses: Addresses,
+    block_at: u64,
+    agent: u64,
+    agent_text: Vec<Range<u64>>,
+    section: u64,
+    objects: u64,
+    scratch: u64,
+    maps: Vec<MappedMap>,
+    handler: Option<Handler>,
+}
 
 struct Mapper<'r, 'w> {
     remote: &'r mut Remote<'w>,
@@ -143,13 +258,11 @@ struct Mapper<'r, 'w> {
 impl Mapper<'_, '_> {
     fn map_all(&mut self, session: &Session, plan: &Plan, block: &Block, auxv: &Auxv) -> Result<Mapped, AttachError> {
         // Code areas first: the gaps they were planned for must still be free.
-        for area in &plan.areas {
-            self.remote.map_at(area.start, area.end - area.start, RX, false)?;
-            self.regions.push(area.clone());
-            self.code.push(area.clone());
-        }
+        self.map_code(plan)?;
         let scratch = self.anonymous(SCRATCH.max(PAGE), RW)?;
+        let before = self.code.len();
         let agent = self.load_agent(&session.agent)?;
+        let agent_text = self.code.get(before..).unwrap_or_default().to_vec();
         // `check_guards` leaves a restorer where there are breakpoints only.
         let traps = plan.restorer.zip(session.agent.traps);
         let private = self.map_private(session.nslots, traps.is_some())?;
@@ -200,15 +313,74 @@ impl Mapper<'_, '_> {
         let section = unwind::eh_frame(range, private.rets);
         memory.write(private.section, &section)?;
         addresses.description = private.section + unwind::description(&section);
-        for (n, site) in plan.sites.iter().enumerate() {
-            let hit = match (site.guard, session.agent.traps) {
-                (guard::NONE, _) | (_, None) => session.agent.hit,
+        let (section, objects) = (private.section, private.objects);
+        self.write_sites(&session.agent, agent, block, block_at, plan, 0)?;
+        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, maps, handler })
+    }
+
+    fn map_code(&mut self, plan: &Plan) -> Result<(), AttachError> {
+        for area in &plan.areas {
+            self.remote.map_at(area.start, area.end - area.start, RX, false)?;
+            self.regions.push(area.clone());
+            self.code.push(area.clone());
+        }
+        Ok(())
+    }
+
+    /// Writes the code of the sites behind the first `known` ones.
+    fn write_sites(
+        &self,
+        image: &AgentImage,
+        agent: u64,
+        block: &Block,
+        block_at: u64,
+        plan: &Plan,
+        known: usize,
+    ) -> Result<(), AttachError> {
+        for (n, site) in plan.sites.iter().enumerate().skip(known) {
+            let hit = match (site.guard, image.traps) {
+                (guard::NONE, _) | (_, None) => image.hit,
                 (_, Some((guard, _))) => guard,
             };
-            memory.write(site.code, &site.make_code(block.site_address(block_at, n), agent + hit))?;
+            let code = site.make_code(block.site_address(block_at, n), agent + hit);
+            self.remote.world.memory.write(site.code, &code)?;
         }
-        let map_refs = session.maps.iter().zip(maps).map(|(map, data)| (control + map.header_offset, data)).collect();
-        Ok((addresses, block_at, private.section, private.objects, scratch, map_refs, handler))
+        Ok(())
+    }
+
+    fn map_more(
+        &mut self,
+        session: &Session,
+        installed: &Installed,
+        plan: &Plan,
+        known: usize,
+        calm: bool,
+    ) -> Result<Vec<MappedMap>, AttachError> {
+        self.map_code(plan)?;
+        let Installed { block, block_at, agent, .. } = installed;
+        self.write_sites(&session.agent, *agent, block, *block_at, plan, known)?;
+        let mut channel = None;
+        let mut maps = Vec::new();
+        for (n, map) in session.maps.iter().enumerate() {
+            let identity = MappedMap::identity(map)?;
+            let keeps = |there: &&MappedMap| there.is(identity, map) || map.absent && !calm;
+            match installed.maps.get(n).filter(keeps) {
+                Some(there) => maps.push(*there),
+                None => {
+                    let channel = match &mut channel {
+                        Some(channel) => channel,
+                        none => none.insert(Channel::open(self.remote, installed.scratch)?),
+                    };
+                    maps.push(self.share_map(channel, map)?);
+                }
+            }
+        }
+        // Nor does the table get shorter under a program.
+        maps.extend(installed.maps.iter().skip(session.maps.len()).filter(|_| !calm));
+        match channel {
+            Some(channel) => channel.close(self.remote).map(|()| maps),
+            None => Ok(maps),
+        }
     }
 
     fn anonymous(&mut self, len: u64, prot: i32) -> Result<u64, AttachError> {
@@ -265,26 +437,33 @@ impl Mapper<'_, '_> {
     }
 
     fn map_shared(&mut self, channel: &Channel, session: &Session, block: &Block) -> Result<SharedAt, AttachError> {
-        let control = self.share(channel, &session.control, false)?;
-        let shared = self.share(channel, &session.shared, true)?;
+        let control = self.share(channel, &session.control, 0, false)?;
+        let shared = self.share(channel, &session.shared, 0, true)?;
         let mut maps = Vec::new();
         for map in &session.maps {
-            maps.push(self.share(channel, &map.memory, map.writable)?);
+            maps.push(self.share_map(channel, map)?);
         }
-        let block_at = channel.map(self.remote, block.fd(), block.size(), false)?;
+        let block_at = channel.map(self.remote, block.fd(), 0..block.size(), false)?;
         self.regions.push(block_at..block_at + block.size());
         Ok((control, shared, maps, block_at))
     }
 
-    fn share(&mut self, channel: &Channel, memory: &SharedFd, writable: bool) -> Result<u64, AttachError> {
+    fn share(&mut self, channel: &Channel, memory: &SharedFd, offset: u64, writable: bool) -> Result<u64, AttachError> {
         let size = memory.size.next_multiple_of(PAGE);
-        let address = channel.map(self.remote, memory.fd.as_fd(), size, writable)?;
+        let address = channel.map(self.remote, memory.fd.as_fd(), offset..offset + size, writable)?;
         self.regions.push(address..address + size);
         Ok(address)
     }
+
+    fn share_map(&mut self, channel: &Channel, map: &MapFd) -> Result<MappedMap, AttachError> {
+        let (of, writable) = (MappedMap::identity(map)?, map.writable);
+        let address = self.share(channel, &map.memory, map.offset, writable)?;
+        let (header, size) = (map.header_offset, map.memory.size.next_multiple_of(PAGE));
+        Ok(MappedMap { of, header, writable, address, size })
+    }
 }
 
-type SharedAt = (u64, u64, Vec<u64>, u64);
+type SharedAt = (u64, u64, Vec<MappedMap>, u64);
 
 struct Private {
     stubs: u64,

@@ -18,6 +18,7 @@
 mod agent_image;
 mod arrivals;
 mod block;
+mod change;
 mod checks;
 mod code;
 mod elf_file;
@@ -44,11 +45,22 @@ mod unwind;
 mod wire;
 mod world;
 
-/// Addresses of a place in a process, without touching it.
-pub(crate) fn resolve(pid: u32, target: &ProbeTarget) -> Result<Vec<u64>, AttachError> {
-    let maps = procfs::maps(pid)?;
-    let modules = symbols::Modules::of(pid, &maps, &procfs::Auxv::read(pid)?);
-    Ok(modules.find(target)?.into_iter().map(|f| f.address.wrapping_add(f.offset)).collect())
+/// The symbols of the process that was looked at last: its files are read once.
+#[derive(Default)]
+pub(crate) struct Known(Option<symbols::Modules>);
+
+impl Known {
+    /// Addresses of a place in a process, without touching it.
+    pub(crate) fn resolve(&mut self, pid: u32, target: &ProbeTarget) -> Result<Vec<u64>, AttachError> {
+        let maps = procfs::maps(pid)?;
+        let modules = symbols::Modules::of(pid, &maps, &procfs::Auxv::read(pid)?);
+        if let Some(earlier) = self.0.take() {
+            modules.adopt(earlier);
+        }
+        let found = modules.find(target);
+        self.0 = Some(modules);
+        Ok(found?.into_iter().map(|f| f.address.wrapping_add(f.offset)).collect())
+    }
 }
 
 /// Adds to the 16-bit counter at an offset of a file that a process has mapped, as whoever wants to hear of a USDT probe

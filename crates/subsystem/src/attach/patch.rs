@@ -25,6 +25,13 @@ pub struct Change {
     pub new: Vec<u8>,
 }
 
+impl Change {
+    /// What undoes it.
+    pub fn back(&self) -> Change {
+        Change { address: self.address, old: self.new.clone(), new: self.old.clone() }
+    }
+}
+
 /// Makes changes, all or none. Those whose place no longer holds the old bytes are an error.
 pub fn write(world: &World, changes: &[Change]) -> Result<(), AttachError> {
     for (done, change) in changes.iter().enumerate() {

@@ -9,6 +9,7 @@ use super::AttachError;
 use super::arrivals;
 use super::code::{self, Trampoline};
 use super::guards;
+use super::patch::Change;
 use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
@@ -26,6 +27,7 @@ const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const _: () = assert!(code::TRAMPOLINE_MAX + BODY_MAX <= SITE_CODE);
 
 /// A place to patch.
+#[derive(Clone)]
 pub struct PlannedSite {
     /// What programs see as `ip`.
     pub ip: u64,
@@ -77,6 +79,13 @@ impl PlannedSite {
         code::trampoline(&Trampoline { site, ip: self.ip, hit, inside: !self.window.entry, guard })
     }
 
+    /// What patching it changes.
+    pub fn change(&self) -> Change {
+        let lead = (self.window.address - self.ip) as usize;
+        let old = self.text.get(lead..lead + self.patch.len()).unwrap_or_default().to_vec();
+        Change { address: self.window.address, old, new: self.patch.clone() }
+    }
+
     /// Is it there for the sake of breakpoints alone?
     pub fn is_guard(&self) -> bool {
         self.links.is_empty() && self.guard != guard::UNWIND
@@ -120,7 +129,21 @@ pub fn plan(
     probes: &[ProbeSpec],
     guards: bool,
 ) -> Result<Plan, AttachError> {
-    let mut plan = Plan::default();
+    grow(world, maps, modules, probes, guards, Vec::new())
+}
+
+/// Makes the plan for a process that has sites already: they stay as they are but for their links. What of them is not
+/// needed any more may be missing in the plan.
+pub fn grow(
+    world: &mut World,
+    maps: &[Mapping],
+    modules: &Modules,
+    probes: &[ProbeSpec],
+    guards: bool,
+    earlier: Vec<PlannedSite>,
+) -> Result<Plan, AttachError> {
+    let mut plan = Plan { sites: earlier, ..Plan::default() };
+    plan.sites.iter_mut().for_each(|site| site.links.clear());
     for probe in probes {
         match modules.find(&probe.target) {
             Ok(found) => {
@@ -353,7 +376,10 @@ impl Plan {
         for index in self.modules() {
             let Some(module) = modules.get(index) else { continue };
             let sites: Vec<&mut PlannedSite> =
-                self.sites.iter_mut().filter(|site| site.found.module == index).collect();
+                self.sites.iter_mut().filter(|site| site.found.module == index && site.code == 0).collect();
+            if sites.is_empty() {
+                continue;
+            }
             let size = (sites.len() as u64 * SITE_CODE).next_multiple_of(4096);
             let Some(area) = place_code::find(maps, &self.areas, &module.range, size) else {
                 let error = AttachError::NoRoom { module: module.path.clone(), bytes: size };

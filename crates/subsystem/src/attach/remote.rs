@@ -4,6 +4,7 @@
 //! (`PTRACE_SYSCALL`). A trap would be a forced signal, which resets the handler of a target that blocks or ignores it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -255,8 +256,14 @@ impl Channel {
         }
     }
 
-    /// Sends one descriptor, maps it there, and closes it again.
-    pub fn map(&self, remote: &mut Remote, fd: BorrowedFd, size: u64, writable: bool) -> Result<u64, AttachError> {
+    /// Sends one descriptor, maps a part of it there, and closes it again.
+    pub fn map(
+        &self,
+        remote: &mut Remote,
+        fd: BorrowedFd,
+        part: Range<u64>,
+        writable: bool,
+    ) -> Result<u64, AttachError> {
         send_fd(self.ours.as_fd(), fd).map_err(|e| AttachError::os("sendmsg to the target", &e))?;
         // struct msghdr, struct iovec, one byte, and room for one descriptor.
         let (iov, byte, control) = (self.scratch + 64, self.scratch + 96, self.scratch + 128);
@@ -274,7 +281,7 @@ impl Channel {
         }
         let received = remote.world.memory.word(control + 16)? & 0xffff_ffff;
         let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        let args = [0, size, prot as u64, libc::MAP_SHARED as u64, received, 0];
+        let args = [0, part.end - part.start, prot as u64, libc::MAP_SHARED as u64, received, part.start];
         let mapped = remote.syscall("mmap", libc::SYS_mmap, args);
         remote.syscall("close", libc::SYS_close, [received, 0, 0, 0, 0, 0])?;
         mapped

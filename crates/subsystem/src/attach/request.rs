@@ -20,12 +20,16 @@ pub struct Memory<'a> {
 pub struct MapMemory<'a> {
     /// The memfd.
     pub fd: BorrowedFd<'a>,
+    /// Where in it the map begins: a multiple of the page size.
+    pub offset: u64,
     /// Bytes to map.
     pub size: u64,
     /// Mapped writable in the target?
     pub writable: bool,
     /// Offset of its header in the control arena.
     pub header_offset: u64,
+    /// It only stands in the table for a map that the process does not have.
+    pub absent: bool,
 }
 
 /// When a probe fires.

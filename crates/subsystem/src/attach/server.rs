@@ -12,13 +12,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::AttachError;
 use super::agent_image::AgentImage;
+use super::change::Changed;
 use super::checks;
 use super::follow::{Follow, Happened};
 use super::install::{MapFd, Session, SharedFd};
 use super::procfs;
 use super::request::{Attached, InjectorEvent, ProbeSpec};
 use super::target::{self, Point, Target};
-use super::wire::{self, Answer, Job, Request};
+use super::wire::{self, Answer, Job, MapPart, Request};
 use super::world::{World, release_strays};
 
 /// How often processes that are not traced are looked at for an `exec`.
@@ -194,6 +195,7 @@ impl Server {
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
             Request::Attach(job) => Answer::Attached(self.attach(job, fds)),
+            Request::Change(job) => Answer::Attached(self.change(job, fds)),
             Request::Follow(job) => Answer::Done(self.follow(job, fds)),
             Request::Go(pid) => Answer::Done(self.go(pid)),
             Request::Detach(pid) => Answer::Done(self.detach(pid)),
@@ -213,6 +215,39 @@ impl Server {
         let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running, prepared)?;
         self.tracees.insert(pid, Tracee::Running(Box::new(Running { target, world: Some(world), pidfd })));
         Ok(attached)
+    }
+
+    fn change(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<Attached, AttachError> {
+        let pid = job.pid;
+        let (session, probes) = unpack(job, fds)?;
+        let Some(Tracee::Running(running)) = self.tracees.get_mut(&pid) else {
+            return Err(AttachError::NotAttached { pid });
+        };
+        let mut world = match running.world.take() {
+            Some(world) => world,
+            None => World::stop(pid)?,
+        };
+        if procfs::image_identity(pid) != running.target.identity {
+            self.tracees.remove(&pid);
+            return Err(AttachError::NotAttached { pid });
+        }
+        match running.target.change(&mut world, &session, &probes)? {
+            Changed::Done(attached) => Ok(attached),
+            Changed::Anew => {
+                running.target.detach(&mut world)?;
+                let attached = Target::attach(&mut world, &session, &probes, Point::Running, None);
+                match attached {
+                    Ok((target, attached)) => {
+                        running.target = target;
+                        Ok(attached)
+                    }
+                    Err(error) => {
+                        self.tracees.remove(&pid);
+                        Err(error)
+                    }
+                }
+            }
+        }
     }
 
     fn follow(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<(), AttachError> {
@@ -277,8 +312,8 @@ fn unpack(job: Job, fds: Vec<OwnedFd>) -> Result<(Session, Vec<ProbeSpec>), Atta
     let control = take(job.control)?;
     let shared = take(job.shared)?;
     let mut maps = Vec::new();
-    for (size, writable, header_offset) in job.maps {
-        maps.push(MapFd { memory: take(size)?, writable, header_offset });
+    for MapPart { offset, size, writable, header, absent } in job.maps {
+        maps.push(MapFd { memory: take(size)?, offset, writable, header_offset: header, absent });
     }
     let agent = match job.agent {
         Some(size) => {

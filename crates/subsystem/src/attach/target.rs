@@ -39,13 +39,18 @@ pub struct Target {
     pub pid: u32,
     /// Tells its image from a later one.
     pub identity: Option<(u64, u64)>,
-    installed: Option<Installed>,
-    changes: Vec<Change>,
+    pub(super) installed: Option<Installed>,
+    /// Its sites, as in the block.
+    pub(super) sites: Vec<PlannedSite>,
+    /// What was changed of the text, by site; those that nobody wants any more are restored.
+    pub(super) patched: Vec<Option<Change>>,
+    /// The unwinders know of the return stubs.
+    pub(super) returns: bool,
     unwinders: Vec<(u64, Option<u64>)>,
     /// What breakpoints have changed of the target's signals.
     armed: Option<Armed>,
     /// As read for the attach; the detach looks at them again.
-    modules: Option<Modules>,
+    pub(super) modules: Option<Modules>,
     /// Return probes wait for the unwinder that the program may load later.
     pub needs_unwinder: bool,
 }
@@ -63,7 +68,12 @@ pub fn prepare(pid: u32, probes: &[ProbeSpec]) -> Option<Modules> {
 }
 
 /// Has a running process load its unwinder.
-fn load_unwinder(world: &mut World, maps: &[Mapping], modules: &Modules, dlopen: u64) -> Result<(), AttachError> {
+pub(super) fn load_unwinder(
+    world: &mut World,
+    maps: &[Mapping],
+    modules: &Modules,
+    dlopen: u64,
+) -> Result<(), AttachError> {
     let tid = unwind::safe_thread(world, modules, maps)?;
     let mut remote = Remote::begin(world, Some(tid), maps)?;
     let scratch = remote.map_anonymous(SCRATCH, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -117,7 +127,9 @@ impl Target {
             pid,
             identity: procfs::image_identity(pid),
             installed: None,
-            changes: Vec::new(),
+            sites: Vec::new(),
+            patched: Vec::new(),
+            returns: false,
             unwinders: Vec::new(),
             armed: None,
             modules: None,
@@ -125,6 +137,8 @@ impl Target {
         };
         if !plan.sites.is_empty() {
             target.install(world, &maps, &modules, session, &plan, point)?;
+            target.returns = plan.sites.iter().any(PlannedSite::has_return);
+            target.sites = std::mem::take(&mut plan.sites);
             target.modules = Some(modules);
         }
         Ok((target, Attached { pid, probes: plan.outcomes, notes: plan.notes }))
@@ -173,7 +187,7 @@ impl Target {
     }
 
     /// Makes the target's unwinders know the return stubs.
-    fn tell_unwinders(
+    pub(super) fn tell_unwinders(
         &mut self,
         world: &mut World,
         maps: &[Mapping],
@@ -252,18 +266,7 @@ impl Target {
     /// Writes the jumps and breakpoints.
     fn patch(&mut self, world: &World, plan: &Plan) -> Result<(), AttachError> {
         let Some(installed) = &self.installed else { return Ok(()) };
-        let changes: Vec<Change> = plan
-            .sites
-            .iter()
-            .map(|site| {
-                let lead = (site.window.address - site.ip) as usize;
-                Change {
-                    address: site.window.address,
-                    old: site.text[lead..lead + site.patch.len()].to_vec(),
-                    new: site.patch.clone(),
-                }
-            })
-            .collect();
+        let changes: Vec<Change> = plan.sites.iter().map(PlannedSite::change).collect();
         let moves: HashMap<u64, u64> = plan.sites.iter().flat_map(|site| site.body.moves.iter().copied()).collect();
         patch::evict(world, &procfs::maps(self.pid)?, &moves)?;
         // Marked before it is true: a session that is killed in between leaves nothing that is not found.
@@ -271,18 +274,16 @@ impl Target {
             installed.block.set_active(n, true);
         }
         patch::write(world, &changes)?;
-        self.changes = changes;
+        self.patched = changes.into_iter().map(Some).collect();
         Ok(())
     }
 
     /// Restores the text, and unmaps everything if no thread can still need it. Returns true if it could.
     pub fn detach(&mut self, world: &mut World) -> Result<bool, AttachError> {
-        let back: Vec<Change> = std::mem::take(&mut self.changes)
-            .into_iter()
-            .map(|change| Change { address: change.address, old: change.new, new: change.old })
-            .collect();
+        let back: Vec<Option<Change>> =
+            std::mem::take(&mut self.patched).iter().map(|change| change.as_ref().map(Change::back)).collect();
         let mut failure = None;
-        for change in &back {
+        for change in back.iter().flatten() {
             // Text that is no longer ours (the module was unmapped, another tool wrote there) is left alone.
             if let Err(error) = patch::write(world, std::slice::from_ref(change))
                 && world.memory.read_up_to(change.address, change.old.len()) == change.old
@@ -293,6 +294,8 @@ impl Target {
         if let Some(installed) = &self.installed {
             for n in 0..back.len() {
                 installed.block.set_active(n, false);
+                // Functions that are active may return through what stays behind: to nobody.
+                installed.block.set_links(n, &[]);
             }
         }
         if let Some(error) = failure {

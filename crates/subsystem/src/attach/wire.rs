@@ -32,12 +32,27 @@ pub struct Job {
     pub control: u64,
     /// Bytes of the shared arena.
     pub shared: u64,
-    /// Bytes, writable, header offset.
-    pub maps: Vec<(u64, bool, u64)>,
+    /// The maps.
+    pub maps: Vec<MapPart>,
     /// The probes.
     pub probes: Vec<ProbeSpec>,
     /// Bytes of an agent to use.
     pub agent: Option<u64>,
+}
+
+/// A map's memory: a part of the memfd that comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapPart {
+    /// Where it begins.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Mapped writable?
+    pub writable: bool,
+    /// Offset of its header in the control arena.
+    pub header: u64,
+    /// See [`MapMemory`](super::MapMemory).
+    pub absent: bool,
 }
 
 /// To the injector.
@@ -45,6 +60,8 @@ pub struct Job {
 pub enum Request {
     /// Attach to a running process.
     Attach(Job),
+    /// Have a process that is attached to carry these probes in place of those it has.
+    Change(Job),
     /// Attach to what a process will execute.
     Follow(Job),
     /// Let a process run.
@@ -56,7 +73,7 @@ pub enum Request {
 /// From the injector.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// To [`Request::Attach`].
+    /// To [`Request::Attach`] and [`Request::Change`].
     Attached(Result<Attached, AttachError>),
     /// To any other.
     Done(Result<(), AttachError>),
@@ -130,13 +147,14 @@ mod tests {
         let target = ProbeTarget::FileOffset { module: "m".repeat(100), offset: 7 };
         let probes: Vec<ProbeSpec> =
             (0..700).map(|link| ProbeSpec { link, kind: ProbeKind::Return, target: target.clone() }).collect();
+        let part = MapPart { offset: 4096, size: 1, writable: true, header: 2, absent: false };
         let request = Request::Attach(Job {
             pid: 1,
             proc_index: 2,
             nslots: 3,
             control: 4,
             shared: 5,
-            maps: vec![(1, true, 2)],
+            maps: vec![part],
             probes: probes.clone(),
             agent: None,
         });
@@ -147,7 +165,7 @@ mod tests {
             let (received, got) = receive::<Request>(b.as_fd()).unwrap().unwrap();
             assert_eq!(got.len(), 300);
             match received {
-                Request::Attach(job) => assert_eq!((job.probes, job.maps), (probes, vec![(1, true, 2)])),
+                Request::Attach(job) => assert_eq!((job.probes, job.maps), (probes, vec![part])),
                 other => panic!("{other:?}"),
             }
             sent.join()

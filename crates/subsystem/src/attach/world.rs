@@ -37,6 +37,8 @@ const NO_RESTART: &[i64] = &[
 pub struct Memory {
     pid: u32,
     file: File,
+    /// What reads see in place of what is there.
+    shown: Vec<(u64, Vec<u8>)>,
 }
 
 impl Memory {
@@ -44,7 +46,7 @@ impl Memory {
     pub fn open(pid: u32) -> Result<Memory, AttachError> {
         let path = format!("/proc/{pid}/mem");
         match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => Ok(Memory { pid, file }),
+            Ok(file) => Ok(Memory { pid, file, shown: Vec::new() }),
             // The right to trace is asked for here already.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(checks::explain(pid, &error)),
             Err(error) => Err(AttachError::os(format!("opening {path}"), &error)),
@@ -54,7 +56,27 @@ impl Memory {
     /// Reads exactly `buffer`.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), AttachError> {
         let result = self.file.read_exact_at(buffer, address);
-        result.map_err(|e| AttachError::os(format!("reading {address:#x} of process {}", self.pid), &e))
+        result.map_err(|e| AttachError::os(format!("reading {address:#x} of process {}", self.pid), &e))?;
+        self.show_in(address, buffer);
+        Ok(())
+    }
+
+    /// Has reads see these bytes, by their addresses, until others are given: the text without our own changes.
+    pub fn show(&mut self, bytes: Vec<(u64, Vec<u8>)>) {
+        self.shown = bytes;
+    }
+
+    fn show_in(&self, address: u64, buffer: &mut [u8]) {
+        let end = address.saturating_add(buffer.len() as u64);
+        for (at, bytes) in self.shown.iter().filter(|(at, b)| *at < end && address < at.saturating_add(b.len() as u64))
+        {
+            for (n, byte) in bytes.iter().enumerate() {
+                let place = (at + n as u64).checked_sub(address).and_then(|n| buffer.get_mut(n as usize));
+                if let Some(place) = place {
+                    *place = *byte;
+                }
+            }
+        }
     }
 
     /// Reads `len` bytes, or as many as there are.
@@ -68,6 +90,7 @@ impl Memory {
             }
         }
         bytes.truncate(have);
+        self.show_in(address, &mut bytes);
         bytes
     }
 

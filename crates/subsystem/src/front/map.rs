@@ -153,9 +153,7 @@ impl Subsystem {
         let bytes = layout_with(&def, self.slots(), options).map_err(|e| e.errno())?.data_size;
         let charge = self.charge(client, bytes)?;
         self.fault(FaultPoint::MapAlloc)?;
-        // What processes are to map has memory of its own.
-        let slabs = (!self.config.processes).then_some(&self.slabs);
-        let map = Map::create_in(slabs, &def, self.slots(), options).map_err(|e| match e {
+        let map = Map::create_in(Some(&self.slabs), &def, self.slots(), options).map_err(|e| match e {
             MapError::Memory { .. } => Errno::ENOMEM,
             other => other.errno(),
         })?;

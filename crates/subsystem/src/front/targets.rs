@@ -213,7 +213,8 @@ impl WorldMemory {
         let maps = rings.chain(own).enumerate().map(|(index, map)| {
             let (arena, writable) = map.map_or((&self.absent, false), |m| (m.arena(), m.target_writable()));
             let header_offset = world.header_of(map.map(|_| index as u32));
-            MapMemory { fd: arena.fd(), size: arena.len() as u64, writable, header_offset }
+            let (offset, size) = (arena.offset(), arena.len() as u64);
+            MapMemory { fd: arena.fd(), offset, size, writable, header_offset, absent: map.is_none() }
         });
         AttachRequest {
             pid,

@@ -110,7 +110,8 @@ impl Arenas {
 
     /// For the request.
     pub fn map(&self) -> MapMemory<'_> {
-        MapMemory { fd: self.map.fd.as_fd(), size: self.map.size as u64, writable: true, header_offset: 32768 }
+        let (fd, size) = (self.map.fd.as_fd(), self.map.size as u64);
+        MapMemory { fd, offset: 0, size, writable: true, header_offset: 32768, absent: false }
     }
 
     /// Hits of a link.

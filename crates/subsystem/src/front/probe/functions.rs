@@ -19,7 +19,7 @@ pub struct Function {
     address: u64,
     /// Where it is in a file, for uprobes.
     file: Option<(String, u64)>,
-    /// How many probes want to be told: a USDT semaphore.
+    /// How many probes name its USDT semaphore.
     wanted: AtomicU64,
     entry: RwLock<Consumers>,
     exit: RwLock<Consumers>,
@@ -38,9 +38,9 @@ impl Function {
         &self.name
     }
 
-    /// How many probes are on it that asked to be counted (`ref_ctr_offset`).
+    /// What the semaphore of its USDT probe is: 1 if there are probes on it that name one (`ref_ctr_offset`), however many.
     pub fn wanted(&self) -> u64 {
-        self.wanted.load(Ordering::Relaxed)
+        u64::from(self.wanted.load(Ordering::Relaxed) != 0)
     }
 
     fn list(&self, when: When) -> &RwLock<Consumers> {

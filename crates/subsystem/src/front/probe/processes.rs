@@ -1,11 +1,11 @@
 //! Places in running processes: what is armed here is put into their code by an injector, and programs run there.
 //!
-//! A process is attached to with all its places at once, so a change of them detaches and attaches again; hits between
-//! the two are not seen. Processes map the world's own arenas and the maps that their programs name, so that all share
+//! A change of a process's places leaves all others as they are: no hit of theirs is lost. Processes map the world's own
+//! arenas and the maps that their programs name, so that all share
 //! the vCPU slots. Programs that reach maps or programs which they do not name (maps of maps, prog arrays) are refused:
 //! the process would not have them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use skep_ebpf::Errno;
@@ -13,7 +13,7 @@ use skep_ebpf::uapi::MapType;
 use skep_maps::control::{Arena, RingConsumer};
 use skep_runtime::session::link_flags;
 
-use super::{Armed, Attached, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
+use super::{Armed, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
 use crate::attach::{self, AttachError, AttachRequest, Injector, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget};
 use crate::events::sample;
 use crate::front::bells::Bell;
@@ -22,44 +22,56 @@ use crate::front::targets::{LinkPlace, NewLink};
 use crate::front::world::World;
 
 /// A place that is armed in a process.
-#[derive(Clone)]
 struct Place {
     number: u64,
     point: Point,
     consumer: Arc<dyn Consumer>,
+    carried: Carried,
 }
+
+/// What a process carries for one place.
+#[derive(Default)]
+struct Carried {
+    links: Vec<LinkPlace>,
+    probes: Vec<ProbeSpec>,
+    /// The maps that its programs name.
+    maps: BTreeMap<u32, Arc<MapObject>>,
+}
+
+/// The counter of a USDT probe, and the place that it counts for, both in the file.
+type Counted = (String, u64, u64);
 
 #[derive(Default)]
 struct Target {
     /// Its number among all, for the owner words of slots.
     index: u32,
     places: Vec<Place>,
-    links: Vec<LinkPlace>,
-    /// Places whose counter (USDT) says that they are wanted, with the counter's file and offset.
-    counted: BTreeMap<u64, (String, u64)>,
+    /// The injector has it.
+    attached: bool,
+    /// The places whose counter says that they are wanted. However many events are on one, it counts once.
+    counted: BTreeSet<Counted>,
 }
 
 impl Target {
     /// Tells the process which of its USDT probes somebody listens to.
     fn count(&mut self, pid: u32) {
-        let wanted: BTreeMap<u64, (String, u64)> = self.places.iter().filter_map(counter_of).collect();
-        let change = |places: &BTreeMap<u64, (String, u64)>, than: &BTreeMap<u64, (String, u64)>, by| {
-            for (_, (file, offset)) in places.iter().filter(|(number, _)| !than.contains_key(number)) {
-                // A process that has ended, or has executed something else, has no counters of ours.
-                let _ = attach::count(pid, file, *offset, by);
-            }
-        };
-        change(&self.counted, &wanted, -1);
-        change(&wanted, &self.counted, 1);
+        let wanted: BTreeSet<Counted> = self.places.iter().filter_map(counter_of).collect();
+        // A process that has ended, or has executed something else, has no counters of ours.
+        for (file, _, counter) in self.counted.difference(&wanted) {
+            let _ = attach::count(pid, file, *counter, -1);
+        }
+        for (file, _, counter) in wanted.difference(&self.counted) {
+            let _ = attach::count(pid, file, *counter, 1);
+        }
         self.counted = wanted;
     }
 }
 
-/// The counter of a place, by the place's number.
-fn counter_of(place: &Place) -> Option<(u64, (String, u64))> {
-    let What::File { path, counter: offset @ 1.., .. } = &place.point.what else { return None };
+/// The counter of a place that has one.
+fn counter_of(place: &Place) -> Option<Counted> {
+    let What::File { path, offset, counter: counter @ 1.. } = &place.point.what else { return None };
     let file = std::fs::canonicalize(path).ok()?.to_str()?.to_owned();
-    Some((place.number, (file, *offset)))
+    Some((file, *offset, *counter))
 }
 
 #[derive(Default)]
@@ -105,10 +117,10 @@ impl Reports {
         let _ = done;
     }
 
-    /// Forgets links. The next to have their numbers are others.
-    fn forget(&mut self, links: &[LinkPlace]) {
+    /// Forgets a place's links. The next to have their numbers are others.
+    fn forget(&mut self, carried: &Carried) {
         self.read();
-        for link in links {
+        for link in &carried.links {
             self.links.remove(&link.index());
         }
     }
@@ -119,6 +131,7 @@ struct Inner {
     traced: Option<u32>,
     /// Stands in the table for maps that a process does not have.
     no_map: Arena,
+    known: Mutex<attach::Known>,
     state: Mutex<State>,
     reports: Mutex<Reports>,
 }
@@ -134,7 +147,10 @@ struct ArmedPlace {
 
 impl Armed for ArmedPlace {
     fn programs_changed(&self) -> Result<(), Errno> {
-        self.inner.upgrade().map_or(Ok(()), |inner| inner.renew(self.pid))
+        let Some(inner) = self.inner.upgrade() else { return Ok(()) };
+        let (done, gone) = inner.renew(&mut inner.lock(), self.pid, self.number);
+        drop(gone);
+        done
     }
 }
 
@@ -142,11 +158,9 @@ impl Drop for ArmedPlace {
     fn drop(&mut self) {
         let Some(inner) = self.inner.upgrade() else { return };
         let mut state = inner.lock();
-        if let Some(target) = state.targets.get_mut(&self.pid) {
-            target.places.retain(|p| p.number != self.number);
-        }
-        // Its other places were there before, and the process may have ended meanwhile.
-        let _ = inner.sync(&mut state, self.pid);
+        let gone = inner.remove(&mut state, self.pid, self.number);
+        drop(state);
+        drop(gone);
     }
 }
 
@@ -157,6 +171,11 @@ fn errno(error: &AttachError) -> Errno {
         e if e.is_absence() => Errno::ENOENT,
         _ => Errno::EOPNOTSUPP,
     }
+}
+
+/// The errno of what could not be placed. What a process does not have may come later.
+fn refusal(attached: &attach::Attached) -> Option<Errno> {
+    attached.probes.iter().find_map(|p| p.result.as_ref().err().filter(|e| !e.is_absence())).map(errno)
 }
 
 fn target_of(point: &Point) -> Option<ProbeTarget> {
@@ -180,6 +199,7 @@ impl Processes {
             world: Arc::downgrade(world),
             traced,
             no_map: Arena::new("skep-no-map", 1)?,
+            known: Mutex::default(),
             state: Mutex::default(),
             reports: Mutex::new(Reports { ring, links: HashMap::new(), read: Vec::new() }),
         })))
@@ -200,75 +220,134 @@ impl Inner {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn renew(&self, pid: u32) -> Result<(), Errno> {
-        self.sync(&mut self.lock(), pid)
+    /// What a process is to carry for a place now.
+    fn carry(&self, world: &Arc<World>, point: &Point, consumer: &Arc<dyn Consumer>) -> Result<Carried, Errno> {
+        let mut carried = Carried::default();
+        let Some(target) = target_of(point) else { return Ok(carried) };
+        let kind = if point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
+        let kernel = if matches!(point.what, What::File { .. }) { 0 } else { link_flags::KERNEL };
+        let programs = consumer.programs();
+        for program in &programs {
+            let maps = program.prog.maps();
+            for map in maps.iter().take(program.prog.named_maps) {
+                let nested =
+                    matches!(map.map.def().map_type, MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps);
+                if nested {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                carried.maps.insert(map.place.index(), Arc::clone(map));
+            }
+        }
+        let last = programs.len().saturating_sub(1);
+        let mut add = |prog: Option<&Arc<ProgObject>>, cookie: u64, chained: bool| {
+            let flags = kernel | link_flags::EVENT | if chained { link_flags::CHAINED } else { 0 };
+            let prog_index = prog.map(|p| p.place.index());
+            let link = world.add_link(NewLink { prog: prog_index, when: point.when, flags, cookie })?;
+            link.switch(true);
+            let hearer = Hearer { consumer: Arc::downgrade(consumer), prog: prog.cloned() };
+            self.reports().links.insert(link.index(), hearer);
+            carried.probes.push(ProbeSpec { link: link.index(), kind, target: target.clone() });
+            carried.links.push(link);
+            Ok(())
+        };
+        let added = match programs[..] {
+            [] => add(None, 0, false),
+            _ => { programs.iter().enumerate() }.try_for_each(|(n, p)| add(Some(&p.prog), p.cookie, n < last)),
+        };
+        match added {
+            Ok(()) => Ok(carried),
+            Err(e) => {
+                self.forget(world, &carried);
+                Err(e)
+            }
+        }
     }
 
-    /// Makes a process's places what they are to be.
-    fn sync(&self, state: &mut State, pid: u32) -> Result<(), Errno> {
+    /// Forgets what was carried for a place. What was told of it is handed on by who listens: who calls this may hold
+    /// what hearers want.
+    fn forget(&self, world: &World, carried: &Carried) {
+        self.reports().forget(carried);
+        if let Ok(keeper) = world.keeper() {
+            let _ = rustix::io::write(keeper.fd(), &1u64.to_ne_bytes());
+        }
+    }
+
+    /// A place's programs are others now. What is not carried any more is for the caller to drop, without the lock: maps
+    /// may hold events that have places here.
+    fn renew(&self, state: &mut State, pid: u32, number: u64) -> (Result<(), Errno>, Carried) {
+        let Some(world) = self.world.upgrade() else { return (Err(Errno::ENODEV), Carried::default()) };
+        let place = state.targets.get_mut(&pid).and_then(|t| t.places.iter_mut().find(|p| p.number == number));
+        let Some(place) = place else { return (Ok(()), Carried::default()) };
+        let new = match self.carry(&world, &place.point, &place.consumer) {
+            Ok(new) => new,
+            Err(e) => return (Err(e), Carried::default()),
+        };
+        let old = std::mem::replace(&mut place.carried, new);
+        let done = self.sync(state, &world, pid);
+        let place = state.targets.get_mut(&pid).and_then(|t| t.places.iter_mut().find(|p| p.number == number));
+        let gone = match (&done, place) {
+            (Err(_), Some(place)) => std::mem::replace(&mut place.carried, old),
+            _ => old,
+        };
+        self.forget(&world, &gone);
+        (done, gone)
+    }
+
+    /// Adds a place.
+    fn add(&self, state: &mut State, pid: u32, point: &Point, consumer: &Arc<dyn Consumer>) -> Result<u64, Errno> {
         let world = self.world.upgrade().ok_or(Errno::ENODEV)?;
+        let carried = self.carry(&world, point, consumer)?;
+        let number = state.next_number;
+        state.next_number += 1;
+        if !state.targets.contains_key(&pid) {
+            // 0 stands for this process.
+            state.next_index += 1;
+            state.targets.insert(pid, Target { index: state.next_index, ..Target::default() });
+        }
+        let target = state.targets.entry(pid).or_default();
+        target.places.push(Place { number, point: point.clone(), consumer: Arc::clone(consumer), carried });
+        let done = self.sync(state, &world, pid);
+        match done {
+            Ok(()) => Ok(number),
+            // Its maps and consumer are the caller's, too, so none of them goes with it.
+            Err(e) => {
+                self.remove(state, pid, number);
+                Err(e)
+            }
+        }
+    }
+
+    /// Removes a place, for the caller to drop without the lock. Its programs do not run again from now on.
+    fn remove(&self, state: &mut State, pid: u32, number: u64) -> Option<Place> {
+        let world = self.world.upgrade()?;
+        let target = state.targets.get_mut(&pid)?;
+        let at = target.places.iter().position(|p| p.number == number)?;
+        let place = target.places.remove(at);
+        place.carried.links.iter().for_each(|link| link.switch(false));
+        // The others were there before, and the process may have ended meanwhile.
+        let _ = self.sync(state, &world, pid);
+        self.forget(&world, &place.carried);
+        Some(place)
+    }
+
+    /// Makes a process's places what they are to be. If it cannot, they are as they were.
+    fn sync(&self, state: &mut State, world: &World, pid: u32) -> Result<(), Errno> {
         let State { injector, targets, .. } = state;
         let Some(target) = targets.get_mut(&pid) else { return Ok(()) };
-        if !target.links.is_empty() {
-            if let Some(injector) = injector {
+        let probes: Vec<ProbeSpec> = target.places.iter().flat_map(|p| p.carried.probes.iter().cloned()).collect();
+        if probes.is_empty() {
+            if let (true, Some(injector)) = (std::mem::take(&mut target.attached), injector) {
                 // A process that has ended needs no detaching.
                 let _ = injector.detach(pid);
             }
-            self.reports().forget(&target.links);
-            target.links.clear();
-            // What was read is handed on by who listens: who calls this may hold what hearers want.
-            if let Ok(keeper) = world.keeper() {
-                let _ = rustix::io::write(keeper.fd(), &1u64.to_ne_bytes());
-            }
-        }
-        let mut probes = Vec::new();
-        let mut maps: BTreeMap<u32, Arc<MapObject>> = BTreeMap::new();
-        for place in &target.places {
-            let Some(probe) = target_of(&place.point) else { continue };
-            let kind = if place.point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
-            let kernel = if matches!(place.point.what, What::File { .. }) { 0 } else { link_flags::KERNEL };
-            let programs = place.consumer.programs();
-            let mut add = |prog: Option<&Arc<ProgObject>>, cookie: u64, chained: bool| {
-                let flags = kernel | link_flags::EVENT | if chained { link_flags::CHAINED } else { 0 };
-                let prog_index = prog.map(|p| p.place.index());
-                let link = world.add_link(NewLink { prog: prog_index, when: place.point.when, flags, cookie })?;
-                link.switch(true);
-                let hearer = Hearer { consumer: Arc::downgrade(&place.consumer), prog: prog.cloned() };
-                self.reports().links.insert(link.index(), hearer);
-                probes.push(ProbeSpec { link: link.index(), kind, target: probe.clone() });
-                target.links.push(link);
-                Ok(())
-            };
-            if programs.is_empty() {
-                add(None, 0, false)?;
-            }
-            let last = programs.len().saturating_sub(1);
-            for (n, Attached { prog, cookie }) in programs.iter().enumerate() {
-                for map in prog.maps().iter().take(prog.named_maps) {
-                    let nested = matches!(
-                        map.map.def().map_type,
-                        MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps
-                    );
-                    if nested {
-                        return Err(Errno::EOPNOTSUPP);
-                    }
-                    maps.insert(map.place.index(), Arc::clone(map));
-                }
-                add(Some(prog), *cookie, n < last)?;
-            }
-        }
-        if probes.is_empty() {
             target.count(pid);
             return Ok(());
         }
-        let attached = self.attach(&world, injector, pid, target.index, &maps, probes);
-        if attached.is_err() {
-            self.reports().forget(&target.links);
-            target.links.clear();
-        } else {
+        let done = self.attach(world, injector, pid, target, probes);
+        if done.is_ok() {
             target.count(pid);
         }
-        attached
+        done
     }
 
     fn attach(
@@ -276,35 +355,26 @@ impl Inner {
         world: &World,
         injector: &mut Option<Injector>,
         pid: u32,
-        proc_index: u32,
-        maps: &BTreeMap<u32, Arc<MapObject>>,
+        target: &mut Target,
         probes: Vec<ProbeSpec>,
     ) -> Result<(), Errno> {
         world.keeper().map_err(|_| Errno::ENOMEM)?;
         let memory = |arena: &Arena| arena.len() as u64;
         let (control, shared) = world.arenas();
         let own = &world.rings;
+        let maps: BTreeMap<u32, &Arc<MapObject>> =
+            target.places.iter().flat_map(|p| &p.carried.maps).map(|(index, map)| (*index, map)).collect();
         let last = maps.keys().next_back().map_or(0, |last| last + 1).max(own.len() as u32);
         let table = (0..last).map(|index| {
             let map = own.get(index as usize).or_else(|| maps.get(&index).map(|m| &m.map));
-            match map {
-                Some(map) => MapMemory {
-                    fd: map.arena().fd(),
-                    size: memory(map.arena()),
-                    writable: map.target_writable(),
-                    header_offset: world.header_of(Some(index)),
-                },
-                None => MapMemory {
-                    fd: self.no_map.fd(),
-                    size: memory(&self.no_map),
-                    writable: false,
-                    header_offset: world.header_of(None),
-                },
-            }
+            let (arena, writable) = map.map_or((&self.no_map, false), |m| (m.arena(), m.target_writable()));
+            let header_offset = world.header_of(map.map(|_| index));
+            let (offset, size) = (arena.offset(), memory(arena));
+            MapMemory { fd: arena.fd(), offset, size, writable, header_offset, absent: map.is_none() }
         });
         let request = AttachRequest {
             pid,
-            proc_index,
+            proc_index: target.index,
             control: Memory { fd: control.fd(), size: memory(control) },
             shared: Memory { fd: shared.fd(), size: memory(shared) },
             maps: table.collect(),
@@ -316,16 +386,25 @@ impl Inner {
             Some(injector) => injector,
             none => none.insert(Injector::spawn().map_err(|e| errno(&e))?),
         };
+        if target.attached {
+            match injector.change(&request) {
+                Ok(attached) => return refusal(&attached).map_or(Ok(()), Err),
+                // It has executed something else.
+                Err(AttachError::NotAttached { .. }) => target.attached = false,
+                Err(e) => return Err(errno(&e)),
+            }
+        }
         let attached = injector.attach(&request).map_err(|e| errno(&e))?;
-        let refused = attached.probes.iter().find_map(|p| p.result.as_ref().err().filter(|e| !e.is_absence()));
-        let refused = refused.map(errno);
         let gone = injector.go(pid);
-        match refused {
+        match refusal(&attached) {
             Some(e) => {
                 let _ = injector.detach(pid);
                 Err(e)
             }
-            None => gone.map_err(|e| errno(&e)),
+            None => {
+                target.attached = true;
+                gone.map_err(|e| errno(&e))
+            }
         }
     }
 
@@ -348,7 +427,8 @@ impl ProbeSites for Processes {
     fn find(&self, point: &Point) -> Option<Result<Found, Missing>> {
         let pid = self.process(point)?;
         let target = target_of(point)?;
-        Some(match attach::resolve(pid, &target) {
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(match known.resolve(pid, &target) {
             Ok(found) => found.first().map(|address| Found { address: *address }).ok_or(Missing::NoFunction),
             Err(_) => Err(Missing::NoFunction),
         })
@@ -378,25 +458,7 @@ impl Processes {
             });
             state.listener = Some(bell.map_err(|_| Errno::ENOMEM)?);
         }
-        let number = state.next_number;
-        state.next_number += 1;
-        if !state.targets.contains_key(&pid) {
-            let index = state.next_index;
-            state.next_index += 1;
-            // 0 stands for this process.
-            state.targets.insert(pid, Target { index: index + 1, ..Target::default() });
-        }
-        let place = Place { number, point: point.clone(), consumer: Arc::clone(consumer) };
-        let target = state.targets.entry(pid).or_default();
-        target.places.push(place);
-        if let Err(e) = inner.sync(&mut state, pid) {
-            // As it was before.
-            if let Some(target) = state.targets.get_mut(&pid) {
-                target.places.retain(|p| p.number != number);
-            }
-            let _ = inner.sync(&mut state, pid);
-            return Err(e);
-        }
+        let number = inner.add(&mut state, pid, point, consumer)?;
         Ok(Box::new(ArmedPlace { inner: Arc::downgrade(inner), pid, number }))
     }
 }
