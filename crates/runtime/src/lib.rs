@@ -26,6 +26,8 @@ mod thread;
 pub mod trap;
 mod view;
 
+#[cfg(feature = "control")]
+pub use env::SlotArea;
 pub use image::Image;
 #[cfg(feature = "control")]
 pub use machine::{At, Machine, Run};

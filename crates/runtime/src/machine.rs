@@ -48,8 +48,21 @@ impl Machine {
     /// `control` and `shared` are the session's arenas, and `maps` its table of `control.nmaps` handles; all are mapped
     /// and valid for as long as the machine lives. Nobody else runs programs on `slot`.
     pub unsafe fn new(control: *const Control, shared: *const SharedHead, maps: *const MapRef, slot: u32) -> Machine {
-        // SAFETY: all zeros is a valid area.
-        let area = unsafe { Box::<SlotArea>::new_zeroed().assume_init() };
+        // SAFETY: all zeros is a valid area; the rest is the caller's promise.
+        unsafe { Machine::with_area(control, shared, maps, slot, Box::<SlotArea>::new_zeroed().assume_init()) }
+    }
+
+    /// As [`Machine::new`], with the memory of an earlier machine ([`Machine::into_area`]), which spares making some.
+    ///
+    /// # Safety
+    /// As [`Machine::new`].
+    pub unsafe fn with_area(
+        control: *const Control,
+        shared: *const SharedHead,
+        maps: *const MapRef,
+        slot: u32,
+        area: Box<SlotArea>,
+    ) -> Machine {
         let mut machine = Machine { env: Env::new(control, shared, maps, slot, null_mut()), area };
         machine.env.area = &raw mut *machine.area;
         machine
@@ -65,6 +78,24 @@ impl Machine {
         let image = control.image(control.prog(prog)?)?;
         // SAFETY: images in the control arena are those of the session's maps.
         Some(unsafe { self.run_image(image, ctx) })
+    }
+
+    /// The private memory, for a later machine.
+    pub fn into_area(self) -> Box<SlotArea> {
+        self.area
+    }
+
+    /// As [`Machine::run`], with a budget of its own: back edges, calls and helper calls; 0 for none. Only programs that
+    /// were compiled with a budget keep to it.
+    ///
+    /// # Safety
+    /// As [`Machine::run`].
+    pub unsafe fn run_within(&mut self, prog: u32, ctx: *mut u8, budget: u64) -> Option<Run> {
+        // SAFETY: the arenas are valid by the promise of `new`.
+        let control = unsafe { &*self.env.control };
+        let image = control.image(control.prog(prog)?)?;
+        // SAFETY: images in the control arena are those of the session's maps.
+        Some(unsafe { self.run_budgeted(image, ctx, budget) })
     }
 
     /// The slot.
@@ -104,11 +135,20 @@ impl Machine {
     /// # Safety
     /// As [`Machine::run`], and `image` was made for the maps of this session.
     pub unsafe fn run_image(&mut self, image: *const Image, ctx: *mut u8) -> Run {
+        // SAFETY: the promises of `new` and of the caller.
+        unsafe { self.run_budgeted(image, ctx, (*self.env.control).budget) }
+    }
+
+    /// As [`Machine::run_image`], with this budget.
+    ///
+    /// # Safety
+    /// As [`Machine::run_image`].
+    unsafe fn run_budgeted(&mut self, image: *const Image, ctx: *mut u8, budget: u64) -> Run {
         let env = &mut self.env;
         env.ctx = ctx;
         // SAFETY: the promises of `new` and of the caller.
         unsafe {
-            let retval = native::run(env, image, (*env.control).budget);
+            let retval = native::run(env, image, budget);
             if env.over_budget {
                 SlotArea::discard_reserved(env.area);
             }

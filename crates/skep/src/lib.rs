@@ -27,6 +27,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+// What the derive macro names is found in this crate's own tests, too.
+extern crate self as skep;
+
+pub mod host;
+
 pub use skep_ebpf as ebpf;
 pub use skep_elf as elf;
 pub use skep_jit as jit;

@@ -186,7 +186,7 @@ pub(crate) fn sample(bytes: &[u8]) -> Option<SampleRecord> {
     })
 }
 
-fn printk(bytes: &[u8]) -> Option<(PrintkRecord, &[u8])> {
+pub(crate) fn printk(bytes: &[u8]) -> Option<(PrintkRecord, &[u8])> {
     let mut f = Fields(bytes);
     let record = PrintkRecord { link: f.u32()?, len: f.u32()?, time_ns: f.u64()?, pid: f.u32()?, tid: f.u32()? };
     let text = f.0.get(..record.len as usize).unwrap_or(f.0);

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod clock;
 pub mod events;
 pub mod front;
+pub mod host;
 pub mod keeper;
 pub mod loaded;
 pub mod place;

@@ -23,8 +23,8 @@ pub struct HostContext {
     pub size: u32,
     /// Its fields, which do not overlap.
     pub fields: Vec<HostField>,
-    /// What programs may return, both ends included; any number if `None`.
-    pub returns: Option<(i64, i64)>,
+    /// What programs may return in the lower half of r0, both ends included; any number if `None`.
+    pub returns: Option<(i32, i32)>,
 }
 
 /// A field of a context.
@@ -147,7 +147,7 @@ impl Env<'_> {
         }
         let Some((min, max)) = host.returns else { return Ok(()) };
         self.mark_precise(r)?;
-        if reg.num.smin < min || reg.num.smax > max {
+        if reg.num.smin32 < min || reg.num.smax32 > max {
             return invalid!(ReturnValue, "programs for {} return {min} to {max}; r{r} holds {}", host.hook, reg.num);
         }
         Ok(())

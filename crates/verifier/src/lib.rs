@@ -168,6 +168,7 @@ pub struct Verified {
     log: String,
     found: rewrite::Findings,
     btf: Option<Arc<Btf>>,
+    host: Option<Arc<HostContext>>,
     rewritten: OnceLock<Arc<Rewritten>>,
 }
 
@@ -196,6 +197,11 @@ impl Verified {
     /// What the work was.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// The context of an application's hook, if the program is for one.
+    pub fn host(&self) -> Option<&Arc<HostContext>> {
+        self.host.as_ref()
     }
 
     /// Numbers of the helpers that are called, sorted.
@@ -285,6 +291,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             log: progress.log,
             found: parts.found,
             btf: options.btf.clone(),
+            host: options.host.clone(),
             rewritten: OnceLock::new(),
             program,
         }),

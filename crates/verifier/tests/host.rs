@@ -119,6 +119,8 @@ fn helpers_and_results() {
     check("return-value", "call 7\nexit");
     check("return-value", "r0 = r10\nexit");
     check("accept", "r0 = 2\nexit");
+    // The lower half counts: what C returns as `int`.
+    check("accept", "r0 = 0x100000001 ll\nexit");
 }
 
 #[test]

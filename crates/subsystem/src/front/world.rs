@@ -4,11 +4,11 @@
 //! own until the object goes. Memory of a program that has gone is used again only when every vCPU slot was seen idle, or
 //! with another run, since: a run on it may have been reaching it by a tail call.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::{io, ptr};
 
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
@@ -18,7 +18,7 @@ use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
 use skep_runtime::session::{CONTROL_NAME, Control, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
-use skep_runtime::{Machine, session};
+use skep_runtime::{Machine, SlotArea, session};
 
 use super::bells::Bells;
 use super::ids::{Id, Ids};
@@ -167,6 +167,39 @@ unsafe impl Sync for Handles {}
 // SAFETY: as above; the handles are addresses of the world's own memory.
 unsafe impl Send for Handles {}
 
+/// Private memory of slots that nobody uses just now, each at its slot's number. Which slots are in use stands in memory
+/// that processes write, so it is taken by exchange: whoever comes second makes his own.
+struct Areas(Box<[AtomicPtr<SlotArea>]>);
+
+impl Areas {
+    fn new(slots: u32) -> Areas {
+        Areas((0..slots).map(|_| AtomicPtr::default()).collect())
+    }
+
+    fn take(&self, slot: u32) -> Option<Box<SlotArea>> {
+        let area = self.0.get(slot as usize)?.swap(ptr::null_mut(), Ordering::Acquire);
+        // SAFETY: what stands there came from `give`, and whoever takes it out owns it.
+        (!area.is_null()).then(|| unsafe { Box::from_raw(area) })
+    }
+
+    fn give(&self, slot: u32, area: Box<SlotArea>) {
+        let Some(place) = self.0.get(slot as usize) else { return };
+        let other = place.swap(Box::into_raw(area), Ordering::AcqRel);
+        if !other.is_null() {
+            // SAFETY: as above.
+            drop(unsafe { Box::from_raw(other) });
+        }
+    }
+}
+
+impl Drop for Areas {
+    fn drop(&mut self) {
+        for slot in 0..self.0.len() as u32 {
+            drop(self.take(slot));
+        }
+    }
+}
+
 /// Programs and maps in one arena, and slots to run them on.
 pub struct World {
     pub(crate) limits: Limits,
@@ -176,6 +209,7 @@ pub struct World {
     pub(super) control: Arc<Arena>,
     pub(super) shared: Arc<Arena>,
     handles: Handles,
+    areas: Areas,
     headers: usize,
     pub(super) links: usize,
     progs: usize,
@@ -309,6 +343,7 @@ impl World {
             control: Arc::new(control),
             shared: Arc::new(shared),
             handles,
+            areas: Areas::new(slots),
             headers,
             links,
             progs,
@@ -509,21 +544,29 @@ impl World {
     /// Runs something with a machine on a slot of its own; `None` if all are taken.
     pub fn with_machine<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
         let owner = session::owner_word(OWN_INDEX, u64::from(std::process::id()) << 4);
-        let (index, slot) = (0..self.slots).find_map(|i| {
+        let first = HINT.get() % self.slots.max(1);
+        let (index, slot) = (first..self.slots).chain(0..first).find_map(|i| {
             let slot = self.slot(i)?;
             slot.owner.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).ok()?;
             slot.taken.fetch_add(1, Ordering::SeqCst);
             Some((i, slot))
         })?;
+        HINT.set(index);
         let held = Held(slot);
         // Machine code has made the other mapping when it was added.
         let control = self.control.mapped_code().unwrap_or(self.control.ptr()).cast::<Control>();
         let shared = self.shared.ptr().cast::<SharedHead>();
         // SAFETY: `UnsafeCell<MapRef>` has the layout of `MapRef`; arenas and handles live as long as `self`, which
         // outlives the machine; the slot is held until then.
-        let mut machine = unsafe { Machine::new(control, shared, self.handles.0.as_ptr().cast(), index) };
+        let mut machine = unsafe {
+            let maps = self.handles.0.as_ptr().cast();
+            match self.areas.take(index) {
+                Some(area) => Machine::with_area(control, shared, maps, index, area),
+                None => Machine::new(control, shared, maps, index),
+            }
+        };
         let result = run(&mut machine);
-        drop(machine);
+        self.areas.give(index, machine.into_area());
         drop(held);
         Some(result)
     }
@@ -533,6 +576,11 @@ impl World {
         let tables = self.lock();
         self.limits.images - tables.space.free.values().sum::<usize>() * IMAGE_ALIGN
     }
+}
+
+thread_local! {
+    /// The slot that this thread had last, in whichever world: threads that run often keep out of each other's way.
+    static HINT: Cell<u32> = const { Cell::new(0) };
 }
 
 struct Held<'a>(&'a Slot);

@@ -1,0 +1,290 @@
+//! Hooks of an application: plug-ins attached, chained, replaced under load, limited and refused.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use skep::host::{
+    Bytes, BytesMut, Context, FieldDef, FieldType, HookOptions, Host, HostError, HostOptions, LoadError, Loader,
+    OverBudget, Plugin, Proceed, c_declaration,
+};
+
+#[derive(Context)]
+#[repr(C)]
+struct Request<'a> {
+    // Not where the plug-in's own struct has it: its accesses are relocated.
+    method: u32,
+    #[context(write)]
+    status: u32,
+    path: Bytes<'a>,
+    #[context(hidden)]
+    served_by: Option<Box<str>>,
+}
+
+#[derive(Context, Default)]
+#[repr(C)]
+struct Sum {
+    #[context(write)]
+    total: u64,
+    #[context(write)]
+    version: u32,
+    key: u32,
+}
+
+fn object(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/test").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn host() -> Host {
+    Host::new(HostOptions::default()).unwrap()
+}
+
+fn request(path: &str) -> Request<'_> {
+    Request { method: 1, status: 200, path: path.into(), served_by: None }
+}
+
+#[test]
+fn a_policy_decides() {
+    let host = host();
+    let options = HookOptions { returns: Some(0..=1), proceed: Proceed::After(vec![0]), ..HookOptions::default() };
+    let hook = host.hook::<Request>("request", options);
+    let plugin =
+        Loader::new().hook(&hook).load(&host.tenant(1 << 20), "request.bpf.o", &object("request.bpf.o")).unwrap();
+    let program = plugin.program("deny_admin").unwrap();
+
+    let mut before = request("/admin");
+    assert_eq!(hook.call(&mut before).unwrap().value, None, "nothing is attached");
+    let attached = hook.attach(&program, 0).unwrap();
+    let ask = |path| {
+        let mut request = request(path);
+        let verdict = hook.call(&mut request).unwrap();
+        assert!(request.served_by.is_none() && request.method == 1);
+        (verdict.value, request.status)
+    };
+    assert_eq!(ask("/admin/users"), (Some(1), 403));
+    assert_eq!(ask("/admin"), (Some(1), 403));
+    assert_eq!(ask("/admit"), (Some(0), 200));
+    assert_eq!(ask("/adm"), (Some(0), 200));
+    assert_eq!(ask(""), (Some(0), 200));
+    let seen = plugin.map("seen").unwrap().lookup(&0u32.to_ne_bytes(), 0).unwrap();
+    assert_eq!(u64::from_ne_bytes(seen.try_into().unwrap()), 5);
+    drop(attached);
+    assert_eq!(ask("/admin").0, None);
+}
+
+#[test]
+fn what_is_declared_in_c_is_what_rust_has() {
+    assert_eq!(
+        c_declaration::<Request>(),
+        "struct request {\n\t__u32 method;\n\t__u32 status;\n\tconst __u8 *path;\n\tconst __u8 *path_end;\n\
+         } __attribute__((preserve_access_index));\n"
+    );
+    #[derive(Context)]
+    #[repr(C)]
+    #[context(name = "frame")]
+    struct Mixed<'a> {
+        kind: u8,
+        #[context(hidden)]
+        _secret: u32,
+        #[context(write)]
+        tag: [u16; 3],
+        body: BytesMut<'a>,
+    }
+    let text = "struct frame {\n\t__u8 kind;\n\t__u8 __hidden_1[7];\n\t__u16 tag[3];\n\t__u8 *body;\n\t__u8 *body_end;\n\
+                } __attribute__((preserve_access_index));\n";
+    assert_eq!(c_declaration::<Mixed>(), text);
+    let tag = FieldDef {
+        name: "tag",
+        offset: std::mem::offset_of!(Mixed, tag),
+        ty: FieldType::Array { bytes: 2, signed: false, len: 3 },
+        write: true,
+    };
+    assert_eq!(Mixed::FIELDS[1], tag);
+}
+
+fn sums(host: &Host, options: HookOptions) -> (skep::host::Hook<Sum>, Loader) {
+    let hook = host.hook::<Sum>("sum", options);
+    let loader = Loader::new().hook(&hook);
+    (hook, loader)
+}
+
+fn count(plugin: &Plugin, version: u32) -> u64 {
+    let value = plugin.map("calls").unwrap().lookup(&version.to_ne_bytes(), 0).unwrap();
+    u64::from_ne_bytes(value.try_into().unwrap())
+}
+
+#[test]
+fn chains_run_by_priority_until_one_decides() {
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let tenant = host.tenant(1 << 20);
+    let one = loader.load(&tenant, "one", &object("version_one.bpf.o")).unwrap();
+    let two = loader.load(&tenant, "two", &object("version_two.bpf.o")).unwrap();
+    let _last = hook.attach(&one.program("add").unwrap(), 5).unwrap();
+    let _first = hook.attach(&two.program("add").unwrap(), -5).unwrap();
+    let _middle = hook.attach(&two.program("add").unwrap(), 0).unwrap();
+    let mut sum = Sum::default();
+    let verdict = hook.call(&mut sum).unwrap();
+    assert_eq!((verdict.ran, verdict.value, sum.total, sum.version), (3, Some(0), 3, 1));
+    assert_eq!(hook.programs().iter().map(|p| p.0).collect::<Vec<_>>(), [-5, 0, 5]);
+    // The host may stop wherever it likes.
+    let mut asked = 0;
+    hook.each(&mut sum, |name, result| {
+        assert_eq!((name, result), ("add", Ok(0)));
+        asked += 1;
+        if asked == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .unwrap();
+    assert_eq!((asked, sum.total, sum.version), (2, 5, 2));
+    let (decides, loader) = sums(&host, HookOptions { proceed: Proceed::After(vec![7]), ..HookOptions::default() });
+    let plugin = loader.load(&tenant, "one", &object("version_one.bpf.o")).unwrap();
+    let _a = decides.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    let _b = decides.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    assert_eq!(decides.call(&mut sum).unwrap().ran, 1, "0 is not among the results after which it goes on");
+}
+
+#[test]
+fn a_budget_ends_what_takes_too_long() {
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions { budget: 1000, ..HookOptions::default() });
+    let plugin = loader.load(&host.tenant(1 << 20), "one", &object("version_one.bpf.o")).unwrap();
+    let endless = plugin.program("endless").unwrap();
+    let _endless = hook.attach(&endless, 0).unwrap();
+    let _add = hook.attach(&plugin.program("add").unwrap(), 1).unwrap();
+    let mut sum = Sum::default();
+    let verdict = hook.call(&mut sum).unwrap();
+    assert_eq!((verdict.ran, verdict.over_budget, verdict.value), (2, 1, Some(0)));
+    assert_eq!((sum.total, sum.version, endless.over_budget()), (1, 1, 1));
+    let mut results = Vec::new();
+    hook.each(&mut sum, |_, result| {
+        results.push(result);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(results, [Err(OverBudget), Ok(0)]);
+}
+
+/// Replacements under load (`SKEP_RELOADS`): each call runs exactly one version, none is lost or done twice.
+#[test]
+fn versions_are_replaced_under_load() {
+    let reloads: u64 = std::env::var("SKEP_RELOADS").map_or(300, |n| n.parse().expect("a number"));
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let tenant = host.tenant(1 << 22);
+    let versions = [object("version_one.bpf.o"), object("version_two.bpf.o")];
+    let verified = versions.each_ref().map(|bytes| {
+        let all = loader.verify("version", bytes).unwrap();
+        all.into_iter().filter(|p| p.program().name == "add").collect::<Vec<_>>()
+    });
+    let mut plugin = Plugin::load(&tenant, verified[0].clone()).unwrap();
+    let attached = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    let used = tenant.used();
+    let stop = AtomicBool::new(false);
+    let totals: Vec<[u64; 2]> = std::thread::scope(|scope| {
+        let call = || {
+            let mut seen = [0u64; 2];
+            while !stop.load(Ordering::Relaxed) {
+                let mut sum = Sum::default();
+                let verdict = hook.call(&mut sum).unwrap();
+                assert_eq!((verdict.ran, sum.total), (1, 1));
+                seen[sum.version as usize - 1] += 1;
+            }
+            seen
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(call)).collect();
+        for n in 1..=reloads {
+            let version = (n % 2) as usize;
+            plugin.reload(verified[version].clone()).unwrap();
+            // What begins now runs the new code.
+            let mut sum = Sum::default();
+            hook.call(&mut sum).unwrap();
+            assert_eq!(sum.version as usize, version + 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    let by = |n: usize| totals.iter().map(|t| t[n]).sum::<u64>();
+    let own = [reloads / 2, reloads.div_ceil(2)];
+    // The map stays through all reloads, so its counts are of all calls.
+    assert_eq!(count(&plugin, 1), by(0) + own[0]);
+    assert_eq!(count(&plugin, 2), by(1) + own[1]);
+    assert_eq!(tenant.used(), used, "what was replaced is given back");
+    drop(attached);
+    drop(plugin);
+    assert_eq!(tenant.used(), 0);
+}
+
+#[test]
+fn a_failed_reload_changes_nothing() {
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let tenant = host.tenant(1 << 20);
+    let mut plugin = loader.load(&tenant, "one", &object("version_one.bpf.o")).unwrap();
+    let _add = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    let _endless = hook.attach(&plugin.program("endless").unwrap(), 9).unwrap();
+    let used = tenant.used();
+    let fails = |plugin: &mut Plugin, bytes: &[u8]| loader.reload(plugin, "new", bytes).unwrap_err();
+    assert!(matches!(fails(&mut plugin, b"junk"), LoadError::Object(_)));
+    let missing = fails(&mut plugin, &object("version_two.bpf.o"));
+    assert_eq!(missing.to_string(), "the new object has no program `endless`, which is attached to the hook `sum`");
+    let other = fails(&mut plugin, &object("request.bpf.o"));
+    assert_eq!(other.to_string(), "program `deny_admin` is in section `hook/request`; hooks here are: hook/sum");
+    let mut sum = Sum::default();
+    hook.each(&mut sum, |_, _| ControlFlow::Break(())).unwrap();
+    assert_eq!((sum.version, tenant.used(), plugin.programs().count()), (1, used, 2));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let bytes = object("version_one.bpf.o");
+    // A quota.
+    let poor = host.tenant(4096);
+    let error = loader.load(&poor, "one", &bytes).unwrap_err();
+    assert!(matches!(&error, LoadError::Host(HostError::Quota { quota: 4096, .. })), "{error}");
+    assert_eq!(poor.used(), 0);
+    // Another host, another hook of the same context, a program that is not there.
+    let other = self::host();
+    let (foreign, _) = sums(&other, HookOptions::default());
+    let plugin = loader.load(&host.tenant(1 << 20), "one", &bytes).unwrap();
+    let add = plugin.program("add").unwrap();
+    assert!(matches!(foreign.attach(&add, 0), Err(HostError::OtherHost { .. })));
+    let narrow = host.hook::<Sum>("sum", HookOptions { returns: Some(0..=0), ..HookOptions::default() });
+    assert!(matches!(narrow.attach(&add, 0), Err(HostError::OtherHook { .. })));
+    assert!(matches!(plugin.program("sub"), Err(HostError::NoSuchProgram { .. })));
+    assert!(hook.programs().is_empty());
+    // What the verifier does not accept is explained.
+    #[derive(Context)]
+    #[repr(C)]
+    #[context(name = "sum")]
+    struct ReadOnly {
+        total: u64,
+        version: u32,
+        key: u32,
+    }
+    let strict = host.hook::<ReadOnly>("sum", HookOptions::default());
+    let error = Loader::new().hook(&strict).load(&host.tenant(1 << 20), "one", &bytes).unwrap_err();
+    let LoadError::Rejected { program, rejection, explanation } = error else { panic!("{error}") };
+    assert_eq!((program.as_str(), rejection.reason), ("add", "context-access"));
+    assert!(rejection.message.contains("programs for sum cannot write the field total"), "{}", rejection.message);
+    assert!(explanation.is_some());
+    let _ = ReadOnly { total: 0, version: 0, key: 0 };
+}
+
+#[test]
+fn more_threads_than_slots_are_told() {
+    let host = Host::new(HostOptions { slots: 1, ..HostOptions::default() }).unwrap();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let plugin = loader.load(&host.tenant(1 << 20), "one", &object("version_one.bpf.o")).unwrap();
+    let _attached = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    let mut sum = Sum::default();
+    hook.each(&mut sum, |_, _| {
+        // The only slot is this call's.
+        assert!(hook.call(&mut Sum::default()).is_err());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(hook.call(&mut sum).unwrap().ran, 1);
+}

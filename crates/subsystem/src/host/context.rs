@@ -1,0 +1,279 @@
+//! Contexts of an application's hooks: plain structs of Rust, described for the verifier, for C, and as BTF.
+
+use std::fmt::Write;
+use std::marker::PhantomData;
+
+use skep_ebpf::btf::build::Builder;
+use skep_ebpf::btf::{Btf, BtfError, Composite, Kind, Member, int_encoding};
+use skep_verifier::{HostContext, HostField, HostKind};
+
+/// A struct that programs of a hook get as their context. `#[derive(Context)]` implements it.
+///
+/// # Safety
+/// The type is `repr(C)`; `FIELDS` are members of it, with their true offsets and types; those with `write` may hold
+/// any bytes.
+pub unsafe trait Context {
+    /// Name of the struct in C.
+    const NAME: &'static str;
+    /// Its members that programs may access, in order of their offsets.
+    const FIELDS: &'static [FieldDef];
+}
+
+/// A member of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FieldDef {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes from the start of the struct.
+    pub offset: usize,
+    /// What it is.
+    pub ty: FieldType,
+    /// Programs may write it. The bytes behind a [`BytesMut`] they always may, its pointers never.
+    pub write: bool,
+}
+
+/// What a member of a context is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldType {
+    /// A number.
+    Int {
+        /// Its size: 1, 2, 4 or 8.
+        bytes: u32,
+        /// Two's complement.
+        signed: bool,
+    },
+    /// Numbers side by side.
+    Array {
+        /// The size of one.
+        bytes: u32,
+        /// Two's complement.
+        signed: bool,
+        /// How many.
+        len: u32,
+    },
+    /// Two pointers: to the first byte, and behind the last.
+    Bytes {
+        /// Programs may write the bytes.
+        write: bool,
+    },
+}
+
+/// A type that members of contexts can have: integers, arrays of them, [`Bytes`] and [`BytesMut`].
+///
+/// # Safety
+/// `TYPE` says how a value lies in memory; integers and arrays may hold any bytes.
+pub unsafe trait Field {
+    /// How it lies in memory.
+    const TYPE: FieldType;
+}
+
+macro_rules! integers {
+    ($($ty:ty, $signed:expr;)*) => {$(
+        // SAFETY: an integer of that size and sign.
+        unsafe impl Field for $ty {
+            const TYPE: FieldType = FieldType::Int { bytes: size_of::<$ty>() as u32, signed: $signed };
+        }
+        // SAFETY: integers side by side.
+        unsafe impl<const N: usize> Field for [$ty; N] {
+            const TYPE: FieldType =
+                FieldType::Array { bytes: size_of::<$ty>() as u32, signed: $signed, len: N as u32 };
+        }
+    )*};
+}
+
+integers! { u8, false; u16, false; u32, false; u64, false; i8, true; i16, true; i32, true; i64, true; }
+
+/// Bytes that programs may read. In C two pointers, `NAME` and `NAME_end`: what lies between the first and a comparison
+/// with the second can be read, up to 65,535 bytes behind the first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes<'a> {
+    start: *const u8,
+    end: *const u8,
+    of: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: it is a shared slice.
+unsafe impl Send for Bytes<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes<'_> {}
+// SAFETY: two pointers, of which the second is not below the first.
+unsafe impl Field for Bytes<'_> {
+    const TYPE: FieldType = FieldType::Bytes { write: false };
+}
+
+impl<'a> From<&'a [u8]> for Bytes<'a> {
+    fn from(bytes: &'a [u8]) -> Bytes<'a> {
+        let range = bytes.as_ptr_range();
+        Bytes { start: range.start, end: range.end, of: PhantomData }
+    }
+}
+
+impl<'a> From<&'a str> for Bytes<'a> {
+    fn from(text: &'a str) -> Bytes<'a> {
+        text.as_bytes().into()
+    }
+}
+
+impl Default for Bytes<'_> {
+    fn default() -> Self {
+        Bytes::from(&[][..])
+    }
+}
+
+/// Bytes that programs may read and write; in C as [`Bytes`].
+#[repr(C)]
+#[derive(Debug)]
+pub struct BytesMut<'a> {
+    start: *mut u8,
+    end: *mut u8,
+    of: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: it is an exclusive slice.
+unsafe impl Send for BytesMut<'_> {}
+// SAFETY: as above; a shared reference to it gives no access.
+unsafe impl Sync for BytesMut<'_> {}
+// SAFETY: two pointers, of which the second is not below the first.
+unsafe impl Field for BytesMut<'_> {
+    const TYPE: FieldType = FieldType::Bytes { write: true };
+}
+
+impl<'a> From<&'a mut [u8]> for BytesMut<'a> {
+    fn from(bytes: &'a mut [u8]) -> BytesMut<'a> {
+        let range = bytes.as_mut_ptr_range();
+        BytesMut { start: range.start, end: range.end, of: PhantomData }
+    }
+}
+
+impl FieldType {
+    fn kind(self, write: bool) -> HostKind {
+        match self {
+            FieldType::Int { bytes, .. } => HostKind::Data { size: bytes, write },
+            FieldType::Array { bytes, len, .. } => HostKind::Data { size: bytes.saturating_mul(len), write },
+            FieldType::Bytes { write } => HostKind::Bytes { write },
+        }
+    }
+}
+
+/// What the verifier is told of a context.
+pub(super) fn described<C: Context>(hook: &str, returns: Option<(i32, i32)>) -> HostContext {
+    let field = |f: &FieldDef| HostField { name: f.name.into(), offset: f.offset as u32, kind: f.ty.kind(f.write) };
+    HostContext {
+        hook: hook.into(),
+        name: C::NAME.into(),
+        size: size_of::<C>() as u32,
+        fields: C::FIELDS.iter().map(field).collect(),
+        returns,
+    }
+}
+
+fn c_int(bytes: u32, signed: bool) -> &'static str {
+    match (bytes, signed) {
+        (1, true) => "__s8",
+        (1, false) => "__u8",
+        (2, true) => "__s16",
+        (2, false) => "__u16",
+        (4, true) => "__s32",
+        (4, false) => "__u32",
+        (_, true) => "__s64",
+        (_, false) => "__u64",
+    }
+}
+
+/// The C declaration of a context, for programs. Accesses are relocated (CO-RE), so that a program built with it runs
+/// with other layouts, too, as long as what it uses is still there.
+pub fn c_declaration<C: Context>() -> String {
+    let mut text = format!("struct {} {{\n", C::NAME);
+    let mut at = 0;
+    for f in C::FIELDS {
+        // Members that programs do not see; the compiler's own padding needs no name.
+        let (size, align) = (f.ty.kind(false).size() as usize, f.ty.align());
+        if f.offset > usize::next_multiple_of(at, align) {
+            let _ = writeln!(text, "\t__u8 __hidden_{at}[{}];", f.offset - at);
+        }
+        let _ = match f.ty {
+            FieldType::Int { bytes, signed } => writeln!(text, "\t{} {};", c_int(bytes, signed), f.name),
+            FieldType::Array { bytes, signed, len } => {
+                writeln!(text, "\t{} {}[{len}];", c_int(bytes, signed), f.name)
+            }
+            FieldType::Bytes { write } => {
+                let constant = if write { "" } else { "const " };
+                writeln!(text, "\t{constant}__u8 *{0};\n\t{constant}__u8 *{0}_end;", f.name)
+            }
+        };
+        at = f.offset + size;
+    }
+    text.push_str("} __attribute__((preserve_access_index));\n");
+    text
+}
+
+impl FieldType {
+    fn align(self) -> usize {
+        match self {
+            FieldType::Int { bytes, .. } | FieldType::Array { bytes, .. } => bytes as usize,
+            FieldType::Bytes { .. } => 8,
+        }
+    }
+}
+
+/// The types of contexts, which CO-RE relocations of programs are resolved with: what [`Types::of`] collects.
+#[derive(Clone, Debug, Default)]
+pub struct Types {
+    blob: Builder,
+    void_pointer: Option<u32>,
+    index: Option<u32>,
+}
+
+impl Types {
+    /// None yet.
+    pub fn new() -> Types {
+        Types::default()
+    }
+
+    fn int(&mut self, bytes: u32, signed: bool) -> u32 {
+        let encoding = if signed { int_encoding::SIGNED } else { 0 };
+        self.blob.int(c_int(bytes, signed), bytes, encoding)
+    }
+
+    /// Adds a context.
+    pub fn of<C: Context>(&mut self) {
+        let mut members = Vec::new();
+        for f in C::FIELDS {
+            let mut add = |types: &mut Types, name: &str, ty: u32, offset: usize| {
+                let bit_offset = u32::try_from(offset * 8).unwrap_or(u32::MAX);
+                members.push(Member { name_off: types.blob.string(name), ty, bit_offset, bitfield_size: 0 });
+            };
+            match f.ty {
+                FieldType::Int { bytes, signed } => {
+                    let ty = self.int(bytes, signed);
+                    add(self, f.name, ty, f.offset);
+                }
+                FieldType::Array { bytes, signed, len } => {
+                    let index = match self.index {
+                        Some(index) => index,
+                        None => *self.index.insert(self.blob.int("int", 4, int_encoding::SIGNED)),
+                    };
+                    let elem = self.int(bytes, signed);
+                    let ty = self.blob.add("", &Kind::Array { elem, index, len });
+                    add(self, f.name, ty, f.offset);
+                }
+                FieldType::Bytes { .. } => {
+                    let ty = match self.void_pointer {
+                        Some(ty) => ty,
+                        None => *self.void_pointer.insert(self.blob.add("", &Kind::Ptr { ty: 0 })),
+                    };
+                    add(self, f.name, ty, f.offset);
+                    add(self, &format!("{}_end", f.name), ty, f.offset + 8);
+                }
+            }
+        }
+        let size = size_of::<C>() as u32;
+        self.blob.add(C::NAME, &Kind::Struct(Composite { size, members: members.into() }));
+    }
+
+    /// What was collected, as BTF.
+    pub fn to_btf(&self) -> Result<Btf, BtfError> {
+        Btf::parse(&self.blob.finish())
+    }
+}

@@ -1,0 +1,248 @@
+//! Hooks of an application: places where it lets verified programs decide, replaced while it runs.
+//!
+//! A [`Host`] holds the memory that programs and maps share; a [`Tenant`] is charged for them; a [`Plugin`] is the
+//! programs and maps of one object, which can be reloaded; a [`Hook`] is where the application calls those that are
+//! attached to it. Nothing is global, and everything can be used from any thread.
+
+mod context;
+mod hook;
+mod plugin;
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skep_ebpf::Errno;
+use skep_jit::{CompileError, Engine};
+use skep_maps::control::{MapError, RingConsumer};
+use skep_runtime::session::PrintkRecord;
+
+pub use context::{Bytes, BytesMut, Context, Field, FieldDef, FieldType, Types, c_declaration};
+pub use hook::{Attachment, Busy, Hook, HookOptions, OverBudget, Proceed, Verdict};
+pub use plugin::{Plugin, Program};
+
+use crate::front::account::Accounts;
+use crate::front::{Config, Limits, Subsystem};
+
+/// What a host has room for.
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// Programs that can run at the same time; by default four per CPU, at least 64. A thread that finds no room is told
+    /// so ([`Busy`]); it never waits.
+    pub slots: u32,
+    /// Most maps, and most programs.
+    pub objects: u32,
+    /// Bytes for code, of all programs together: address space, memory only where there is code.
+    pub code_bytes: usize,
+    /// What runs programs.
+    pub engine: Engine,
+    /// Numbers in machine code are blinded.
+    pub harden: bool,
+    /// Bytes of each slot's ring in a perf event array.
+    pub perf_ring_bytes: u32,
+    /// Bytes of the ring for lines of `trace_printk`.
+    pub printk_bytes: u32,
+}
+
+impl Default for HostOptions {
+    fn default() -> HostOptions {
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        HostOptions {
+            slots: cpus.saturating_mul(4).clamp(64, 1024),
+            objects: 1 << 14,
+            code_bytes: 256 << 20,
+            engine: Engine::default(),
+            harden: false,
+            perf_ring_bytes: 1 << 16,
+            printk_bytes: 1 << 16,
+        }
+    }
+}
+
+/// Why a plug-in could not be loaded, reloaded or attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is nothing to run.
+    #[error("no program to load")]
+    NoPrograms,
+    /// The programs are of different objects.
+    #[error("program `{program}` belongs to another object than `{first}`")]
+    OtherObject {
+        /// The program.
+        program: String,
+        /// The first one.
+        first: String,
+    },
+    /// The program was not verified for a hook.
+    #[error("program `{program}` is not for a hook of an application")]
+    NoHook {
+        /// The program.
+        program: String,
+    },
+    /// The program was verified for another hook.
+    #[error("program `{program}` is for the hook `{its}`, not for `{hook}`")]
+    OtherHook {
+        /// The program.
+        program: String,
+        /// The hook that it was verified for.
+        its: String,
+        /// The hook that it is to be attached to.
+        hook: String,
+    },
+    /// The plug-in lives in another host than the hook.
+    #[error("program `{program}` and the hook `{hook}` belong to different hosts")]
+    OtherHost {
+        /// The program.
+        program: String,
+        /// The hook.
+        hook: String,
+    },
+    /// There is no program of that name.
+    #[error("the plug-in has no program `{program}`")]
+    NoSuchProgram {
+        /// The name asked for.
+        program: String,
+    },
+    /// A reload must bring every program that is attached.
+    #[error("the new object has no program `{program}`, which is attached to the hook `{hook}`")]
+    StillAttached {
+        /// The program.
+        program: String,
+        /// The hook.
+        hook: String,
+    },
+    /// The tenant has no memory left.
+    #[error("{what} needs {bytes} bytes more than the quota of {quota} bytes leaves")]
+    Quota {
+        /// The map or program.
+        what: String,
+        /// What it needs.
+        bytes: u64,
+        /// The quota.
+        quota: u64,
+    },
+    /// A map of this kind works only inside of a kernel, or between processes.
+    #[error("map `{map}`: maps of type {kind} are not for plug-ins")]
+    MapType {
+        /// The map.
+        map: String,
+        /// Its type.
+        kind: String,
+    },
+    /// A map could not be made.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A program cannot be run here.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The host is full, or the system gives no memory.
+    #[error("no room for {what}: {source}")]
+    Room {
+        /// The map or program.
+        what: String,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+fn no_room(what: &str) -> impl FnOnce(Errno) -> HostError + '_ {
+    move |e| HostError::Room { what: what.to_owned(), source: io::Error::from_raw_os_error(e.0) }
+}
+
+/// The memory that plug-ins and hooks share. A handle: clones are the same host.
+#[derive(Clone, Debug)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    subsystem: Subsystem,
+    options: HostOptions,
+    accounts: Arc<Accounts>,
+    tenants: AtomicU32,
+    printk: Mutex<Option<RingConsumer>>,
+}
+
+/// Who is charged for plug-ins: maps, and code. A handle: clones are the same tenant.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    host: Host,
+    number: u32,
+    quota: u64,
+}
+
+impl Host {
+    /// A host without plug-ins.
+    pub fn new(options: HostOptions) -> io::Result<Host> {
+        let limits = Limits {
+            slots: options.slots.max(1),
+            objects: options.objects.max(8),
+            links: 16,
+            images: options.code_bytes.next_multiple_of(4096),
+            budget: 0,
+            samples_bytes: 4096,
+            printk_bytes: options.printk_bytes,
+        };
+        let config = Config { slots: limits.slots, engine: options.engine, ..Config::default() };
+        let subsystem = Subsystem::with_limits(config, limits)?;
+        let printk = subsystem.world().rings[1].ring_consumer().ok();
+        Ok(Host(Arc::new(Inner {
+            subsystem,
+            options,
+            accounts: Arc::default(),
+            tenants: AtomicU32::new(0),
+            printk: Mutex::new(printk),
+        })))
+    }
+
+    /// A hook by which the application asks programs; `C` is the struct that they get.
+    pub fn hook<C: Context>(&self, name: &str, options: HookOptions) -> Hook<C> {
+        Hook::new(self.clone(), name, options)
+    }
+
+    /// A tenant who may use this many bytes for maps and code.
+    pub fn tenant(&self, quota: u64) -> Tenant {
+        Tenant { host: self.clone(), number: self.0.tenants.fetch_add(1, Ordering::Relaxed), quota }
+    }
+
+    /// Hands on the lines that programs wrote by `trace_printk` since the last call; gives their number.
+    pub fn printed(&self, mut each: impl FnMut(&PrintkRecord, &[u8])) -> usize {
+        let mut ring = self.0.printk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = 0;
+        if let Some(ring) = ring.as_mut() {
+            // A ring that is out of order stays silent: nobody but this process writes it.
+            let _ = ring.poll(|bytes| {
+                if let Some((record, text)) = crate::events::printk(bytes) {
+                    lines += 1;
+                    each(&record, text);
+                }
+            });
+        }
+        lines
+    }
+
+    fn subsystem(&self) -> &Subsystem {
+        &self.0.subsystem
+    }
+
+    fn is(&self, other: &Host) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Tenant {
+    /// The host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Bytes that the tenant uses, in whole pages.
+    pub fn used(&self) -> u64 {
+        self.host.0.accounts.pages(self.number) * crate::front::account::PAGE
+    }
+
+    /// Bytes that the tenant may use.
+    pub fn quota(&self) -> u64 {
+        self.quota
+    }
+}
