@@ -13,7 +13,7 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/test/request.bpf.o");
+//! # let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/hooks/request.bpf.o");
 //! let host = Host::new(HostOptions::default())?;
 //! let options = HookOptions { returns: Some(0..=1), proceed: Proceed::After(vec![0]), ..HookOptions::default() };
 //! let hook = host.hook::<Request>("request", options);
@@ -100,7 +100,7 @@ impl Loader {
     #[must_use]
     pub fn hook<C: Context>(mut self, hook: &Hook<C>) -> Loader {
         // Several hooks may have contexts of one type.
-        if !self.contexts.iter().any(|c| c.name == C::NAME) {
+        if !self.contexts.iter().any(|c| c.struct_name == C::NAME) {
             self.types.of::<C>();
         }
         self.contexts.push(Arc::clone(hook.context()));

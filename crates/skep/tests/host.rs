@@ -32,7 +32,7 @@ struct Sum {
 }
 
 fn object(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/test").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/hooks").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

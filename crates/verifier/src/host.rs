@@ -18,7 +18,7 @@ pub struct HostContext {
     /// The hook, for messages.
     pub hook: String,
     /// Name of the struct, as programs call it.
-    pub name: String,
+    pub struct_name: String,
     /// Its size in bytes.
     pub size: u32,
     /// Its fields, which do not overlap.
@@ -69,7 +69,7 @@ impl HostContext {
     /// True if a type is that of the context, by its name.
     pub(crate) fn is_named(&self, btf: &Btf, pointee: u32) -> bool {
         let Some(id) = btf.resolve(pointee) else { return false };
-        matches!(btf.kind(id), Some(Type::Struct(_))) && btf.name(id) == self.name
+        matches!(btf.kind(id), Some(Type::Struct(_))) && btf.name(id) == self.struct_name
     }
 }
 
@@ -101,7 +101,7 @@ impl Env<'_> {
             (start..start + i64::from(f.kind.size())).contains(&off)
         };
         let Some((index, field)) = host.fields.iter().enumerate().find(|(_, f)| inside(f)) else {
-            return denied!(ContextAccess, "struct {} has no field at offset {off}", host.name);
+            return denied!(ContextAccess, "struct {} has no field at offset {off}", host.struct_name);
         };
         let (name, at) = (&field.name, off - i64::from(field.offset));
         let whole = at + size <= i64::from(field.kind.size());
@@ -115,7 +115,7 @@ impl Env<'_> {
                 denied!(
                     ContextAccess,
                     "{size} bytes at offset {off} go beyond the field {name} of struct {}",
-                    host.name
+                    host.struct_name
                 )
             }
             HostKind::Data { write: false, .. } if a.write => {
@@ -123,19 +123,23 @@ impl Env<'_> {
                     ContextAccess,
                     "programs for {} cannot write the field {name} of struct {}",
                     host.hook,
-                    host.name
+                    host.struct_name
                 )
             }
             HostKind::Data { .. } => Ok(Reg::UNKNOWN),
             HostKind::Bytes { .. } if a.write => {
-                denied!(ContextAccess, "the pointer {name} of struct {} cannot be written", host.name)
+                denied!(ContextAccess, "the pointer {name} of struct {} cannot be written", host.struct_name)
             }
             HostKind::Bytes { write } if size == 8 && !a.signed => match at {
                 0 => Ok(region(Kind::Packet, write)),
                 _ => Ok(region(Kind::PacketEnd, write)),
             },
             HostKind::Bytes { .. } => {
-                denied!(ContextAccess, "the pointer {name} of struct {} is read as {size} bytes, not 8", host.name)
+                denied!(
+                    ContextAccess,
+                    "the pointer {name} of struct {} is read as {size} bytes, not 8",
+                    host.struct_name
+                )
             }
         }
     }

@@ -12,7 +12,7 @@ fn context() -> HostContext {
     let field = |name: &str, offset, kind| HostField { name: name.into(), offset, kind };
     HostContext {
         hook: "request".into(),
-        name: "request".into(),
+        struct_name: "request".into(),
         size: 56,
         fields: vec![
             field("kind", 0, HostKind::Data { size: 4, write: false }),

@@ -161,7 +161,7 @@ pub(super) fn described<C: Context>(hook: &str, returns: Option<(i32, i32)>) -> 
     let field = |f: &FieldDef| HostField { name: f.name.into(), offset: f.offset as u32, kind: f.ty.kind(f.write) };
     HostContext {
         hook: hook.into(),
-        name: C::NAME.into(),
+        struct_name: C::NAME.into(),
         size: size_of::<C>() as u32,
         fields: C::FIELDS.iter().map(field).collect(),
         returns,
