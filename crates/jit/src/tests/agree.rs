@@ -129,6 +129,9 @@ fn what_once_went_wrong() {
         "r2 = r0\nr2 &= 1\nif w2 != 0 goto pc+1\nr2 = r5\nif r2 == 0 goto pc+1\nr0 = 1\n*(u64 *)(r6 +0) = r0\n",
         // A shift by a register that is known to hold more than 63 counted as one by so many.
         "r4 = 77\nr0 >>= r4\nr4 = r0\nr4 |= 95816897\nr0 *= 127\nr4 >>= 34\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r4\n",
+        // The flags of a sum were taken for those of what was then made of it.
+        "r0 += r1\nw0 %= -4\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
+        "r0 += r1\nr0 *= 6\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
     ];
     let maps: Arc<[MapDef]> = maker::maps().into();
     let mut world = World::new(&maps, &[]);

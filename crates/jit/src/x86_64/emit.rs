@@ -194,6 +194,10 @@ impl<'a> Emitter<'a> {
             self.flags = None;
         }
         let done = self.insn(op, i, end);
+        // An address that was computed for it set the flags, and it may have changed them.
+        if matches!(op, Op::Store { .. } | Op::Atomic { .. }) {
+            self.flags = None;
+        }
         self.look_at(i + done - 1);
         self.forget(self.after);
         done

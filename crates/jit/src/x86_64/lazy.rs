@@ -179,6 +179,8 @@ impl Emitter<'_> {
         self.lazy[usize::from(dst)] = Lazy::No;
         self.pending &= !(1 << dst);
         self.spill(dst);
+        // What is written now has other flags, or none.
+        self.flags = None;
         regs::of(dst)
     }
 

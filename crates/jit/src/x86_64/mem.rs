@@ -122,6 +122,7 @@ impl Emitter<'_> {
                 self.asm().alu_mr(op, false, size, m, s);
             }
         }
+        self.flags = None;
         Some(3)
     }
 
