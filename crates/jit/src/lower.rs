@@ -9,7 +9,7 @@ use skep_runtime::op::{Code, Op};
 
 use crate::calls::subprog_of;
 use crate::error::unsupported;
-use crate::{CompileError, Options, Source};
+use crate::{CompileError, Engine, Options, Source};
 
 /// Code and what it refers to.
 pub(crate) struct Lowered {
@@ -23,10 +23,11 @@ pub(crate) struct Lowered {
 /// What is wrong with an instruction.
 type What = &'static str;
 
-/// Translates all instructions.
+/// Translates all instructions; for machine code, only those that may be refused or name a map or a helper.
 pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, CompileError> {
+    let all = options.engine == Engine::Interpreter;
     let mut out = Lowered {
-        code: Vec::with_capacity(source.insns.len()),
+        code: Vec::with_capacity(if all { source.insns.len() } else { 0 }),
         helpers: BTreeSet::new(),
         maps: BTreeSet::new(),
         nmaps: 0,
@@ -41,10 +42,35 @@ pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, C
                 out.wide(insn, high, source, options).map_err(refused)?;
             }
             CALL => out.call(insn, i, source)?,
+            _ if !all && is_plain(insn) => {}
             _ => out.code.push(single(insn).map_err(refused)?),
         }
     }
     Ok(out)
+}
+
+/// True of instructions that are never refused: whatever the verifier lets through of them, both engines have.
+fn is_plain(insn: Insn) -> bool {
+    const ANY: u8 = 1;
+    /// Without a distance: others are casts between address spaces.
+    const NO_OFF: u8 = 2;
+    const PLAIN: [u8; 256] = {
+        let mut plain = [0; 256];
+        let mut code = 0;
+        while code < 256 {
+            let (op, mode) = (code as u8 & 0xf0, code as u8 & 0xe0);
+            plain[code] = match code as u8 & 7 {
+                class::ALU | class::ALU64 if op == alu::MOV => NO_OFF,
+                class::ALU | class::ALU64 if op <= alu::ARSH => ANY,
+                class::JMP | class::JMP32 if op <= jmp::JSLE => ANY,
+                class::LDX | class::ST | class::STX if mode == mode::MEM => ANY,
+                _ => 0,
+            };
+            code += 1;
+        }
+        plain
+    };
+    PLAIN[usize::from(insn.code)] & (ANY | u8::from(insn.off == 0) << 1) != 0
 }
 
 impl Lowered {

@@ -132,6 +132,7 @@ fn what_once_went_wrong() {
         // The flags of a sum were taken for those of what was then made of it.
         "r0 += r1\nw0 %= -4\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
         "r0 += r1\nr0 *= 6\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
+        "r7 = r0\nr7 += r1\ncall get_current_pid_tgid#14\nr0 = 5\nif r7 != 0 goto pc+1\nr0 = 6\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r7\n",
     ];
     let maps: Arc<[MapDef]> = maker::maps().into();
     let mut world = World::new(&maps, &[]);

@@ -184,9 +184,7 @@ impl<'a> Emitter<'a> {
         let op = self.ops[i];
         self.look_at(i);
         self.zero = self.flow.zero[i];
-        if let Some(dst) = op.pure_result()
-            && self.after >> dst & 1 == 0
-        {
+        if self.flow.effects[i].dead(self.live) {
             self.forget(self.after);
             return 1;
         }
@@ -194,9 +192,9 @@ impl<'a> Emitter<'a> {
             self.flags = None;
         }
         let done = self.insn(op, i, end);
-        // An address that was computed for it set the flags, and it may have changed them.
-        if matches!(op, Op::Store { .. } | Op::Atomic { .. }) {
-            self.flags = None;
+        // An operand that was computed for it may have set the flags that it changed.
+        if !matches!(op, Op::Bin { .. } | Op::Neg { .. } | Op::Mov { .. } | Op::Load { .. } | Op::Nop) {
+            self.flags = self.flags.filter(|_| matches!(op, Op::Branch { .. } | Op::Select { .. }));
         }
         self.look_at(i + done - 1);
         self.forget(self.after);

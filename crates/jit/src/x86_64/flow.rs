@@ -1,6 +1,6 @@
 //! Functions, basic blocks, liveness, and upper halves known to be zero.
 
-use super::ir::{ARGUMENTS, Live, Op, Src, both};
+use super::ir::{ARGUMENTS, Effects, Live, Op, Src, trait_bits};
 
 /// A basic block.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub(crate) struct Function {
 /// What is known of a program.
 pub(crate) struct Flow {
     pub(crate) functions: Vec<Function>,
+    /// What each instruction does to registers.
+    pub(crate) effects: Vec<Effects>,
     /// What is live behind each instruction.
     pub(crate) live: Vec<Live>,
     /// Registers whose upper halves are zero in front of each instruction.
@@ -54,7 +56,12 @@ pub(crate) fn analyse(ops: &mut [Op], starts: &[(usize, u32)], optimise: bool) -
     if optimise {
         selects(ops, &mut leader);
     }
-    let mut flow = Flow { functions: Vec::new(), live: vec![0; ops.len()], zero: vec![0; ops.len()] };
+    let mut flow = Flow {
+        functions: Vec::with_capacity(starts.len()),
+        effects: ops.iter().map(|op| op.effects()).collect(),
+        live: vec![0; ops.len()],
+        zero: vec![0; ops.len()],
+    };
     for (n, &(start, frame)) in starts.iter().enumerate() {
         let end = starts.get(n + 1).map_or(ops.len(), |&(s, _)| s);
         let mut function = Function { start, end, frame, ..Function::default() };
@@ -193,37 +200,30 @@ impl Flow {
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
                 f.uses_env |= c.uses_env;
+                self.effects[i].uses = c.needs;
             }
         }
-        self.liveness(ops, starts, &mut f);
-        let mut saved = [false; 16];
-        let reachable = f.blocks.iter().filter(|b| b.reachable).flat_map(|b| b.start..b.end);
-        for i in reachable {
-            let op = ops[i];
-            // What nobody needs is not emitted.
-            if op.pure_result().is_some_and(|dst| self.live[i] & both(dst) == 0) {
-                continue;
+        self.liveness(&mut f);
+        let (mut saved, mut traits) = (0, 0);
+        for b in f.blocks.iter().filter(|b| b.reachable) {
+            for (e, &live) in self.effects[b.start..b.end].iter().zip(&self.live[b.start..b.end]) {
+                // What nobody needs is not emitted.
+                if !e.dead(live) {
+                    saved |= if e.traits & trait_bits::ENDS == 0 { e.kills } else { 0 };
+                    traits |= e.traits;
+                }
             }
-            if let Some(r) = op.written() {
-                saved[usize::from(r & 15)] = true;
-            }
-            f.uses_fp |= op.names_fp() || op == Op::TailCall;
-            f.calls_out |= matches!(op, Op::Helper { .. } | Op::TailCall | Op::Packet { .. });
-            f.uses_env |= matches!(op, Op::Helper { .. } | Op::TailCall | Op::Packet { .. });
-            f.uses_env |= matches!(op, Op::Map { .. } | Op::MapValue { .. });
         }
-        f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| saved[usize::from(r)]).collect();
-        zeros(ops, &self.live, &mut self.zero, &mut f.blocks);
+        f.uses_fp |= traits & trait_bits::FP != 0;
+        f.calls_out |= traits & trait_bits::OUT != 0;
+        f.uses_env |= traits & trait_bits::ENV != 0;
+        f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| saved >> r & 1 != 0).collect();
+        self.zeros(&mut f.blocks);
         f.needs = f.blocks.first().map_or(0, |b| b.live_in) & ARGUMENTS;
         self.functions[n] = f;
     }
 
-    fn liveness(&mut self, ops: &[Op], starts: &[(usize, u32)], f: &mut Function) {
-        let functions = &self.functions;
-        let callee = |target: u32| {
-            let n = starts.binary_search_by_key(&(target as usize), |&(s, _)| s);
-            n.map_or(ARGUMENTS, |n| functions[n].needs)
-        };
+    fn liveness(&mut self, f: &mut Function) {
         loop {
             let mut changed = false;
             for n in (0..f.blocks.len()).rev() {
@@ -232,9 +232,10 @@ impl Flow {
                 }
                 let b = &f.blocks[n];
                 let mut live = b.next.iter().flatten().fold(0, |l, &s| l | f.blocks[s as usize].live_in);
-                for i in (b.start..b.end).rev() {
-                    self.live[i] = live;
-                    live = ops[i].live_before(live, callee);
+                let range = b.start..b.end;
+                for (e, out) in self.effects[range.clone()].iter().zip(&mut self.live[range]).rev() {
+                    *out = live;
+                    live = e.live_before(live);
                 }
                 if live != b.live_in {
                     // Only jumps back see what is known of a block too late.
@@ -247,33 +248,34 @@ impl Flow {
             }
         }
     }
-}
 
-fn zeros(ops: &[Op], live: &[Live], zero: &mut [u16], blocks: &mut [Block]) {
-    if let Some(first) = blocks.first_mut() {
-        first.zero_in = 0;
-    }
-    loop {
-        let mut changed = false;
-        for n in 0..blocks.len() {
-            let b = &blocks[n];
-            if !b.reachable {
-                continue;
-            }
-            let mut state = b.zero_in;
-            for i in b.start..b.end {
-                zero[i] = state;
-                state = ops[i].zero_after(state, live[i]);
-            }
-            for s in b.next.into_iter().flatten() {
-                let next = &mut blocks[s as usize];
-                let met = next.zero_in & state;
-                changed |= met != next.zero_in && s as usize <= n;
-                next.zero_in = met;
-            }
+    fn zeros(&mut self, blocks: &mut [Block]) {
+        if let Some(first) = blocks.first_mut() {
+            first.zero_in = 0;
         }
-        if !changed {
-            break;
+        loop {
+            let mut changed = false;
+            for n in 0..blocks.len() {
+                let b = &blocks[n];
+                if !b.reachable {
+                    continue;
+                }
+                let (mut state, range) = (b.zero_in, b.start..b.end);
+                let known = self.effects[range.clone()].iter().zip(&self.live[range.clone()]);
+                for ((e, &live), zero) in known.zip(&mut self.zero[range]) {
+                    *zero = state;
+                    state = e.zero_after(state, live);
+                }
+                for s in b.next.into_iter().flatten() {
+                    let next = &mut blocks[s as usize];
+                    let met = next.zero_in & state;
+                    changed |= met != next.zero_in && s as usize <= n;
+                    next.zero_in = met;
+                }
+            }
+            if !changed {
+                break;
+            }
         }
     }
 }

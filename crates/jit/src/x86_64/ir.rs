@@ -266,6 +266,10 @@ fn both_of(src: Src) -> Live {
     if let Src::Reg(r) = src { both(r) } else { 0 }
 }
 
+fn upper_of(src: Src) -> Live {
+    if let Src::Reg(r) = src { upper(r) } else { 0 }
+}
+
 fn low_of(src: Src) -> Live {
     if let Src::Reg(r) = src { low(r) } else { 0 }
 }
@@ -277,163 +281,203 @@ impl Cond {
     }
 }
 
-impl Op {
-    /// The register that it sets and does nothing else, if that is so.
-    pub(crate) fn pure_result(self) -> Option<u8> {
-        match self {
-            Op::Bin { dst, .. }
-            | Op::Div { dst, .. }
-            | Op::Neg { dst, .. }
-            | Op::Mov { dst, .. }
-            | Op::MovSx { dst, .. }
-            | Op::Swap { dst, .. }
-            | Op::Low16 { dst }
-            | Op::Imm64 { dst, .. }
-            | Op::Map { dst, .. }
-            | Op::MapValue { dst, .. }
-            | Op::Load { dst, .. }
-            | Op::Select { dst, .. } => Some(dst),
-            _ => None,
-        }
+/// What an instruction does to registers: all that liveness and upper halves are worked out from, so that each
+/// instruction is looked at once.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Effects {
+    /// Halves that it overwrites.
+    pub(crate) kills: Live,
+    /// Halves that it needs.
+    pub(crate) uses: Live,
+    /// Halves that it needs where the upper half of its result is.
+    mirrors: Live,
+    /// Registers whose upper half is as zero behind it as in front of it.
+    keeps: u16,
+    /// The register whose upper half is zero behind it if one of `rule` holds, and the other one that it asks about.
+    dst: u8,
+    src: u8,
+    rule: u8,
+    /// Bits of [`trait_bits`].
+    pub(crate) traits: u8,
+}
+
+/// What else there is to say of an instruction.
+pub(crate) mod trait_bits {
+    /// It sets `kills` and does nothing else: where nobody needs that, it is left out.
+    pub(crate) const PURE: u8 = 1;
+    /// It needs the frame pointer.
+    pub(crate) const FP: u8 = 2;
+    /// It calls out of the program.
+    pub(crate) const OUT: u8 = 4;
+    /// It needs the environment.
+    pub(crate) const ENV: u8 = 8;
+    /// The function ends there.
+    pub(crate) const ENDS: u8 = 16;
+}
+
+/// When the upper half of a result is zero.
+mod rule {
+    pub(super) const ALWAYS: u8 = 1;
+    /// That of the destination was.
+    pub(super) const DST: u8 = 2;
+    /// That of the source was.
+    pub(super) const SRC: u8 = 4;
+    /// Both were.
+    pub(super) const BOTH: u8 = 8;
+    /// Somebody needs it, so that a result of 32 bits is extended.
+    pub(super) const EXTENDED: u8 = 16;
+    /// That, and that of the destination was.
+    pub(super) const DST_EXTENDED: u8 = 32;
+}
+
+use trait_bits::{ENDS, ENV, FP, OUT, PURE};
+
+impl Effects {
+    /// Nothing at all.
+    const NONE: Effects =
+        Effects { kills: 0, uses: 0, mirrors: 0, keeps: u16::MAX, dst: 0, src: 0, rule: 0, traits: 0 };
+
+    /// What is live in front of it, given what is behind.
+    #[inline]
+    pub(crate) fn live_before(&self, out: Live) -> Live {
+        let dead = self.traits & PURE != 0 && out & self.kills == 0;
+        let mirrors = if out & self.kills & UPPER != 0 { self.mirrors } else { 0 };
+        if dead { out } else { out & !self.kills | self.uses | mirrors }
     }
 
-    /// What is live in front of it, given what is behind; `callee` is what a function of the program needs.
-    pub(crate) fn live_before(self, out: Live, callee: impl Fn(u32) -> Live) -> Live {
-        if let Some(dst) = self.pure_result()
-            && out & both(dst) == 0
-        {
-            return out;
-        }
-        // The halves of `r` that a result with the same halves live needs.
-        let same = |r: u8, dst: u8| low(r) | if out & upper(dst) != 0 { upper(r) } else { 0 };
-        match self {
-            Op::Nop | Op::Jump { .. } => out,
-            Op::Trap => 0,
-            Op::Bin { op, wide, dst, src } => {
-                let rest = out & !both(dst);
-                if !wide {
-                    return rest | low(dst) | low_of(src);
-                }
-                match op {
-                    Bin::And if matches!(src, Src::Imm(0..)) => rest | low(dst),
-                    Bin::Shl => rest | same(dst, dst) | low_of(src),
-                    Bin::Shr | Bin::Sar => rest | both(dst) | low_of(src),
-                    _ => rest | same(dst, dst) | if let Src::Reg(r) = src { same(r, dst) } else { 0 },
-                }
-            }
-            Op::Div { wide: true, dst, src, .. } => out | both(dst) | both_of(src),
-            Op::Div { dst, src, .. } => out & !both(dst) | low(dst) | low_of(src),
-            Op::Neg { wide, dst } => out & !both(dst) | if wide { same(dst, dst) } else { low(dst) },
-            Op::Mov { wide, dst, src } => {
-                let rest = out & !both(dst);
-                match src {
-                    Src::Reg(r) if wide => rest | same(r, dst),
-                    src => rest | low_of(src),
-                }
-            }
-            Op::MovSx { dst, src, .. } => out & !both(dst) | low(src),
-            Op::Swap { size: Size::Dw, dst } => out | both(dst),
-            Op::Swap { dst, .. } | Op::Low16 { dst } => out & !both(dst) | low(dst),
-            Op::Imm64 { dst, .. } | Op::Map { dst, .. } | Op::MapValue { dst, .. } => out & !both(dst),
-            Op::Load { dst, base, .. } => out & !both(dst) | both(base),
-            Op::Store { size, base, src, .. } => {
-                out | both(base) | if size == Size::Dw { both_of(src) } else { low_of(src) }
-            }
-            Op::Atomic { wide, base, src, .. } => out | both(base) | if wide { both(src) } else { low(src) },
-            Op::Fetch { op, wide, base, src, .. } => {
-                let operand = if wide { both(src) } else { low(src) };
-                if op == Rmw::CmpXchg {
-                    out & !both(0) | both(base) | operand | if wide { both(0) } else { low(0) }
-                } else {
-                    out & !both(src) | both(base) | operand
-                }
-            }
-            Op::Packet { index, .. } => out & !CALLER_SAVED | both(6) | index.map_or(0, low),
-            Op::Branch { cond, .. } => out | cond.uses(),
-            Op::Select { cond, wide, dst, src } => {
-                let moved = match src {
-                    Src::Reg(r) if wide => same(r, dst),
-                    src => low_of(src),
-                };
-                out | low(dst) | cond.uses() | moved
-            }
-            Op::Helper { args, .. } => {
-                let args = (1 << (args + 1)) - 2;
-                out & !CALLER_SAVED | args | args << 16
-            }
-            Op::Sub { target } => out & !CALLER_SAVED | callee(target) & ARGUMENTS,
-            Op::TailCall => out & !CALLER_SAVED | both(1) | both(2) | both(3),
-            Op::Exit => both(0),
-        }
+    /// True if nobody needs what it does.
+    #[inline]
+    pub(crate) fn dead(&self, out: Live) -> bool {
+        self.traits & PURE != 0 && out & self.kills == 0
     }
 
     /// The machine registers whose upper half is zero behind it, given those in front and what is live behind.
-    pub(crate) fn zero_after(self, zero: u16, out: Live) -> u16 {
-        let is = |r: u8| zero >> r & 1 != 0;
-        let of = |src: Src| match src {
-            Src::Reg(r) => is(r),
-            Src::Imm(k) => k >= 0,
-        };
-        let (dst, known) = match self {
-            Op::Bin { wide: false, dst, .. }
-            | Op::Div { wide: false, dst, .. }
-            | Op::Neg { wide: false, dst }
-            | Op::Low16 { dst }
-            | Op::Swap { size: Size::B | Size::H | Size::W, dst } => (dst, true),
+    #[inline]
+    pub(crate) fn zero_after(&self, zero: u16, out: Live) -> u16 {
+        let (d, s) = ((zero >> self.dst & 1) as u8, (zero >> self.src & 1) as u8);
+        let extended = (out >> (16 + self.dst) & 1) as u8;
+        let holds = 1 | d << 1 | s << 2 | (d & s) << 3 | extended << 4 | (d & extended) << 5;
+        zero & self.keeps | u16::from(self.rule & holds != 0) << self.dst
+    }
+
+    /// Of a result: all of `dst` is overwritten.
+    fn result(dst: u8, uses: Live, mirrors: Live, rule: u8) -> Effects {
+        let fp = if (uses | mirrors) & both(10) != 0 { FP } else { 0 };
+        Effects { kills: both(dst), uses, mirrors, keeps: !(1 << dst), dst, src: 0, rule, traits: PURE | fp }
+    }
+
+    /// Of something without result.
+    fn access(uses: Live) -> Effects {
+        Effects { uses, traits: if uses & both(10) != 0 { FP } else { 0 }, ..Effects::NONE }
+    }
+
+    /// Of a call of the runtime.
+    fn call(uses: Live) -> Effects {
+        Effects { kills: CALLER_SAVED, uses, keeps: !0x3f, traits: OUT | ENV, ..Effects::NONE }
+    }
+
+    fn asks(self, src: Src) -> Effects {
+        if let Src::Reg(src) = src { Effects { src, ..self } } else { self }
+    }
+}
+
+/// The upper halves.
+const UPPER: Live = 0xffff_0000;
+
+/// A number is as good as a register whose upper half is zero, or is not.
+fn if_zero(src: Src, asked: u8, known: u8) -> u8 {
+    match src {
+        Src::Reg(_) => asked,
+        Src::Imm(0..) => known,
+        Src::Imm(_) => 0,
+    }
+}
+
+impl Op {
+    /// What it does to registers. A call of a function of the program uses what that function needs: the caller knows.
+    pub(crate) fn effects(self) -> Effects {
+        match self {
+            Op::Nop | Op::Jump { .. } => Effects::NONE,
+            Op::Trap => Effects { kills: Live::MAX, traits: ENDS, ..Effects::NONE },
+            Op::Exit => Effects { kills: Live::MAX, uses: both(0), traits: ENDS, ..Effects::NONE },
+            Op::Bin { wide: false, dst, src, .. } => Effects::result(dst, low(dst) | low_of(src), 0, rule::ALWAYS),
             Op::Bin { op, dst, src, .. } => {
-                let known = match op {
-                    Bin::And => is(dst) || of(src),
-                    Bin::Or | Bin::Xor => is(dst) && of(src),
-                    Bin::Shr => is(dst) || matches!(src, Src::Imm(32..)),
-                    Bin::Sar => is(dst),
-                    _ => false,
+                let (uses, mirrors, rule) = match op {
+                    Bin::And if matches!(src, Src::Imm(0..)) => (low(dst), 0, rule::ALWAYS),
+                    Bin::And => {
+                        (low(dst) | low_of(src), upper(dst) | upper_of(src), rule::DST | if_zero(src, rule::SRC, 0))
+                    }
+                    Bin::Shl => (low(dst) | low_of(src), upper(dst), 0),
+                    Bin::Shr if matches!(src, Src::Imm(32..)) => (both(dst), 0, rule::ALWAYS),
+                    Bin::Shr | Bin::Sar => (both(dst) | low_of(src), 0, rule::DST),
+                    Bin::Or | Bin::Xor => {
+                        (low(dst) | low_of(src), upper(dst) | upper_of(src), if_zero(src, rule::BOTH, rule::DST))
+                    }
+                    _ => (low(dst) | low_of(src), upper(dst) | upper_of(src), 0),
                 };
-                (dst, known)
+                Effects::result(dst, uses, mirrors, rule).asks(src)
             }
-            Op::Div { signed, dst, .. } => (dst, !signed && is(dst)),
-            Op::Neg { dst, .. } | Op::Map { dst, .. } | Op::MapValue { dst, .. } => (dst, false),
-            Op::Swap { dst, .. } => (dst, false),
+            Op::Div { wide: true, signed, dst, src, .. } => {
+                Effects::result(dst, both(dst) | both_of(src), 0, if signed { 0 } else { rule::DST })
+            }
+            Op::Div { dst, src, .. } => Effects::result(dst, low(dst) | low_of(src), 0, rule::ALWAYS),
+            Op::Neg { wide: true, dst } => Effects::result(dst, low(dst), upper(dst), 0),
+            Op::Neg { dst, .. } => Effects::result(dst, low(dst), 0, rule::ALWAYS),
+            Op::Mov { wide: true, dst, src } => {
+                Effects::result(dst, low_of(src), upper_of(src), if_zero(src, rule::SRC, rule::ALWAYS)).asks(src)
+            }
+            Op::Mov { dst, src: Src::Imm(_), .. } => Effects::result(dst, 0, 0, rule::ALWAYS),
             // Where nobody needs the upper half, a move of 32 bits may be one of 64.
-            Op::Mov { wide, dst, src } => {
-                (dst, of(src) || (!wide && (out & upper(dst) != 0 || matches!(src, Src::Imm(_)))))
+            Op::Mov { dst, src, .. } => Effects::result(dst, low_of(src), 0, rule::SRC | rule::EXTENDED).asks(src),
+            Op::MovSx { wide, dst, src, .. } => Effects::result(dst, low(src), 0, if wide { 0 } else { rule::ALWAYS }),
+            Op::Swap { size: Size::Dw, dst } => Effects::result(dst, both(dst), 0, 0),
+            Op::Swap { dst, .. } | Op::Low16 { dst } => Effects::result(dst, low(dst), 0, rule::ALWAYS),
+            Op::Imm64 { dst, value } => Effects::result(dst, 0, 0, if value >> 32 == 0 { rule::ALWAYS } else { 0 }),
+            Op::Map { dst, .. } | Op::MapValue { dst, .. } => {
+                let e = Effects::result(dst, 0, 0, 0);
+                Effects { traits: e.traits | ENV, ..e }
             }
-            Op::MovSx { wide, dst, .. } => (dst, !wide),
-            Op::Imm64 { dst, value } => (dst, value >> 32 == 0),
-            Op::Load { size, signed, dst, .. } => (dst, !signed && size != Size::Dw),
-            Op::Fetch { op: Rmw::CmpXchg, wide, .. } => (0, !wide),
-            Op::Fetch { wide, src, .. } => (src, !wide),
-            Op::Select { wide, dst, src, .. } => (dst, is(dst) && (of(src) || (!wide && out & upper(dst) != 0))),
-            Op::Packet { .. } | Op::Helper { .. } | Op::Sub { .. } | Op::TailCall => {
-                return zero & !0x3f;
+            Op::Load { size, signed, dst, base, .. } => {
+                Effects::result(dst, both(base), 0, if !signed && size != Size::Dw { rule::ALWAYS } else { 0 })
             }
-            Op::Nop | Op::Trap | Op::Atomic { .. } | Op::Store { .. } => return zero,
-            Op::Jump { .. } | Op::Branch { .. } | Op::Exit => return zero,
-        };
-        if known { zero | 1 << dst } else { zero & !(1 << dst) }
-    }
-
-    /// Registers that it writes; those that a call spoils are not among them.
-    pub(crate) fn written(self) -> Option<u8> {
-        match self {
-            Op::Fetch { op: Rmw::CmpXchg, .. } | Op::Packet { .. } | Op::Helper { .. } | Op::Sub { .. } => Some(0),
-            Op::Fetch { src, .. } => Some(src),
-            op => op.pure_result(),
-        }
-    }
-
-    /// True if it names the frame pointer.
-    pub(crate) fn names_fp(self) -> bool {
-        const FP: u8 = 10;
-        let is = |src| src == Src::Reg(FP);
-        match self {
-            Op::Bin { src, .. } | Op::Div { src, .. } | Op::Mov { src, .. } => is(src),
-            Op::MovSx { src, .. } => src == FP,
-            Op::Load { base, .. } => base == FP,
-            Op::Store { base, src, .. } => base == FP || is(src),
-            Op::Atomic { base, src, .. } | Op::Fetch { base, src, .. } => base == FP || src == FP,
-            Op::Branch { cond, .. } => cond.a == FP || is(cond.b),
-            Op::Select { cond, src, .. } => cond.a == FP || is(cond.b) || is(src),
-            _ => false,
+            Op::Store { size, base, src, .. } => {
+                Effects::access(both(base) | if size == Size::Dw { both_of(src) } else { low_of(src) })
+            }
+            Op::Atomic { wide, base, src, .. } => Effects::access(both(base) | if wide { both(src) } else { low(src) }),
+            Op::Fetch { op, wide, base, src, .. } => {
+                let operand = if wide { both(src) } else { low(src) };
+                let rule = if wide { 0 } else { rule::ALWAYS };
+                let (dst, old) = match op {
+                    Rmw::CmpXchg if wide => (0, both(0)),
+                    Rmw::CmpXchg => (0, low(0)),
+                    _ => (src, 0),
+                };
+                let e = Effects::result(dst, both(base) | operand | old, 0, rule);
+                Effects { traits: e.traits & !PURE, ..e }
+            }
+            Op::Branch { cond, .. } => Effects::access(cond.uses()),
+            Op::Select { cond, wide, dst, src } => {
+                let rule = match src {
+                    Src::Imm(0..) => rule::DST,
+                    Src::Imm(_) if wide => 0,
+                    Src::Imm(_) => rule::DST_EXTENDED,
+                    Src::Reg(_) if wide => rule::BOTH,
+                    Src::Reg(_) => rule::BOTH | rule::DST_EXTENDED,
+                };
+                let moved = if wide { upper_of(src) } else { 0 };
+                let uses = low(dst) | low_of(src) | cond.uses();
+                Effects::result(dst, uses, upper(dst) | moved, rule).asks(src)
+            }
+            Op::Packet { index, .. } => Effects::call(both(6) | index.map_or(0, low)),
+            Op::Helper { args, .. } => {
+                let args = (1 << (args + 1)) - 2;
+                Effects::call(args | args << 16)
+            }
+            Op::TailCall => {
+                let e = Effects::call(both(1) | both(2) | both(3));
+                Effects { traits: e.traits | FP, ..e }
+            }
+            Op::Sub { .. } => Effects { traits: 0, ..Effects::call(0) },
         }
     }
 }

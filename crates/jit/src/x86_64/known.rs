@@ -12,7 +12,8 @@ use super::ir::{Bin, Op, Src};
 
 /// Registers that always hold the same number become that number.
 pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) {
-    for (i, op) in ops.iter_mut().enumerate() {
+    for (i, (op, insn)) in ops.iter_mut().zip(known.insns()).enumerate() {
+        let Some(k) = known.facts(i).src.constant() else { continue };
         let shift = matches!(op, Op::Bin { op: Bin::Shl | Bin::Shr | Bin::Sar, .. });
         let (src, wide) = match op {
             Op::Bin { src, wide, .. } | Op::Div { src, wide, .. } | Op::Mov { src, wide, .. } => (src, *wide),
@@ -21,10 +22,9 @@ pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) {
             _ => continue,
         };
         // Conversions of byte order read what they write, whatever register they name.
-        if known.insns().get(i).is_none_or(|insn| *src != Src::Reg(insn.src())) {
+        if *src != Src::Reg(insn.src()) {
             continue;
         }
-        let Some(k) = known.facts(i).src.constant() else { continue };
         if shift {
             // Constant counts are never as large as the width.
             *src = Src::Imm(k as i32 & if wide { 63 } else { 31 });
