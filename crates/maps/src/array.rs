@@ -15,10 +15,8 @@ use crate::sync::{AtomicU32, Ordering};
 /// `key` must be readable for four bytes.
 #[inline]
 pub(crate) unsafe fn index(key: *const u8) -> u32 {
-    let mut k = 0u32;
-    // SAFETY: four readable bytes, and `k` is four bytes.
-    unsafe { mem::copy((&raw mut k).cast(), key, 4) };
-    k
+    // SAFETY: four readable bytes.
+    unsafe { mem::load_4(key) }
 }
 
 #[inline]

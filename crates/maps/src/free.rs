@@ -43,6 +43,18 @@ pub(crate) fn size(elems: u32) -> u64 {
     all.iter().take(count).map(|level| u64::from(level.words) * 8).sum()
 }
 
+/// Where a slot begins to look in a word, so that slots do not take elements side by side: these share a cache line.
+#[inline]
+pub(crate) fn turn(slot: u32) -> u32 {
+    slot.wrapping_mul(0x9e37_79b9) >> 26
+}
+
+/// The number of the first bit that is set, from bit `turn` on and around. There is one.
+#[inline]
+pub(crate) fn first_from(bits: u64, turn: u32) -> u32 {
+    bits.rotate_right(turn).trailing_zeros().wrapping_add(turn) & 63
+}
+
 impl<'a> View<'a> {
     fn word(self, level: Level, n: u32) -> Option<&'a AtomicU64> {
         if n >= level.words {
@@ -73,8 +85,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A word of the lowest level with a bit set. `record` is that of the slot that looks.
-    pub(crate) fn find_hint(self, record: &Record) -> Result<u32, Empty> {
+    /// A word of the lowest level with a bit set. `record` is that of the slot that looks, and `turn` where it begins.
+    pub(crate) fn find_hint(self, record: &Record, turn: u32) -> Result<u32, Empty> {
         let (levels, count) = levels(self.h.bits_off, self.h.elems);
         'look: for _ in 0..SPINS {
             let (mut at, mut above) = (0u32, None);
@@ -89,7 +101,7 @@ impl<'a> View<'a> {
                     _ if n == 0 => return Ok(at),
                     (bits, _) => {
                         above = word;
-                        at = (at << 6) | bits.trailing_zeros();
+                        at = (at << 6) | first_from(bits, turn);
                     }
                 }
             }

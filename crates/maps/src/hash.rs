@@ -2,17 +2,44 @@
 //!
 //! ```text
 //! slots_off     slot records (pool.rs)
-//! buckets_off   per bucket: lock, first element, version (u32 each)
+//! buckets_off   per bucket: lock, version, first elements of two chains (u32 each)
 //! elems_off     elements: Node (16 bytes), key, value at `value_off` (one per slot for per-CPU maps)
 //! ```
 //!
-//! Readers take no lock. Insertion, replacement and deletion are one store to a link each, so a reader sees the element
-//! before or after. But an element that left its chain may be used again while a reader stands on it, and lead him
-//! past others or into another chain. Between an element's leaving and its next use its bucket's version therefore
-//! changes, and a reader who has not found his key believes it only if the version is still the same.
+//! A bucket's two chains halve what a walk meets, for the same memory: the highest bit of a key's hash says which is
+//! its. Lock and version are of both.
+//!
+//! # Why readers need no lock
+//!
+//! Insertion, replacement and deletion are one store to a link each, and all of them hold the bucket's lock. Elements come
+//! from a pool and are used again at once, so a reader may stand on an element that has left its chain and is, by now,
+//! another key's, in another chain. These rules make what he finds true:
+//!
+//! 1. An element is changed (hash, key, link, value of a new key) only while no bucket reaches it.
+//! 2. Between an element's leaving a bucket and its next use, that bucket's version changes. Who dies in between still
+//!    holds the lock, and his recovery changes the version before it frees the lock or the element.
+//! 3. An element that leaves keeps its link until its next use.
+//!
+//! A reader loads the version, walks, and loads the version again. If it is the same, then by 2 no element that he met
+//! (all were reachable from this bucket, by 3, at some time since the first load) was used for anything else before the
+//! second load. So each had the key and the link that he read; an element that was inserted behind his back stands before
+//! the first one, where he has not been. His key was not there when he read the first link: "not there" is true. If the version
+//! is another one, he walks again, so often and so far at most as no honest map needs.
+//!
+//! Who *finds* his key returns the element's value without that check if keys are read in one piece (4 or 8 bytes): the
+//! element had this key when he looked, which is all that a look-up without a lock can ever say. A longer key may be half of
+//! an old one and half of a new one: there the version is checked, too.
+//!
+//! A version is 32 bits: it takes 2^32 changes of one bucket during one walk to miss that there were any.
+//!
+//! # What a hostile process can do
+//!
+//! Links are indices, checked against the header each time; walks and retries have a budget ([`View::max_walk`]); locks are
+//! waited for so long and then `-EBUSY`. So whoever scribbles over a map makes it return wrong values, and no more.
 //!
 //! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
-//! address of a deleted value reads or writes whatever stands there now.
+//! address of a deleted value reads or writes whatever stands there now. An update replaces the element, so that the address
+//! of the old value still shows the old value (until the slot's next update uses it).
 
 use core::ptr::null_mut;
 
@@ -20,11 +47,12 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::update::{ANY, EXIST, NOEXIST};
 
 use crate::header::View;
+use crate::key::{Key, by_size};
 use crate::mem;
 #[cfg(feature = "control")]
 use crate::pool::END;
 use crate::pool::{Elem, Empty, LINKED, Record};
-use crate::sync::{AtomicU32, Guard, Ordering, owner_of};
+use crate::sync::{self, AtomicU32, FREE, Guard, Ordering, fence, owner_of};
 
 /// Elements one walk may visit. No honest chain is as long.
 const MAX_WALK: u32 = 1 << 16;
@@ -32,13 +60,18 @@ const MAX_WALK: u32 = 1 << 16;
 #[repr(C)]
 pub(crate) struct Bucket {
     pub(crate) lock: AtomicU32,
-    pub(crate) head: AtomicU32,
     version: AtomicU32,
-    _unused: u32,
+    pub(crate) heads: [AtomicU32; 2],
 }
 
 impl Bucket {
-    /// Lets `from`, a link of this chain, skip or replace the element that it leads to.
+    /// The first link of the chain that a hash belongs to.
+    #[inline]
+    pub(crate) fn head(&self, hash: u32) -> &AtomicU32 {
+        &self.heads[(hash >> 31) as usize]
+    }
+
+    /// Lets `from`, a link of this bucket, skip or replace the element that it leads to.
     pub(crate) fn take_out(&self, from: &AtomicU32, link: u32) {
         from.store(link, Ordering::Release);
         self.changed();
@@ -56,8 +89,8 @@ pub(crate) const BUCKET: u64 = size_of::<Bucket>() as u64;
 
 /// A key with its hash.
 #[derive(Clone, Copy)]
-pub(crate) struct Key {
-    ptr: *const u8,
+pub(crate) struct Hashed<K> {
+    key: K,
     pub(crate) hash: u32,
 }
 
@@ -97,22 +130,25 @@ impl<'a> View<'a> {
     }
 
     /// # Safety
-    /// `key` is readable for `key_size` bytes.
+    /// `key` was read from memory that is still readable.
     #[inline]
-    unsafe fn is(self, e: Elem<'_>, key: Key) -> bool {
+    unsafe fn is<K: Key>(self, e: Elem<'_>, key: Hashed<K>) -> bool {
         // SAFETY: `key_size` bytes stand behind the node in each element; the other side is the caller's promise.
-        e.node.hash.load(Ordering::Relaxed) == key.hash
-            && unsafe { mem::equal(e.key(), key.ptr, self.h.key_size as usize) }
+        unsafe { key.key.is_of(e, key.hash, self.h.key_size) }
     }
 
     /// # Safety
-    /// `key` is readable for `key_size` bytes.
+    /// `ptr` is readable for `key_size` bytes, which are those of `K`.
     #[inline]
-    pub(crate) unsafe fn key(self, ptr: *const u8) -> Key {
+    pub(crate) unsafe fn key<K: Key>(self, ptr: *const u8) -> Hashed<K> {
         // SAFETY: the caller's promise.
-        Key { ptr, hash: unsafe { mem::hash(ptr, self.h.key_size as usize, self.h.seed) } }
+        unsafe {
+            let key = K::read(ptr, self.h.key_size);
+            Hashed { key, hash: key.hash(self.h.key_size, self.h.seed) }
+        }
     }
 
+    #[inline]
     pub(crate) fn max_walk(self) -> u32 {
         self.h.elems.min(MAX_WALK).wrapping_add(1024)
     }
@@ -125,31 +161,36 @@ impl<'a> View<'a> {
 #[inline]
 pub(crate) unsafe fn find<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
     // SAFETY: the caller's promise.
-    unsafe { find_within(v, key, &mut v.max_walk()) }
+    unsafe { by_size!(v.h.key_size, K => find_within(v, v.key::<K>(key), &mut v.max_walk())) }
 }
 
-/// As [`find`], in so many steps at most.
+/// Finds a key in so many steps at most.
 ///
 /// # Safety
-/// As [`find`].
+/// `key` was read from memory that is still readable.
 #[inline]
-pub(crate) unsafe fn find_within<'a>(v: View<'a>, key: *const u8, steps: &mut u32) -> Option<Elem<'a>> {
-    // SAFETY: the caller's promise, here and below.
-    let key = unsafe { v.key(key) };
+pub(crate) unsafe fn find_within<'a, K: Key>(v: View<'a>, key: Hashed<K>, steps: &mut u32) -> Option<Elem<'a>> {
     let bucket = v.bucket(key.hash);
+    let head = bucket.head(key.hash);
     loop {
         let version = bucket.version.load(Ordering::Acquire);
-        let mut link = bucket.head.load(Ordering::Acquire);
-        while let Some(e) = v.elem(link) {
+        let mut link = head.load(Ordering::Acquire);
+        let found = loop {
+            let Some(e) = v.elem(link) else { break None };
             // SAFETY: as above.
             if unsafe { v.is(e, key) } {
-                return Some(e);
+                if K::WHOLE {
+                    return Some(e);
+                }
+                break Some(e);
             }
-            link = e.node.link.load(Ordering::Acquire);
+            link = e.node().link.load(Ordering::Acquire);
             *steps = steps.checked_sub(1)?;
-        }
-        if bucket.version.load(Ordering::Acquire) == version {
-            return None;
+        };
+        // The loads of the walk are not to be made behind the one that says what they are worth.
+        fence(Ordering::Acquire);
+        if bucket.version.load(Ordering::Relaxed) == version {
+            return found;
         }
         *steps = steps.checked_sub(1)?;
     }
@@ -158,51 +199,84 @@ pub(crate) unsafe fn find_within<'a>(v: View<'a>, key: *const u8, steps: &mut u3
 /// Finds a key in a locked bucket: the element and the link that leads to it.
 ///
 /// # Safety
-/// `key` is readable for `key_size` bytes.
-pub(crate) unsafe fn find_locked<'a>(v: View<'a>, bucket: &'a Bucket, key: Key) -> Option<(Elem<'a>, &'a AtomicU32)> {
-    let mut from = &bucket.head;
+/// As [`find_within`].
+#[inline(always)]
+unsafe fn find_locked<'a, K: Key>(
+    v: View<'a>,
+    bucket: &'a Bucket,
+    key: Hashed<K>,
+) -> Option<(Elem<'a>, &'a AtomicU32)> {
+    let mut from = bucket.head(key.hash);
     let mut steps = v.max_walk();
     while let Some(e) = v.elem(from.load(Ordering::Acquire)) {
         // SAFETY: the caller's promise.
         if unsafe { v.is(e, key) } {
             return Some((e, from));
         }
-        from = &e.node.link;
+        from = &e.node().link;
         steps = steps.checked_sub(1)?;
     }
     None
 }
 
-/// The link of a chain that leads to an element; with the bucket locked it stays that way.
+/// The link of a bucket that leads to an element; with the bucket locked it stays that way.
 pub(crate) fn link_to<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>) -> Option<&'a AtomicU32> {
-    let mut from = &bucket.head;
     let mut steps = v.max_walk();
-    while let Some(at) = v.elem(from.load(Ordering::Acquire)) {
-        if at.idx == e.idx {
-            return Some(from);
+    for head in &bucket.heads {
+        let mut from = head;
+        while let Some(at) = v.elem(from.load(Ordering::Acquire)) {
+            if at.idx == e.idx {
+                return Some(from);
+            }
+            from = &at.node().link;
+            steps = steps.checked_sub(1)?;
         }
-        from = &at.node.link;
-        steps = steps.checked_sub(1)?;
     }
     None
 }
 
+/// The value of a key; of slot `cpu` if the map is per-CPU.
+///
+/// # Safety
+/// As [`find`].
 #[inline]
 pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8) -> *mut u8 {
     // SAFETY: the caller's promise.
-    match unsafe { find(v, key) } {
+    unsafe { by_size!(v.h.key_size, K => lookup_as::<K>(v, key)) }
+}
+
+/// As [`lookup`], of a map whose keys are those of `K`.
+///
+/// # Safety
+/// As [`lookup`].
+#[inline]
+pub(crate) unsafe fn lookup_as<K: Key>(v: View<'_>, key: *const u8) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    match unsafe { find_within(v, v.key::<K>(key), &mut v.max_walk()) } {
         Some(e) => e.at(u64::from(v.h.value_off)),
         None => null_mut(),
     }
 }
 
+/// # Safety
+/// As [`find`].
 #[inline]
 pub(crate) unsafe fn lookup_cpu(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe { by_size!(v.h.key_size, K => lookup_cpu_as::<K>(v, key, cpu)) }
+}
+
+/// As [`lookup_cpu`], of a map whose keys are those of `K`.
+///
+/// # Safety
+/// As [`lookup_cpu`].
+#[inline]
+pub(crate) unsafe fn lookup_cpu_as<K: Key>(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
     if cpu >= v.h.nslots {
         return null_mut();
     }
     // SAFETY: the caller's promise.
-    match unsafe { find(v, key) } {
+    match unsafe { find_within(v, v.key::<K>(key), &mut v.max_walk()) } {
         Some(e) => e.at(value_off(v, cpu)),
         None => null_mut(),
     }
@@ -218,29 +292,101 @@ fn value_off(v: View<'_>, slot: u32) -> u64 {
     u64::from(v.h.value_off) + u64::from(slot) * u64::from(v.h.cpu_stride)
 }
 
-/// The beginning of an update: its bucket, locked, and what is there under its key, with the link that leads to it.
-pub(crate) struct Begun<'a> {
-    pub(crate) _guard: Guard<'a>,
-    pub(crate) bucket: &'a Bucket,
-    pub(crate) key: Key,
-    pub(crate) old: Option<(Elem<'a>, &'a AtomicU32)>,
+/// A bucket that is locked, and the key that an operation on it is about.
+#[derive(Clone, Copy)]
+pub(crate) struct Locked<'a, K> {
+    bucket: &'a Bucket,
+    key: Hashed<K>,
 }
 
-/// Begins an update, unless its flags forbid it by whether the key is there.
+/// Locks the bucket of a key and calls `change` with what is there under it, and the link that leads to it.
+///
+/// This and what it calls is inlined by force: passed through memory, what is known by now costs more than all the rest
+/// (20 ns of 40: loads that are wider than the stores before them wait until those have left the processor).
 ///
 /// # Safety
 /// `key` is readable for `key_size` bytes, the region is writable, `slot` is the caller's.
-pub(crate) unsafe fn begin<'a>(v: View<'a>, slot: u32, key: *const u8, flags: u64) -> Result<Begun<'a>, i64> {
+#[inline(always)]
+pub(crate) unsafe fn with_locked<'a, K: Key>(
+    v: View<'a>,
+    slot: u32,
+    key: *const u8,
+    change: impl FnOnce(Locked<'a, K>, Option<(Elem<'a>, &'a AtomicU32)>) -> i64,
+) -> i64 {
     // SAFETY: the caller's promises, here and below.
-    let key = unsafe { v.key(key) };
+    let key = unsafe { v.key::<K>(key) };
     let bucket = v.bucket(key.hash);
-    let _guard = v.lock(slot, key.hash).ok_or(Errno::EBUSY.neg())?;
-    // SAFETY: as above.
-    let old = unsafe { find_locked(v, bucket, key) };
-    match (&old, flags) {
-        (Some(_), NOEXIST) => Err(Errno::EEXIST.neg()),
-        (None, EXIST) => Err(Errno::ENOENT.neg()),
-        _ => Ok(Begun { _guard, bucket, key, old }),
+    let named = &v.record(slot).bucket;
+    // Taking the lock is a release, behind which this cannot go.
+    named.store((key.hash & v.h.mask).wrapping_add(1), Ordering::Relaxed);
+    let taken = sync::take(&bucket.lock, slot);
+    let result = if taken {
+        // SAFETY: as above.
+        let result = change(Locked { bucket, key }, unsafe { find_locked(v, bucket, key) });
+        bucket.lock.store(FREE, Ordering::Release);
+        result
+    } else {
+        Errno::EBUSY.neg()
+    };
+    named.store(0, Ordering::Release);
+    result
+}
+
+impl<'a, K: Key> Locked<'a, K> {
+    /// Puts the slot's spare element in the place of `old`, which becomes the spare one. `fill` writes what stands behind
+    /// the key.
+    ///
+    /// # Safety
+    /// The key is readable, the region writable, `slot` the caller's.
+    #[inline(always)]
+    pub(crate) unsafe fn replace(
+        self,
+        v: View<'a>,
+        slot: u32,
+        (old, from): (Elem<'a>, &'a AtomicU32),
+        fill: impl FnOnce(Elem<'a>),
+    ) -> i64 {
+        let Some(new) = v.spare(slot) else { return Errno::ENOMEM.neg() };
+        fill(new);
+        // SAFETY: the caller's promise; the element is this slot's.
+        unsafe { self.prepare(v, new, old.node().link.load(Ordering::Relaxed)) };
+        let record = v.record(slot);
+        // The journal may name an element that the slot has taken and does not need now.
+        Record::name(&record.other, old);
+        old.node().owner.store(owner_of(slot), Ordering::Release);
+        self.bucket.take_out(from, new.idx);
+        new.node().owner.store(LINKED, Ordering::Release);
+        v.set_spare(slot, old);
+        record.other.store(0, Ordering::Release);
+        0
+    }
+
+    /// Puts an element that the slot has taken from the pool under the key, which is new.
+    ///
+    /// # Safety
+    /// As [`Locked::replace`].
+    #[inline(always)]
+    pub(crate) unsafe fn insert(self, v: View<'a>, slot: u32, new: Elem<'a>, fill: impl FnOnce(Elem<'a>)) -> i64 {
+        fill(new);
+        let head = self.bucket.head(self.key.hash);
+        // SAFETY: the caller's promise; the element is this slot's.
+        unsafe { self.prepare(v, new, head.load(Ordering::Relaxed)) };
+        head.store(new.idx, Ordering::Release);
+        new.node().owner.store(LINKED, Ordering::Release);
+        v.record(slot).journal.store(0, Ordering::Release);
+        0
+    }
+
+    /// Writes hash and key into a new element, and what follows it in its chain.
+    ///
+    /// # Safety
+    /// The key is readable; the element is the caller's.
+    #[inline(always)]
+    unsafe fn prepare(self, v: View<'_>, e: Elem<'_>, link: u32) {
+        e.node().hash.store(self.key.hash, Ordering::Relaxed);
+        // SAFETY: `key_size` bytes stand behind the node in each element.
+        unsafe { self.key.key.put(e, v.h.key_size) };
+        e.node().link.store(link, Ordering::Release);
     }
 }
 
@@ -252,115 +398,89 @@ fn fresh<'a>(v: View<'a>, slot: u32) -> Result<Elem<'a>, i64> {
     })
 }
 
-/// Writes hash and key into a new element, and what follows it in its chain.
-///
-/// # Safety
-/// `key` is readable; the element is the caller's.
-pub(crate) unsafe fn prepare(v: View<'_>, e: Elem<'_>, key: Key, link: u32) {
-    e.node.hash.store(key.hash, Ordering::Relaxed);
-    // SAFETY: `key_size` bytes stand behind the node in each element.
-    unsafe { mem::copy(e.key(), key.ptr, v.h.key_size as usize) };
-    e.node.link.store(link, Ordering::Release);
-}
-
 /// # Safety
 /// `key` and `value` are readable for the map's sizes, the region is writable, `slot` is the caller's.
 pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
+    // SAFETY: the caller's promises.
+    unsafe { by_size!(v.h.key_size, K => update_as::<K>(v, slot, key, value, flags)) }
+}
+
+/// As [`update`], of a map whose keys are those of `K`.
+///
+/// # Safety
+/// As [`update`].
+#[inline]
+pub(crate) unsafe fn update_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
     // BPF_F_LOCK needs a spin lock in the value; there is none.
     if !matches!(flags, ANY | NOEXIST | EXIST) {
         return Errno::EINVAL.neg();
     }
-    // SAFETY: the caller's promises.
-    unsafe { put(v, slot, key, None, value, flags) }
+    // SAFETY: the caller's promises; a value stands at `value_off` in each element.
+    unsafe {
+        put::<K>(v, slot, key, flags, |e| mem::copy(e.at(u64::from(v.h.value_off)), value, v.h.value_size as usize))
+    }
 }
 
-/// An update with good flags; `more` is stored between key and value.
+/// An update with good flags; `fill` writes what stands behind the key.
 ///
 /// # Safety
-/// As [`update`]; `more` is readable, and there is room for it.
+/// As [`update`].
 #[inline]
-pub(crate) unsafe fn put(
-    v: View<'_>,
+pub(crate) unsafe fn put<'a, K: Key>(
+    v: View<'a>,
     slot: u32,
     key: *const u8,
-    more: Option<(*const u8, usize)>,
-    value: *const u8,
     flags: u64,
+    fill: impl FnOnce(Elem<'a>),
 ) -> i64 {
     // SAFETY: the caller's promises, here and below.
-    let Begun { _guard, bucket, key, old } = match unsafe { begin(v, slot, key, flags) } {
-        Ok(begun) => begun,
-        Err(err) => return err,
-    };
-    let record = v.record(slot);
-    let new = match old {
-        Some(_) => match v.spare(slot) {
-            Some(e) => e,
-            None => return Errno::ENOMEM.neg(),
-        },
-        None => match fresh(v, slot) {
-            Ok(e) => e,
-            Err(err) => return err,
-        },
-    };
-    let next = old.map_or(&bucket.head, |(old, _)| &old.node.link).load(Ordering::Relaxed);
-    // SAFETY: `value_size` bytes at `value_off` are the element's value; the element is this slot's.
     unsafe {
-        mem::copy(new.at(u64::from(v.h.value_off)), value, v.h.value_size as usize);
-        if let Some((more, len)) = more {
-            mem::copy(behind_key(v, new), more, len);
-        }
-        prepare(v, new, key, next);
+        with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
+            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
+            (None, EXIST) => Errno::ENOENT.neg(),
+            (Some(old), _) => at.replace(v, slot, old, fill),
+            (None, _) => match fresh(v, slot) {
+                Ok(new) => at.insert(v, slot, new, fill),
+                Err(err) => err,
+            },
+        })
     }
-    match old {
-        Some((old, from)) => {
-            Record::name(&record.journal, old);
-            old.node.owner.store(owner_of(slot), Ordering::Release);
-            bucket.take_out(from, new.idx);
-            new.node.owner.store(LINKED, Ordering::Release);
-            v.set_spare(slot, old);
-        }
-        None => {
-            bucket.head.store(new.idx, Ordering::Release);
-            new.node.owner.store(LINKED, Ordering::Release);
-        }
-    }
-    record.settled();
-    0
 }
 
 /// # Safety
 /// As [`update`]; `values` has what it says.
 pub(crate) unsafe fn update_cpu(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
-    if flags > EXIST {
+    if flags > EXIST || !one_slots(v, slot, values) {
         return Errno::EINVAL.neg();
     }
-    if matches!(values, Values::One(_)) && slot >= v.h.nslots {
-        return Errno::EINVAL.neg();
-    }
+    // SAFETY: the caller's promises.
+    unsafe { by_size!(v.h.key_size, K => put_cpu::<K>(v, slot, key, values, flags)) }
+}
+
+/// False if a value is for a slot that there is not.
+pub(crate) fn one_slots(v: View<'_>, slot: u32, values: Values) -> bool {
+    !matches!(values, Values::One(_)) || slot < v.h.nslots
+}
+
+/// # Safety
+/// As [`update_cpu`].
+#[inline]
+unsafe fn put_cpu<K: Key>(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
     // SAFETY: the caller's promises, here and below.
-    let Begun { _guard, bucket, key, old } = match unsafe { begin(v, slot, key, flags) } {
-        Ok(begun) => begun,
-        Err(err) => return err,
-    };
-    if let Some((e, _)) = old {
-        // SAFETY: as above.
-        unsafe { write_values(v, e, slot, values) };
-        return 0;
-    }
-    let e = match fresh(v, slot) {
-        Ok(e) => e,
-        Err(err) => return err,
-    };
-    // SAFETY: the values of all slots stand at `value_off`; the element is this slot's.
     unsafe {
-        new_values(v, e, slot, values);
-        prepare(v, e, key, bucket.head.load(Ordering::Relaxed));
+        with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
+            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
+            (None, EXIST) => Errno::ENOENT.neg(),
+            (Some((e, _)), _) => {
+                write_values(v, e, slot, values);
+                0
+            }
+            (None, _) => match fresh(v, slot) {
+                Ok(new) => at.insert(v, slot, new, |e| new_values(v, e, slot, values)),
+                Err(err) => err,
+            },
+        })
     }
-    bucket.head.store(e.idx, Ordering::Release);
-    e.node.owner.store(LINKED, Ordering::Release);
-    v.record(slot).settled();
-    0
 }
 
 /// Writes the values of a new element; a per-CPU one must not show another's old values.
@@ -396,21 +516,31 @@ pub(crate) unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: V
 /// # Safety
 /// `key` is readable, the region writable, `slot` the caller's, `out` writable for the value or values.
 pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8, out: Option<*mut u8>) -> i64 {
+    // SAFETY: the caller's promises.
+    unsafe { by_size!(v.h.key_size, K => delete_as::<K>(v, slot, key, out)) }
+}
+
+/// As [`delete`], of a map whose keys are those of `K`.
+///
+/// # Safety
+/// As [`delete`].
+#[inline]
+pub(crate) unsafe fn delete_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, out: Option<*mut u8>) -> i64 {
     // SAFETY: the caller's promises, here and below.
-    let key = unsafe { v.key(key) };
-    let bucket = v.bucket(key.hash);
-    let Some(_guard) = v.lock(slot, key.hash) else { return Errno::EBUSY.neg() };
-    // SAFETY: as above.
-    let Some((e, from)) = (unsafe { find_locked(v, bucket, key) }) else { return Errno::ENOENT.neg() };
-    if let Some(out) = out {
-        // SAFETY: the value or values stand at `value_off`.
-        unsafe { mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v)) };
+    unsafe {
+        with_locked::<K>(v, slot, key, |at, old| {
+            let Some((e, from)) = old else { return Errno::ENOENT.neg() };
+            if let Some(out) = out {
+                // The value or values stand at `value_off`.
+                mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v));
+            }
+            Record::name(&v.record(slot).journal, e);
+            e.node().owner.store(owner_of(slot), Ordering::Release);
+            at.bucket.take_out(from, e.node().link.load(Ordering::Relaxed));
+            v.push(slot, e);
+            0
+        })
     }
-    Record::name(&v.record(slot).journal, e);
-    e.node.owner.store(owner_of(slot), Ordering::Release);
-    bucket.take_out(from, e.node.link.load(Ordering::Relaxed));
-    v.push(slot, e);
-    0
 }
 
 /// Bytes of an element's value, or of all slots' values.
@@ -428,20 +558,27 @@ pub(crate) unsafe fn next<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
     let here = if key.is_null() { None } else { unsafe { find(v, key) } };
     let mut start = 0;
     if let Some(e) = here {
-        let link = e.node.link.load(Ordering::Acquire);
+        let link = e.node().link.load(Ordering::Acquire);
         if let Some(next) = v.elem(link) {
             return Some(next);
         }
-        start = (e.node.hash.load(Ordering::Relaxed) & v.h.mask).checked_add(1)?;
+        let hash = e.node().hash.load(Ordering::Relaxed);
+        let n = hash & v.h.mask;
+        if hash >> 31 == 0
+            && let Some(next) = v.elem(v.bucket(n).heads[1].load(Ordering::Acquire))
+        {
+            return Some(next);
+        }
+        start = n.checked_add(1)?;
     }
-    (start..=v.h.mask).find_map(|n| v.elem(v.bucket(n).head.load(Ordering::Acquire)))
+    (start..=v.h.mask).find_map(|n| v.bucket(n).heads.iter().find_map(|head| v.elem(head.load(Ordering::Acquire))))
 }
 
 /// Makes all chains empty. For a fresh map.
 #[cfg(feature = "control")]
 pub(crate) fn init(v: View<'_>) {
     for n in 0..=v.h.mask {
-        v.bucket(n).head.store(END, Ordering::Relaxed);
+        v.bucket(n).heads.iter().for_each(|head| head.store(END, Ordering::Relaxed));
     }
 }
 
@@ -462,13 +599,15 @@ pub(crate) fn for_each_in<'a>(v: View<'a>, n: u32, mut f: impl FnMut(Elem<'a>) -
 }
 
 fn chain<'a>(v: View<'a>, n: u32, steps: &mut u64, f: &mut impl FnMut(Elem<'a>) -> bool) -> bool {
-    let mut link = v.bucket(n).head.load(Ordering::Acquire);
-    while let Some(e) = v.elem(link) {
-        if *steps == 0 || !f(e) {
-            return false;
+    for head in &v.bucket(n).heads {
+        let mut link = head.load(Ordering::Acquire);
+        while let Some(e) = v.elem(link) {
+            if *steps == 0 || !f(e) {
+                return false;
+            }
+            *steps -= 1;
+            link = e.node().link.load(Ordering::Acquire);
         }
-        *steps -= 1;
-        link = e.node.link.load(Ordering::Acquire);
     }
     true
 }

@@ -91,6 +91,7 @@ pub(crate) struct View<'a> {
 
 impl View<'_> {
     /// An address in the data region.
+    #[inline]
     pub(crate) fn at(&self, off: u64) -> *mut u8 {
         self.data.wrapping_add(off as usize)
     }
@@ -107,7 +108,7 @@ impl View<'_> {
 #[allow(clippy::missing_safety_doc)] // stated once, above
 impl MapRef {
     #[inline]
-    unsafe fn view<'a>(self) -> View<'a> {
+    pub(crate) unsafe fn view<'a>(self) -> View<'a> {
         // SAFETY: the caller promises a valid header, which is never written while it is in use.
         View { h: unsafe { &*self.hdr }, data: self.data }
     }

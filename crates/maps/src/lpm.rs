@@ -17,6 +17,7 @@ use skep_ebpf::uapi::update::EXIST;
 
 use crate::hash;
 use crate::header::View;
+use crate::key::Bytes;
 use crate::mem;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -108,7 +109,7 @@ pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8) -> *mut u8 {
             key.cut(len, size);
             size = size.min(len.div_ceil(8) as usize);
             // SAFETY: a key of `key_size` bytes.
-            if let Some(e) = unsafe { hash::find_within(v, key.ptr(), &mut steps) } {
+            if let Some(e) = unsafe { hash::find_within(v, v.key::<Bytes>(key.ptr()), &mut steps) } {
                 return e.at(u64::from(v.h.value_off));
             }
         }
@@ -135,7 +136,12 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
     }
     let given = key.wrapping_add(LENGTH);
     // SAFETY: the caller's promises; `data_size` bytes stand behind the length.
-    let err = unsafe { hash::put(v, slot, own.ptr(), Some((given, data_size(v))), value, flags) };
+    let err = unsafe {
+        hash::put::<Bytes>(v, slot, own.ptr(), flags, |e| {
+            mem::copy(e.at(u64::from(v.h.value_off)), value, v.h.value_size as usize);
+            mem::copy(hash::behind_key(v, e), given, data_size(v));
+        })
+    };
     if err == 0 {
         changes(v).fetch_add(1, Ordering::Release);
     }
@@ -150,7 +156,7 @@ pub(crate) unsafe fn delete(v: View<'_>, slot: u32, key: *const u8) -> i64 {
     let Some(own) = (unsafe { Key::read(v, key, &mut room) }) else { return Errno::EINVAL.neg() };
     own.cut(own.len, data_size(v));
     // SAFETY: as above.
-    let err = unsafe { hash::delete(v, slot, own.ptr(), None) };
+    let err = unsafe { hash::delete_as::<Bytes>(v, slot, own.ptr(), None) };
     if err == 0 {
         changes(v).fetch_add(1, Ordering::Release);
     }

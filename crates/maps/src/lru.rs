@@ -3,16 +3,24 @@
 //! As in `hash.rs`, with a word before the value that says whether the element was used lately. When no element is
 //! free, a clock hand goes round the elements: it takes that mark off, and evicts the first one that had none. Buckets
 //! that are locked are passed over, so nobody waits for a second lock while he holds one.
+//!
+//! The hand is moved by a few elements at once: those are then one slot's to look at, which it does over many evictions
+//! without a write that others see. (The kernel's lists per CPU do the same: what a CPU has taken from the common list it uses
+//! up alone.) So the order of eviction is that of the hand, give or take one batch per slot.
 
 use core::ptr::null_mut;
 
 use skep_ebpf::Errno;
-use skep_ebpf::uapi::update::EXIST;
+use skep_ebpf::uapi::update::{EXIST, NOEXIST};
 
-use crate::hash::{self, Begun, Values};
+use crate::hash::{self, Values};
 use crate::header::View;
+use crate::key::{Key, by_size};
 use crate::pool::{Elem, Empty, LINKED, Record};
 use crate::sync::{AtomicU32, Ordering, owner_of};
+
+/// Not an answer: the key is new, and needs an element.
+const NEW: i64 = 1;
 
 /// Elements one eviction may look at.
 const MAX_LOOK: u32 = 1 << 17;
@@ -40,11 +48,21 @@ fn touch(v: View<'_>, e: Elem<'_>) {
 /// `key` is readable for `key_size` bytes and the region is writable.
 #[inline]
 pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe { by_size!(v.h.key_size, K => lookup_as::<K>(v, key, cpu)) }
+}
+
+/// As [`lookup`], in a map whose keys are those of `K`.
+///
+/// # Safety
+/// As [`lookup`].
+#[inline]
+pub(crate) unsafe fn lookup_as<K: Key>(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
     if v.h.cpu_stride != 0 && cpu >= v.h.nslots {
         return null_mut();
     }
     // SAFETY: the caller's promise.
-    match unsafe { hash::find(v, key) } {
+    match unsafe { hash::find_within(v, v.key::<K>(key), &mut v.max_walk()) } {
         Some(e) => {
             touch(v, e);
             e.at(u64::from(v.h.value_off) + u64::from(cpu) * u64::from(v.h.cpu_stride))
@@ -57,96 +75,121 @@ pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8, cpu: u32) -> *mut u8 {
 /// As [`hash::update_cpu`].
 pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
     let percpu = v.h.cpu_stride != 0;
-    if flags > EXIST || (percpu && matches!(values, Values::One(_)) && slot >= v.h.nslots) {
+    if flags > EXIST || (percpu && !hash::one_slots(v, slot, values)) {
         return Errno::EINVAL.neg();
     }
-    // Room is made before the bucket is locked, also where it turns out not to be needed.
-    let new = if percpu && flags == EXIST {
-        None
-    } else {
-        match obtain(v, slot) {
-            Ok(e) => Some(e),
-            Err(Empty::Full) => return Errno::ENOMEM.neg(),
-            Err(Empty::Busy) => return Errno::EBUSY.neg(),
-        }
-    };
     // SAFETY: the caller's promises.
-    let (result, unused) = unsafe { place(v, slot, key, values, flags, new) };
-    if let Some(e) = unused {
-        v.push(slot, e);
+    unsafe { by_size!(v.h.key_size, K => put::<K>(v, slot, key, values, flags)) }
+}
+
+/// # Safety
+/// As [`update`].
+#[inline]
+unsafe fn put<K: Key>(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
+    // SAFETY: the caller's promises, here and below.
+    let result = unsafe { place::<K>(v, slot, key, values, flags, &mut None) };
+    if result != NEW {
+        return result;
     }
-    v.record(slot).settled();
+    // Room is made while no bucket is locked.
+    let mut new = match obtain(v, slot) {
+        Ok(e) => Some(e),
+        Err(Empty::Full) => return Errno::ENOMEM.neg(),
+        Err(Empty::Busy) => return Errno::EBUSY.neg(),
+    };
+    // SAFETY: as above.
+    let result = unsafe { place::<K>(v, slot, key, values, flags, &mut new) };
+    if let Some(unused) = new {
+        v.push(slot, unused);
+    }
     result
 }
 
-/// Puts values under a key, in `new` if need be: the result, and an element that is left over.
+/// Puts values under a key, in the element if need be, which is taken then; [`NEW`] if there is none.
 ///
 /// # Safety
 /// As [`update`].
-unsafe fn place<'a>(
+#[inline]
+unsafe fn place<'a, K: Key>(
     v: View<'a>,
     slot: u32,
     key: *const u8,
     values: Values,
     flags: u64,
-    new: Option<Elem<'a>>,
-) -> (i64, Option<Elem<'a>>) {
-    // SAFETY: the caller's promises, here and below.
-    let Begun { _guard, bucket, key, old } = match unsafe { hash::begin(v, slot, key, flags) } {
-        Ok(begun) => begun,
-        Err(err) => return (err, new),
+    new: &mut Option<Elem<'a>>,
+) -> i64 {
+    let fill = |e: Elem<'a>, used: u32| {
+        // SAFETY: the caller's promises, here and below; the element is this slot's.
+        unsafe { hash::new_values(v, e, slot, values) };
+        mark(v, e).store(used, Ordering::Relaxed);
     };
-    if let (Some((e, _)), true) = (old, v.h.cpu_stride != 0) {
-        // SAFETY: as above.
-        unsafe { hash::write_values(v, e, slot, values) };
-        touch(v, e);
-        return (0, new);
-    }
-    let Some(new) = new else { return (Errno::ENOENT.neg(), None) };
-    let next = old.map_or(&bucket.head, |(old, _)| &old.node.link).load(Ordering::Relaxed);
-    // SAFETY: as above; the element is this slot's.
+    // SAFETY: as above.
     unsafe {
-        hash::new_values(v, new, slot, values);
-        hash::prepare(v, new, key, next);
+        hash::with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
+            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
+            (None, EXIST) => Errno::ENOENT.neg(),
+            (Some((e, _)), _) if v.h.cpu_stride != 0 => {
+                hash::write_values(v, e, slot, values);
+                touch(v, e);
+                0
+            }
+            (Some(old), _) => at.replace(v, slot, old, |e| fill(e, 1)),
+            (None, _) => match new.take() {
+                Some(new) => at.insert(v, slot, new, |e| fill(e, 0)),
+                None => NEW,
+            },
+        })
     }
-    mark(v, new).store(u32::from(old.is_some()), Ordering::Relaxed);
-    match old {
-        Some((old, from)) => {
-            Record::name(&v.record(slot).other, old);
-            old.node.owner.store(owner_of(slot), Ordering::Release);
-            bucket.take_out(from, new.idx);
-        }
-        None => bucket.head.store(new.idx, Ordering::Release),
-    }
-    new.node.owner.store(LINKED, Ordering::Release);
-    (0, old.map(|(old, _)| old))
 }
 
 /// A free element, or one that had to go.
 fn obtain<'a>(v: View<'a>, slot: u32) -> Result<Elem<'a>, Empty> {
-    match v.pop(slot) {
+    match v.pop_near(slot) {
         Err(Empty::Full) => evict(v, slot).ok_or(Empty::Full),
         result => result,
     }
 }
 
+/// Elements that a slot looks at before it asks again where to look.
+fn batch(v: View<'_>) -> u32 {
+    (v.h.elems >> 6).clamp(1, 64)
+}
+
 fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
+    let record = v.record(slot);
+    let (mut at, mut left) = (record.sweep.load(Ordering::Relaxed), record.sweep_left.load(Ordering::Relaxed));
     let mut looks = v.h.elems.saturating_mul(2).saturating_add(64).min(MAX_LOOK);
-    while looks > 0 {
+    let found = loop {
+        if looks == 0 {
+            break None;
+        }
         looks -= 1;
-        let at = v.clock_hand().fetch_add(1, Ordering::Relaxed).checked_rem(v.h.elems)?;
-        let e = v.elem(at)?;
-        if e.node.owner.load(Ordering::Acquire) != LINKED || mark(v, e).swap(0, Ordering::Relaxed) != 0 {
+        if left == 0 || left > batch(v) {
+            left = batch(v);
+            at = v.clock_hand().fetch_add(left, Ordering::Relaxed).checked_rem(v.h.elems)?;
+        }
+        let Some(e) = v.elem(at) else {
+            at = 0;
+            continue;
+        };
+        (at, left) = (at.wrapping_add(1), left - 1);
+        // One that another slot has freed and keeps.
+        if v.take_if_free(slot, e) {
+            break Some(e);
+        }
+        if e.node().owner.load(Ordering::Acquire) != LINKED || mark(v, e).swap(0, Ordering::Relaxed) != 0 {
             continue;
         }
-        let hash = e.node.hash.load(Ordering::Acquire);
+        let hash = e.node().hash.load(Ordering::Acquire);
         let (bucket, Some(_guard)) = (v.bucket(hash), v.try_lock(slot, hash)) else { continue };
         if let Some(from) = hash::link_to(v, bucket, e) {
-            Record::name(&v.record(slot).journal, e);
-            e.node.owner.store(owner_of(slot), Ordering::Release);
-            bucket.take_out(from, e.node.link.load(Ordering::Relaxed));
-            return Some(e);
+            Record::name(&record.journal, e);
+            e.node().owner.store(owner_of(slot), Ordering::Release);
+            bucket.take_out(from, e.node().link.load(Ordering::Relaxed));
+            break Some(e);
         }
-    }
-    None
+    };
+    record.sweep.store(at, Ordering::Relaxed);
+    record.sweep_left.store(left, Ordering::Relaxed);
+    found
 }

@@ -28,6 +28,40 @@ macro_rules! store {
     }};
 }
 
+/// Loads four bytes, at once if they are aligned.
+///
+/// # Safety
+/// `src` must be readable for four bytes; other threads may access them.
+#[inline]
+pub(crate) unsafe fn load_4(src: *const u8) -> u32 {
+    // SAFETY: the caller's promise.
+    if src.addr() & 3 == 0 { load!(AtomicU32, src) } else { unsafe { load_bytes(src, 4) as u32 } }
+}
+
+/// Loads eight bytes, at once if they are aligned.
+///
+/// # Safety
+/// `src` must be readable for eight bytes; other threads may access them.
+#[inline]
+pub(crate) unsafe fn load_8(src: *const u8) -> u64 {
+    // SAFETY: the caller's promise.
+    if src.addr() & 7 == 0 { load!(AtomicU64, src) } else { unsafe { load_bytes(src, 8) } }
+}
+
+/// Loads at most eight bytes.
+///
+/// # Safety
+/// `src` must be readable for `len` bytes; other threads may access them.
+#[cold]
+#[inline(never)]
+unsafe fn load_bytes(src: *const u8, len: usize) -> u64 {
+    let mut word = 0;
+    for n in (0..len).rev() {
+        word = (word << 8) | u64::from(load!(AtomicU8, src.wrapping_add(n)));
+    }
+    word
+}
+
 /// Copies `len` bytes.
 ///
 /// # Safety
@@ -37,6 +71,9 @@ pub(crate) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     let align = dst.addr() | src.addr();
     if len == 8 && align & 7 == 0 {
         return store!(AtomicU64, dst, load!(AtomicU64, src));
+    }
+    if len == 4 && align & 3 == 0 {
+        return store!(AtomicU32, dst, load!(AtomicU32, src));
     }
     let mut at = 0;
     if align & 7 == 0 {
@@ -94,25 +131,60 @@ pub(crate) unsafe fn equal(a: *const u8, b: *const u8, len: usize) -> bool {
     true
 }
 
+const A: u64 = 0x9e37_79b9_7f4a_7c15;
+const B: u64 = 0xd6e8_feb8_6659_fd93;
+
+/// Multiplies and folds.
+#[inline]
+fn fold(x: u64, k: u64) -> u64 {
+    let m = u128::from(x).wrapping_mul(u128::from(k));
+    (m as u64) ^ ((m >> 64) as u64)
+}
+
+/// What the hash of `len` bytes begins with.
+#[inline]
+fn start(len: usize, seed: u32) -> u64 {
+    ((u64::from(seed) << 32) | u64::from(seed)) ^ (len as u64).wrapping_mul(B)
+}
+
+/// Takes a whole word in.
+#[inline]
+fn word(h: u64, w: u64) -> u64 {
+    fold(h ^ w, A).wrapping_add(B)
+}
+
+#[inline]
+fn finish(h: u64) -> u32 {
+    (h ^ (h >> 32)) as u32
+}
+
+/// [`hash`] of four bytes.
+#[inline]
+pub(crate) fn hash_4(key: u32, seed: u32) -> u32 {
+    finish(fold(start(4, seed) ^ u64::from(key), B))
+}
+
+/// [`hash`] of eight bytes.
+#[inline]
+pub(crate) fn hash_8(key: u64, seed: u32) -> u32 {
+    finish(word(start(8, seed), key))
+}
+
+/// [`hash`] of sixteen bytes.
+#[inline]
+pub(crate) fn hash_16([a, b]: [u64; 2], seed: u32) -> u32 {
+    finish(word(word(start(16, seed), a), b))
+}
+
 /// Hashes `len` bytes: multiply and fold, eight bytes a step. The same bytes give the same hash in every process.
 ///
 /// # Safety
 /// `key` must be readable for `len` bytes.
 #[inline]
 pub(crate) unsafe fn hash(key: *const u8, len: usize, seed: u32) -> u32 {
-    const A: u64 = 0x9e37_79b9_7f4a_7c15;
-    const B: u64 = 0xd6e8_feb8_6659_fd93;
-    let fold = |x: u64, k: u64| {
-        let m = u128::from(x).wrapping_mul(u128::from(k));
-        (m as u64) ^ ((m >> 64) as u64)
-    };
-    let mut h = ((u64::from(seed) << 32) | u64::from(seed)) ^ (len as u64).wrapping_mul(B);
+    let mut h = start(len, seed);
     let mut at = 0;
     let (wide, half) = (key.addr() & 7 == 0, key.addr() & 3 == 0);
-    if len == 4 && half {
-        h = fold(h ^ u64::from(load!(AtomicU32, key)), B);
-        return (h ^ (h >> 32)) as u32;
-    }
     while len - at >= 8 {
         let p = key.wrapping_add(at);
         let w = if wide {
@@ -128,11 +200,11 @@ pub(crate) unsafe fn hash(key: *const u8, len: usize, seed: u32) -> u32 {
             }
             w
         };
-        h = fold(h ^ w, A).wrapping_add(B);
+        h = word(h, w);
         at += 8;
     }
     if at == len {
-        return (h ^ (h >> 32)) as u32;
+        return finish(h);
     }
     let mut tail = 0u64;
     let mut shift = 0;
@@ -144,8 +216,7 @@ pub(crate) unsafe fn hash(key: *const u8, len: usize, seed: u32) -> u32 {
         tail |= u64::from(load!(AtomicU8, key.wrapping_add(at))) << shift;
         (at, shift) = (at + 1, shift + 8);
     }
-    h = fold(h ^ tail, B);
-    (h ^ (h >> 32)) as u32
+    finish(fold(h ^ tail, B))
 }
 
 #[cfg(test)]
@@ -177,6 +248,20 @@ mod tests {
                     }
                     assert_eq!(dst.0, [0; 64]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn hashes_of_fixed_sizes_are_those_of_their_bytes() {
+        let words = [0x0123_4567_89ab_cdef_u64, !7];
+        for seed in [0, 1, u32::MAX] {
+            let p = words.as_ptr().cast::<u8>();
+            // SAFETY: sixteen bytes.
+            unsafe {
+                assert_eq!(hash_4(words[0] as u32, seed), hash(p, 4, seed));
+                assert_eq!(hash_8(words[0], seed), hash(p, 8, seed));
+                assert_eq!(hash_16(words, seed), hash(p, 16, seed));
             }
         }
     }

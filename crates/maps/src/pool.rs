@@ -10,7 +10,14 @@
 //! An element is *linked* (reachable from a bucket), *owned* by a slot (its spare, or in transit), or *free*; its owner
 //! word says which. A slot's record names the elements that it may own and the bucket that it may have locked, before it
 //! owns or locks them. So what a slot held that ended anywhere in an operation is found at once, see `recover.rs`.
+//!
+//! A slot keeps the numbers of a few elements that it freed, and takes those first: so who inserts and deletes in turn
+//! writes no memory that others write. They are free nevertheless: its owner word alone says what an element is, and a
+//! slot that finds no hint in the tree looks at what the others keep before it says that the map is full.
 
+use core::marker::PhantomData;
+
+use crate::free::{first_from, turn};
 use crate::header::View;
 use crate::sync::{AtomicU32, FREE, Ordering, SPINS, owner_of};
 
@@ -53,10 +60,22 @@ pub(crate) struct Record {
     pub(crate) bucket: AtomicU32,
     /// Word of hints where this slot found something last.
     near: AtomicU32,
+    /// LRU maps: where this slot looks next for an element to evict, and how many it looks at from there.
+    pub(crate) sweep: AtomicU32,
+    pub(crate) sweep_left: AtomicU32,
+    _unused: AtomicU32,
+    /// Index + 1 of elements that this slot freed, and that may be free still.
+    kept: [AtomicU32; KEPT],
 }
+
+/// Elements of which a slot remembers that it freed them.
+const KEPT: usize = 8;
+
+const _: () = assert!(size_of::<Record>() as u64 == RECORD);
 
 impl Record {
     /// Names an element, before it becomes this slot's.
+    #[inline]
     pub(crate) fn name(word: &AtomicU32, e: Elem<'_>) {
         word.store(e.idx.wrapping_add(1), Ordering::Release);
     }
@@ -72,17 +91,26 @@ impl Record {
 #[derive(Clone, Copy)]
 pub(crate) struct Elem<'a> {
     pub(crate) idx: u32,
-    pub(crate) node: &'a Node,
+    /// What it begins with, and what the rest of it is found from.
     ptr: *mut u8,
+    _map: PhantomData<&'a Node>,
 }
 
-impl Elem<'_> {
+impl<'a> Elem<'a> {
+    #[inline]
+    pub(crate) fn node(&self) -> &'a Node {
+        // SAFETY: elements are 8-aligned and in the region; a node is atomics only.
+        unsafe { &*self.ptr.cast::<Node>() }
+    }
+
     /// Where the key stands.
+    #[inline]
     pub(crate) fn key(&self) -> *mut u8 {
         self.ptr.wrapping_add(size_of::<Node>())
     }
 
     /// The address `off` bytes into the element.
+    #[inline]
     pub(crate) fn at(&self, off: u64) -> *mut u8 {
         self.ptr.wrapping_add(off as usize)
     }
@@ -103,9 +131,8 @@ impl<'a> View<'a> {
         if idx >= self.h.elems {
             return None;
         }
-        let ptr = self.at(self.h.elems_off + u64::from(idx) * self.h.stride);
-        // SAFETY: the index is in range, elements are 8-aligned and in the region; a node is atomics only.
-        Some(Elem { idx, node: unsafe { &*ptr.cast::<Node>() }, ptr })
+        // The index is in range, so this is an element in the region.
+        Some(Elem { idx, ptr: self.at(self.h.elems_off + u64::from(idx) * self.h.stride), _map: PhantomData })
     }
 
     /// Where an LRU map looks next for an element to evict.
@@ -115,6 +142,7 @@ impl<'a> View<'a> {
     }
 
     /// The record of a slot; an unknown slot shares the controller's.
+    #[inline]
     pub(crate) fn record(self, slot: u32) -> &'a Record {
         let i = slot.min(self.h.nslots);
         // SAFETY: there are `nslots` + 1 aligned records behind the head.
@@ -123,20 +151,72 @@ impl<'a> View<'a> {
 
     /// Takes a free element for `slot`. The slot's journal names it from then on.
     pub(crate) fn pop(self, slot: u32) -> Result<Elem<'a>, Empty> {
+        match self.pop_near(slot) {
+            Err(Empty::Full) => self.pop_kept_by_others(slot),
+            result => result,
+        }
+    }
+
+    /// As [`View::pop`], without a look at what other slots keep.
+    #[inline]
+    pub(crate) fn pop_near(self, slot: u32) -> Result<Elem<'a>, Empty> {
         let record = self.record(slot);
+        for kept in &record.kept {
+            let Some(e) = self.elem(kept.load(Ordering::Relaxed).wrapping_sub(1)) else { continue };
+            Record::name(&record.journal, e);
+            kept.store(0, Ordering::Relaxed);
+            if self.take(slot, e) {
+                return Ok(e);
+            }
+        }
+        self.pop_hinted(slot)
+    }
+
+    /// Makes a free element that the slot's journal names its own, if it is free.
+    #[inline]
+    fn take(self, slot: u32, e: Elem<'_>) -> bool {
+        e.node().owner.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    /// Takes an element that is about to be found free, or is not. The slot's journal names it then.
+    pub(crate) fn take_if_free(self, slot: u32, e: Elem<'_>) -> bool {
+        if e.node().owner.load(Ordering::Relaxed) != FREE {
+            return false;
+        }
+        Record::name(&self.record(slot).journal, e);
+        self.take(slot, e)
+    }
+
+    #[cold]
+    fn pop_kept_by_others(self, slot: u32) -> Result<Elem<'a>, Empty> {
+        for other in 0..=self.h.nslots {
+            for kept in &self.record(other).kept {
+                let Some(e) = self.elem(kept.load(Ordering::Acquire).wrapping_sub(1)) else { continue };
+                if self.take_if_free(slot, e) {
+                    return Ok(e);
+                }
+            }
+        }
+        self.record(slot).journal.store(0, Ordering::Release);
+        Err(Empty::Full)
+    }
+
+    /// Takes an element that the tree of hints leads to.
+    fn pop_hinted(self, slot: u32) -> Result<Elem<'a>, Empty> {
+        let (record, turn) = (self.record(slot), turn(slot));
         let mut near = record.near.load(Ordering::Relaxed);
         for _ in 0..SPINS {
             let hints = self.hints(near);
             let bits = hints.map_or(0, |hints| hints.load(Ordering::Acquire));
             let (Some(hints), true) = (hints, bits != 0) else {
-                near = self.find_hint(record)?;
+                near = self.find_hint(record, turn)?;
                 continue;
             };
-            let bit = bits.trailing_zeros();
+            let bit = first_from(bits, turn);
             if let Some(e) = self.elem((near << 6) | bit) {
                 Record::name(&record.journal, e);
                 hints.fetch_and(!(1u64 << bit), Ordering::SeqCst);
-                if e.node.owner.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                if self.take(slot, e) {
                     record.near.store(near, Ordering::Relaxed);
                     return Ok(e);
                 }
@@ -149,20 +229,26 @@ impl<'a> View<'a> {
     }
 
     /// Frees an element of `slot`.
+    #[inline]
     pub(crate) fn push(self, slot: u32, e: Elem<'_>) {
-        let journal = &self.record(slot).journal;
-        Record::name(journal, e);
-        e.node.owner.store(FREE, Ordering::Release);
-        self.hint(e.idx);
-        journal.store(0, Ordering::Release);
+        let record = self.record(slot);
+        Record::name(&record.journal, e);
+        e.node().owner.store(FREE, Ordering::Release);
+        match record.kept.iter().find(|kept| kept.load(Ordering::Relaxed) == 0) {
+            Some(kept) => Record::name(kept, e),
+            None => self.hint(e.idx),
+        }
+        record.journal.store(0, Ordering::Release);
     }
 
     /// The slot's spare element.
+    #[inline]
     pub(crate) fn spare(self, slot: u32) -> Option<Elem<'a>> {
         self.elem(self.record(slot).spare.load(Ordering::Relaxed).wrapping_sub(1))
     }
 
     /// Makes `e` the slot's spare element.
+    #[inline]
     pub(crate) fn set_spare(self, slot: u32, e: Elem<'_>) {
         Record::name(&self.record(slot).spare, e);
     }
@@ -179,7 +265,7 @@ pub(crate) fn init(v: View<'_>, count: u32) {
         }
         let record = i - count;
         let slot = if record == v.h.nslots { crate::CONTROL_SLOT } else { record };
-        e.node.owner.store(owner_of(slot), Ordering::Relaxed);
+        e.node().owner.store(owner_of(slot), Ordering::Relaxed);
         v.set_spare(slot, e);
     }
     let words = count.div_ceil(64);

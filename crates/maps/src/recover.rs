@@ -58,12 +58,12 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
     let mut spare = None;
     for (n, word) in named.into_iter().enumerate() {
         let Some(e) = v.elem(word.load(Ordering::Acquire).wrapping_sub(1)) else { continue };
-        if e.node.owner.load(Ordering::Acquire) != me {
+        if e.node().owner.load(Ordering::Acquire) != me {
             if n != 0 {
                 v.hint(e.idx); // it may be free, and its hint taken
             }
         } else if locked.is_some_and(|bucket| hash::link_to(v, bucket, e).is_some()) {
-            e.node.owner.store(LINKED, Ordering::Release);
+            e.node().owner.store(LINKED, Ordering::Release);
         } else if n == 0 {
             spare = Some(e.idx);
         } else if spare != Some(e.idx) {
@@ -90,7 +90,10 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
 
 /// True if each slot has an element for its next replacement.
 fn has_spares(v: View<'_>) -> bool {
-    matches!(MapType::from_u32(v.h.map_type), Some(MapType::Hash | MapType::LpmTrie | MapType::HashOfMaps))
+    matches!(
+        MapType::from_u32(v.h.map_type),
+        Some(MapType::Hash | MapType::LruHash | MapType::LpmTrie | MapType::HashOfMaps)
+    )
 }
 
 /// Frees the one lock of a map.

@@ -28,7 +28,7 @@ pub(crate) fn bucket(v: View<'_>, id: u32) -> Option<&Bucket> {
 
 /// The element of a bucket.
 pub(crate) fn elem<'a>(v: View<'a>, bucket: &Bucket) -> Option<Elem<'a>> {
-    v.elem(bucket.head.load(Ordering::Acquire))
+    v.elem(bucket.heads[0].load(Ordering::Acquire))
 }
 
 /// Frames that an element has room for.
@@ -55,13 +55,13 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
     let id = hash & v.h.mask;
     let Some(bucket) = bucket(v, id) else { return Errno::EINVAL.neg() };
     if let Some(old) = elem(v, bucket) {
-        let same_hash = old.node.hash.load(Ordering::Relaxed) == hash;
+        let same_hash = old.node().hash.load(Ordering::Relaxed) == hash;
         if same_hash && flags & FAST_STACK_CMP != 0 {
             return i64::from(id);
         }
         // SAFETY: an element has room for `depth` ≥ `frames` words.
         let same = same_hash
-            && old.node.frames.load(Ordering::Relaxed) as usize == frames
+            && old.node().frames.load(Ordering::Relaxed) as usize == frames
             && unsafe { mem::equal(old.key(), trace, bytes) };
         if same {
             return i64::from(id);
@@ -78,16 +78,16 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
     };
     // SAFETY: as above.
     unsafe { mem::copy(new.key(), trace, bytes) };
-    new.node.frames.store(frames as u32, Ordering::Relaxed);
-    new.node.hash.store(hash, Ordering::Relaxed);
-    new.node.link.store(END, Ordering::Relaxed);
+    new.node().frames.store(frames as u32, Ordering::Relaxed);
+    new.node().hash.store(hash, Ordering::Relaxed);
+    new.node().link.store(END, Ordering::Relaxed);
     let old = elem(v, bucket);
     if let Some(old) = old {
         Record::name(&v.record(slot).other, old);
-        old.node.owner.store(owner_of(slot), Ordering::Release);
+        old.node().owner.store(owner_of(slot), Ordering::Release);
     }
-    bucket.head.store(new.idx, Ordering::Release);
-    new.node.owner.store(LINKED, Ordering::Release);
+    bucket.heads[0].store(new.idx, Ordering::Release);
+    new.node().owner.store(LINKED, Ordering::Release);
     if let Some(old) = old {
         v.push(slot, old);
     }
@@ -101,8 +101,8 @@ pub(crate) fn delete(v: View<'_>, slot: u32, id: u32) -> i64 {
     let Some(_guard) = v.lock(slot, id) else { return Errno::EBUSY.neg() };
     let Some(old) = elem(v, bucket) else { return Errno::ENOENT.neg() };
     Record::name(&v.record(slot).journal, old);
-    old.node.owner.store(owner_of(slot), Ordering::Release);
-    bucket.head.store(END, Ordering::Release);
+    old.node().owner.store(owner_of(slot), Ordering::Release);
+    bucket.heads[0].store(END, Ordering::Release);
     v.push(slot, old);
     0
 }
@@ -117,12 +117,12 @@ pub(crate) unsafe fn read(v: View<'_>, id: u32, out: *mut u8) -> bool {
     // A producer may replace the stack meanwhile; what was read is whole if it has the hash that stands with it.
     for _ in 0..64 {
         let Some(e) = elem(v, bucket) else { return false };
-        let hash = e.node.hash.load(Ordering::Relaxed);
-        let frames = (e.node.frames.load(Ordering::Relaxed) as usize).min(depth(v));
+        let hash = e.node().hash.load(Ordering::Relaxed);
+        let frames = (e.node().frames.load(Ordering::Relaxed) as usize).min(depth(v));
         // SAFETY: an element and `out` have room for `depth` words.
         unsafe {
             mem::copy(out, e.key(), frames * 8);
-            if mem::hash(out, frames * 8, 0) == hash && bucket.head.load(Ordering::Acquire) == e.idx {
+            if mem::hash(out, frames * 8, 0) == hash && bucket.heads[0].load(Ordering::Acquire) == e.idx {
                 mem::zero(out.wrapping_add(frames * 8), v.h.value_size as usize - frames * 8);
                 return true;
             }

@@ -1,6 +1,6 @@
 //! The atomics that maps are built of, in one place so that a model checker's can stand in, and the owner lock.
 
-pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::header::CONTROL_SLOT;
 
@@ -16,6 +16,31 @@ pub(crate) const fn owner_of(slot: u32) -> u32 {
     slot.wrapping_add(1)
 }
 
+/// Takes the lock for `slot`; false if it stayed taken, or if this slot holds it already (a program that interrupted
+/// itself would wait for ever).
+#[inline]
+pub(crate) fn take(word: &AtomicU32, slot: u32) -> bool {
+    word.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() || wait(word, slot)
+}
+
+#[cold]
+#[inline(never)]
+fn wait(word: &AtomicU32, slot: u32) -> bool {
+    let me = owner_of(slot);
+    for _ in 0..SPINS {
+        match word.load(Ordering::Relaxed) {
+            FREE => {
+                if word.compare_exchange(FREE, me, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                    return true;
+                }
+            }
+            owner if owner == me && slot != CONTROL_SLOT => return false,
+            _ => core::hint::spin_loop(),
+        }
+    }
+    false
+}
+
 /// A held owner lock; dropping it releases the lock.
 pub(crate) struct Guard<'a> {
     word: &'a AtomicU32,
@@ -24,23 +49,9 @@ pub(crate) struct Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    /// Takes the lock for `slot`; `None` if it stayed taken, or if this slot holds it already (a program that
-    /// interrupted itself would wait for ever).
+    /// [`take`]s the lock; `None` if it could not be had.
     pub(crate) fn acquire(word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
-        let me = owner_of(slot);
-        let mut spins = SPINS;
-        loop {
-            match word.compare_exchange_weak(FREE, me, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => return Some(Guard { word, named: None }),
-                Err(owner) if owner == me && slot != CONTROL_SLOT => return None,
-                Err(_) => {}
-            }
-            while word.load(Ordering::Relaxed) != FREE {
-                spins = spins.checked_sub(1)?;
-                core::hint::spin_loop();
-            }
-            spins = spins.checked_sub(1)?;
-        }
+        take(word, slot).then(|| Guard { word, named: None })
     }
 
     /// Takes the lock if it is free right now.

@@ -245,7 +245,8 @@ fn loops_and_held_locks_are_left() {
                 node.write(word);
                 node.add(1).write(word);
                 let bucket = r.data.add((h.buckets_off + u64::from(word & h.mask) * 16) as usize).cast::<u32>();
-                bucket.add(1).write(word & h.mask);
+                bucket.add(2).write(word & h.mask);
+                bucket.add(3).write(word & h.mask);
             }
         }
         let mut next = rng(5);

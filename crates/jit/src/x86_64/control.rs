@@ -1,5 +1,6 @@
 //! Jumps, calls and what ends functions.
 
+use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 use skep_runtime::abi;
 use skep_runtime::helpers::{self, entry};
@@ -225,10 +226,20 @@ impl Emitter<'_> {
             }
             _ => {}
         }
+        let known = self.known_map().filter(|_| self.optimise);
+        let sized = known.and_then(|map| helpers::sized_index(id, map.map_type, map.key_size));
         self.arguments((1u16 << (args + 1)) - 2);
         self.spend();
-        self.call_out(helpers::index(id).unwrap_or(0));
+        self.call_out(sized.or(helpers::index(id)).unwrap_or(0));
         1
+    }
+
+    /// The map whose handle r1 is, if that is known here.
+    fn known_map(&self) -> Option<&MapDef> {
+        match self.lazy(1) {
+            Lazy::Map { index } => self.maps.get(index as usize),
+            _ => None,
+        }
     }
 
     /// Calls an entry of the run's table with the arguments in place.

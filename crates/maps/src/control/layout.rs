@@ -109,7 +109,10 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
             place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
         }
-        MapType::LruHash => place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, value)?,
+        MapType::LruHash => {
+            h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, value)?;
+        }
         MapType::LruPercpuHash => {
             h.cpu_stride = value as u32;
             let values = value.checked_mul(u64::from(nslots))?;

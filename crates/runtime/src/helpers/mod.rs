@@ -8,6 +8,7 @@ mod maps;
 mod output;
 mod printk;
 mod probe;
+mod sized;
 mod stack;
 mod task;
 
@@ -20,11 +21,14 @@ pub mod entry {
     pub const TAIL_CALL: u32 = 0;
     /// A load from the packet: context, offset and size in r1 to r3; a negative number if it is not there.
     pub const PACKET: u32 = 1;
+    /// What is called in the place of a helper where the map is known ([`sized`](super::sized)).
+    pub const SIZED: u32 = 2;
     /// The first helper.
-    pub const FIRST: u32 = 2;
+    pub const FIRST: u32 = SIZED + super::sized::COUNT;
 }
 
 pub(crate) use maps::map_lookup_elem;
+pub use sized::index as sized_index;
 
 /// Makes the dispatcher and the list of helpers from rows of `number, name(arguments) => function`.
 macro_rules! table {
@@ -70,8 +74,8 @@ macro_rules! table {
         pub const COUNT: usize = IDS.len() + entry::FIRST as usize;
 
         /// The functions that machine code calls.
-        pub(crate) static TABLE: Table =
-            [crate::native::tail_call, crate::native::packet_load $(, native::$name)*];
+        pub(crate) static TABLE: Table = sized::with!(
+            crate::native::tail_call, crate::native::packet_load; $(native::$name,)*);
 
         /// The place of a helper in the table that machine code calls through.
         pub fn index(id: u32) -> Option<u32> {
