@@ -15,6 +15,7 @@ pub mod handed;
 pub mod hooks;
 pub mod ids;
 mod info;
+mod lease;
 pub mod link;
 mod log;
 mod map;

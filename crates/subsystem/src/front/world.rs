@@ -4,6 +4,7 @@
 //! own until the object goes. Memory of a program that has gone is used again only when every vCPU slot was seen idle, or
 //! with another run, since: a run on it may have been reaching it by a tail call.
 
+use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use skep_runtime::{Machine, SlotArea, session};
 
 use super::bells::Bells;
 use super::ids::{Id, Ids};
+use super::lease::{self, Leases};
 use super::object::MapObject;
 use crate::keeper::Keeper;
 use crate::loaded::Loaded;
@@ -129,7 +131,10 @@ struct Gone {
     /// What a program's code names, held until it cannot run any more; or what was in a map of maps.
     #[expect(dead_code, reason = "held, not looked at")]
     maps: Vec<Arc<MapObject>>,
-    /// How often each slot that was in use then had been taken.
+    /// What the owner wants held.
+    #[expect(dead_code, reason = "held, not looked at")]
+    value: Option<Box<dyn Any + Send>>,
+    /// How often each slot that was in use then had been taken; of one that a thread keeps, its word.
     slots: Vec<(u32, u64)>,
 }
 
@@ -210,6 +215,7 @@ pub struct World {
     pub(super) shared: Arc<Arena>,
     handles: Handles,
     areas: Areas,
+    pub(super) leases: Leases,
     headers: usize,
     pub(super) links: usize,
     progs: usize,
@@ -344,6 +350,7 @@ impl World {
             shared: Arc::new(shared),
             handles,
             areas: Areas::new(slots),
+            leases: Leases::new(slots),
             headers,
             links,
             progs,
@@ -489,8 +496,12 @@ impl World {
     fn retire(&self, place: &mut ProgPlace) {
         self.cell(place.index).store(0, Ordering::SeqCst);
         let slots = self.slots_in_use();
-        let gone =
-            Gone { code: Some((place.index, place.start, place.len)), maps: std::mem::take(&mut place.maps), slots };
+        let gone = Gone {
+            code: Some((place.index, place.start, place.len)),
+            maps: std::mem::take(&mut place.maps),
+            value: None,
+            slots,
+        };
         let mut tables = self.lock();
         tables.gone.push(gone);
         let dead = self.bury(&mut tables);
@@ -502,11 +513,27 @@ impl World {
     /// Holds a map that runs may have found in a map of maps, until none of them is left.
     pub fn let_go(&self, map: Option<Arc<MapObject>>) {
         let Some(map) = map else { return };
-        let gone = Gone { code: None, maps: vec![map], slots: self.slots_in_use() };
+        self.keep_until_idle(Gone { code: None, maps: vec![map], value: None, slots: self.slots_in_use() });
+    }
+
+    /// Holds what runs may have found, and no new one finds, until none of them is left.
+    pub(crate) fn retire_value(&self, value: Box<dyn Any + Send>) {
+        let slots = self.slots_in_use();
+        self.keep_until_idle(Gone { code: None, maps: Vec::new(), value: Some(value), slots });
+    }
+
+    fn keep_until_idle(&self, gone: Gone) {
         let mut tables = self.lock();
         tables.gone.push(gone);
         let dead = self.bury(&mut tables);
         drop(tables);
+        // Without the lock: places of maps want it.
+        drop(dead);
+    }
+
+    /// Lets go of what no run can have any more.
+    pub(crate) fn collect(&self) {
+        let dead = self.bury(&mut self.lock());
         drop(dead);
     }
 
@@ -518,8 +545,12 @@ impl World {
     }
 
     fn slots_in_use(&self) -> Vec<(u32, u64)> {
+        self.leases.barrier();
         (0..self.slots)
             .filter_map(|i| {
+                if let Some(state) = self.leases.state(i) {
+                    return lease::is_running(state).then_some((i, state));
+                }
                 let slot = self.slot(i)?;
                 (slot.owner.load(Ordering::SeqCst) != 0).then(|| (i, slot.taken.load(Ordering::SeqCst)))
             })
@@ -529,6 +560,9 @@ impl World {
     /// Takes back the memory of programs that no run can be inside of any more.
     fn bury(&self, tables: &mut Tables) -> Vec<Gone> {
         let idle = |&(i, taken): &(u32, u64)| {
+            if let Some(state) = self.leases.state(i) {
+                return state != taken;
+            }
             self.slot(i).is_none_or(|s| s.owner.load(Ordering::SeqCst) == 0 || s.taken.load(Ordering::SeqCst) != taken)
         };
         let (dead, waiting): (Vec<_>, Vec<_>) =
@@ -541,8 +575,8 @@ impl World {
         dead
     }
 
-    /// Runs something with a machine on a slot of its own; `None` if all are taken.
-    pub fn with_machine<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+    /// Takes a free slot: its number and its owner word.
+    pub(super) fn take_slot(&self) -> Option<(u32, &AtomicU64)> {
         let owner = session::owner_word(OWN_INDEX, u64::from(std::process::id()) << 4);
         let first = HINT.get() % self.slots.max(1);
         let (index, slot) = (first..self.slots).chain(0..first).find_map(|i| {
@@ -552,19 +586,33 @@ impl World {
             Some((i, slot))
         })?;
         HINT.set(index);
-        let held = Held(slot);
-        // Machine code has made the other mapping when it was added.
-        let control = self.control.mapped_code().unwrap_or(self.control.ptr()).cast::<Control>();
-        let shared = self.shared.ptr().cast::<SharedHead>();
-        // SAFETY: `UnsafeCell<MapRef>` has the layout of `MapRef`; arenas and handles live as long as `self`, which
-        // outlives the machine; the slot is held until then.
-        let mut machine = unsafe {
-            let maps = self.handles.0.as_ptr().cast();
-            match self.areas.take(index) {
-                Some(area) => Machine::with_area(control, shared, maps, index, area),
-                None => Machine::new(control, shared, maps, index),
+        Some((index, &slot.owner))
+    }
+
+    /// The control arena as programs are run in it. Machine code has made the other mapping when it was added.
+    pub(super) fn code_view(&self) -> *const Control {
+        self.control.mapped_code().unwrap_or(self.control.ptr()).cast()
+    }
+
+    /// A machine for a slot that the caller has taken.
+    pub(super) fn machine(&self, slot: u32) -> Machine {
+        let (control, shared) = (self.code_view(), self.shared.ptr().cast::<SharedHead>());
+        let maps = self.handles.0.as_ptr().cast();
+        // SAFETY: `UnsafeCell<MapRef>` has the layout of `MapRef`; arenas and handles live as long as the world, which runs
+        // need; the slot is the caller's.
+        unsafe {
+            match self.areas.take(slot) {
+                Some(area) => Machine::with_area(control, shared, maps, slot, area),
+                None => Machine::new(control, shared, maps, slot),
             }
-        };
+        }
+    }
+
+    /// Runs something with a machine on a slot of its own; `None` if all are taken.
+    pub fn with_machine<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+        let (index, owner) = self.take_slot()?;
+        let held = Held(owner);
+        let mut machine = self.machine(index);
         let result = run(&mut machine);
         self.areas.give(index, machine.into_area());
         drop(held);
@@ -583,10 +631,10 @@ thread_local! {
     static HINT: Cell<u32> = const { Cell::new(0) };
 }
 
-struct Held<'a>(&'a Slot);
+struct Held<'a>(&'a AtomicU64);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.owner.store(0, Ordering::Release);
+        self.0.store(0, Ordering::Release);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::marker::PhantomData;
 use std::ops::{ControlFlow, RangeInclusive};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use skep_verifier::HostContext;
 
 use super::context::{self, Context};
@@ -91,8 +91,9 @@ pub(super) struct Core {
     host: Host,
     context: Arc<HostContext>,
     options: HookOptions,
-    chain: ArcSwap<Vec<Entry>>,
-    /// Held by who changes the chain.
+    /// What is attached, in order; null if nothing is. Runs look at it on their slot; what is replaced is retired.
+    chain: AtomicPtr<Vec<Entry>>,
+    /// Held by who changes the chain, or looks at it without a slot.
     changing: Mutex<()>,
     next: AtomicU64,
 }
@@ -129,9 +130,26 @@ impl Drop for Attachment {
 impl Core {
     fn change(&self, change: impl FnOnce(&mut Vec<Entry>)) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut chain = Vec::clone(&self.chain.load());
+        let old = self.chain.load(Ordering::Acquire);
+        // SAFETY: only who holds the lock replaces it.
+        let mut chain = unsafe { old.as_ref() }.cloned().unwrap_or_default();
         change(&mut chain);
-        self.chain.store(Arc::new(chain));
+        let new = if chain.is_empty() { ptr::null_mut() } else { Box::into_raw(Box::new(chain)) };
+        self.chain.store(new, Ordering::SeqCst);
+        if !old.is_null() {
+            // SAFETY: it came from a box, and nobody finds it any more; runs that have are waited for.
+            self.host.subsystem().world().retire_value(unsafe { Box::from_raw(old) });
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let chain = *self.chain.get_mut();
+        if !chain.is_null() {
+            // SAFETY: it came from a box; calls hold the core.
+            drop(unsafe { Box::from_raw(chain) });
+        }
     }
 }
 
@@ -142,7 +160,7 @@ impl<C: Context> Hook<C> {
             host,
             context: Arc::new(context::described::<C>(name, returns)),
             options,
-            chain: ArcSwap::default(),
+            chain: AtomicPtr::default(),
             changing: Mutex::default(),
             next: AtomicU64::new(0),
         };
@@ -184,7 +202,10 @@ impl<C: Context> Hook<C> {
 
     /// Programs that are attached: priority and name, in the order in which they run.
     pub fn programs(&self) -> Vec<(i32, String)> {
-        self.core.chain.load().iter().map(|e| (e.priority, e.program.name().to_owned())).collect()
+        let _changing = self.core.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: it is replaced under the lock only.
+        let chain = unsafe { self.core.chain.load(Ordering::Acquire).as_ref() };
+        chain.into_iter().flatten().map(|e| (e.priority, e.program.name().to_owned())).collect()
     }
 
     /// Runs the programs on a context, one after the other, and hands each one's name and result to `each`, which says
@@ -194,18 +215,18 @@ impl<C: Context> Hook<C> {
         context: &mut C,
         mut each: impl FnMut(&str, Result<i32, OverBudget>) -> ControlFlow<()>,
     ) -> Result<(), Busy> {
-        let chain = self.core.chain.load();
-        if chain.is_empty() {
+        if self.core.chain.load(Ordering::Relaxed).is_null() {
             return Ok(());
         }
         let context: *mut C = context;
         let budget = self.core.options.budget;
-        let done = self.core.host.subsystem().world().with_machine(|machine| {
-            for entry in chain.iter() {
-                let code = entry.program.code();
+        let done = self.core.host.subsystem().world().enter(|machine| {
+            // SAFETY: what stands here is retired when it is replaced, so not freed while this run goes on.
+            let chain = unsafe { self.core.chain.load(Ordering::Acquire).as_ref() };
+            for entry in chain.into_iter().flatten() {
                 // SAFETY: the program was verified for contexts as `C` describes itself, of which this is one, and
-                // nobody else has it. Its place in the world is held by `code`.
-                let run = unsafe { machine.run_within(code.place(), context.cast(), budget) };
+                // nobody else has it.
+                let run = unsafe { machine.run_within(entry.program.place(), context.cast(), budget) };
                 let Some(run) = run else { continue };
                 let result = if run.over_budget { Err(OverBudget) } else { Ok(run.retval as i32) };
                 if result.is_err() {

@@ -1,10 +1,9 @@
 //! Plug-ins: the programs and maps of one object, which can be replaced by those of another.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 use skep_jit::MapIndices;
@@ -47,7 +46,9 @@ pub(super) struct ProgramCell {
     host: Host,
     name: String,
     context: Arc<HostContext>,
-    code: ArcSwap<Code>,
+    /// The place of its code. Runs look at it on their slot; code that is replaced is retired.
+    place: AtomicU32,
+    code: Mutex<Box<Code>>,
     over_budget: AtomicU64,
     /// The hooks that it is attached to, as often as it is.
     attached: Mutex<Vec<String>>,
@@ -62,7 +63,7 @@ pub(super) struct Code {
 }
 
 impl Code {
-    pub(super) fn place(&self) -> u32 {
+    fn place(&self) -> u32 {
         self.program.place.index()
     }
 }
@@ -80,8 +81,15 @@ impl ProgramCell {
         &self.context
     }
 
-    pub(super) fn code(&self) -> Guard<Arc<Code>> {
-        self.code.load()
+    pub(super) fn place(&self) -> u32 {
+        self.place.load(Ordering::Acquire)
+    }
+
+    fn replace(&self, code: Code) {
+        let mut current = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place.store(code.place(), Ordering::SeqCst);
+        let old = std::mem::replace(&mut *current, Box::new(code));
+        self.host.subsystem().world().retire_value(old);
     }
 
     pub(super) fn count_over_budget(&self) {
@@ -157,7 +165,7 @@ impl Plugin {
             let cell = match same {
                 Some(at) => {
                     let cell = old.swap_remove(at);
-                    cell.code.store(Arc::new(code));
+                    cell.replace(code);
                     cell
                 }
                 None => cell(&self.tenant, name, context, code),
@@ -195,7 +203,8 @@ fn cell(tenant: &Tenant, name: String, context: Arc<HostContext>, code: Code) ->
         host: tenant.host.clone(),
         name,
         context,
-        code: ArcSwap::from_pointee(code),
+        place: AtomicU32::new(code.place()),
+        code: Mutex::new(Box::new(code)),
         over_budget: AtomicU64::new(0),
         attached: Mutex::default(),
     })

@@ -37,7 +37,7 @@ impl Runner {
     /// # Safety
     /// `ctx` is a context of the programs' type, `at` tells of it.
     pub unsafe fn run(&self, programs: &[Attached], ctx: *mut u8, at: &At) -> Option<Results> {
-        let results = self.world.with_machine(|machine| {
+        let results = self.world.enter(|machine| {
             let mut verdict = 1;
             for attached in programs {
                 let start = self.counts().then(Instant::now);
