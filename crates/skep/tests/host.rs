@@ -288,3 +288,75 @@ fn more_threads_than_slots_are_told() {
     .unwrap();
     assert_eq!(hook.call(&mut sum).unwrap().ran, 1);
 }
+
+#[test]
+fn threads_come_and_go_hosts_too() {
+    let versions = [object("version_one.bpf.o"), object("version_two.bpf.o")];
+    let hosts: Vec<_> = (0..3)
+        .map(|_| {
+            let host = Host::new(HostOptions { slots: 8, ..HostOptions::default() }).unwrap();
+            let (hook, loader) = sums(&host, HookOptions::default());
+            let plugin = loader.load(&host.tenant(1 << 20), "one", &versions[0]).unwrap();
+            let attached = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+            (host, hook, loader, plugin, attached)
+        })
+        .collect();
+    // More threads than slots, one after the other and some at a time, on several hosts each.
+    for round in 0..8u64 {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for (_, hook, ..) in &hosts {
+                        let mut sum = Sum::default();
+                        assert_eq!(hook.call(&mut sum).unwrap().ran, 1);
+                    }
+                });
+            }
+        });
+        for (.., plugin, _) in &hosts {
+            assert_eq!(count(plugin, 1), 4 * (round + 1));
+        }
+    }
+    // A host that is gone leaves nothing in the threads that used it which a new one could meet.
+    let mut sum = Sum::default();
+    for (_, hook, ..) in &hosts {
+        hook.call(&mut sum).unwrap();
+    }
+    drop(hosts);
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let tenant = host.tenant(1 << 20);
+    let plugin = loader.load(&tenant, "two", &versions[1]).unwrap();
+    let attached = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    hook.call(&mut sum).unwrap();
+    assert_eq!((count(&plugin, 2), sum.version), (1, 2));
+    drop((attached, plugin));
+    assert_eq!(tenant.used(), 0);
+}
+
+/// A hook that is called from within a call, and from within one of another host.
+#[test]
+fn calls_nest() {
+    let (a, b) = (host(), host());
+    let ((outer, loader), (inner, _)) = (sums(&a, HookOptions::default()), sums(&b, HookOptions::default()));
+    let bytes = object("version_one.bpf.o");
+    let plugins = [&a, &b].map(|h| loader.load(&h.tenant(1 << 20), "one", &bytes).unwrap());
+    let _one = outer.attach(&plugins[0].program("add").unwrap(), 0).unwrap();
+    let _two = inner.attach(&plugins[1].program("add").unwrap(), 0).unwrap();
+    let mut sum = Sum::default();
+    outer
+        .each(&mut sum, |_, result| {
+            assert_eq!(result, Ok(0));
+            assert_eq!(outer.call(&mut Sum::default()).unwrap().ran, 1);
+            assert_eq!(inner.call(&mut Sum::default()).unwrap().ran, 1);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    // One that unwinds leaves its slot usable.
+    let unwinds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = outer.each(&mut Sum::default(), |_, _| panic!("the application's own"));
+    }));
+    assert!(unwinds.is_err());
+    assert_eq!(outer.call(&mut sum).unwrap().ran, 1);
+    assert_eq!((count(&plugins[0], 1), count(&plugins[1], 1)), (4, 1));
+}

@@ -54,6 +54,18 @@ pub(crate) struct Emitter<'a> {
     blinding: Option<u64>,
 }
 
+/// True if an operation may take from the budget: all but those that only compute, and jumps forward.
+fn may_spend(i: usize, op: &Op) -> bool {
+    match *op {
+        Op::Jump { target } | Op::Branch { target, .. } => target as usize <= i,
+        Op::Nop | Op::Trap | Op::Exit | Op::Bin { .. } | Op::Div { .. } | Op::Neg { .. } | Op::Mov { .. } => false,
+        Op::MovSx { .. } | Op::Swap { .. } | Op::Low16 { .. } | Op::Imm64 { .. } | Op::Select { .. } => false,
+        Op::Map { .. } | Op::MapValue { .. } | Op::Load { .. } | Op::Store { .. } => false,
+        Op::Atomic { .. } | Op::Fetch { .. } => false,
+        _ => true,
+    }
+}
+
 impl<'a> Emitter<'a> {
     pub(crate) fn new(
         ops: &'a [Op],
@@ -72,7 +84,7 @@ impl<'a> Emitter<'a> {
             indices,
             features: tuning.features,
             optimise: tuning.optimise,
-            budget: tuning.budget,
+            budget: tuning.budget && ops.iter().enumerate().any(|(i, op)| may_spend(i, op)),
             layout,
             lazy: [Lazy::No; 16],
             pending: 0,
@@ -95,8 +107,8 @@ impl<'a> Emitter<'a> {
         &mut self.layout.asm
     }
 
-    /// The code of all functions.
-    pub(crate) fn program(mut self) -> super::layout::Placed {
+    /// The code of all functions; and whether it may end a run in the middle.
+    pub(crate) fn program(mut self) -> (super::layout::Placed, bool) {
         let flow = self.flow;
         for (n, function) in flow.functions.iter().enumerate() {
             if n == 0 || function.blocks.first().is_some_and(|b| b.reachable) {
@@ -111,7 +123,8 @@ impl<'a> Emitter<'a> {
             asm.zero(RAX);
             asm.ret();
         }
-        self.layout.finish()
+        let unwinds = self.over.is_some();
+        (self.layout.finish(), unwinds)
     }
 
     fn emit_function(&mut self, n: usize, function: &'a Function) {

@@ -43,7 +43,7 @@ pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning)
     }
     let starts: Vec<(usize, u32)> = source.subprogs.iter().map(|s| (s.start as usize, s.frame())).collect();
     let flow = flow::analyse(&mut ops, &starts, tuning.optimise);
-    let placed = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
+    let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
     let offsets = (0..ops.len()).map(|i| placed.offset(layout::Label(i as u32))).collect();
-    Native { code: placed.code, offsets, unwinds: tuning.budget }
+    Native { code: placed.code, offsets, unwinds }
 }
