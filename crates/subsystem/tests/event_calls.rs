@@ -8,6 +8,8 @@
 mod events;
 #[path = "calls/kernel.rs"]
 mod kernel;
+#[path = "calls/probes.rs"]
+mod probes;
 #[path = "calls/script.rs"]
 mod script;
 
