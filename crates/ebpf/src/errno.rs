@@ -27,6 +27,8 @@ errnos! {
     EPERM = 1, "operation not permitted";
     ENOENT = 2, "no such file or entry";
     ESRCH = 3, "no such process";
+    ENOTDIR = 20, "not a directory";
+    EISDIR = 21, "is a directory";
     EINTR = 4, "interrupted";
     EIO = 5, "input/output error";
     ENXIO = 6, "no such device or address";

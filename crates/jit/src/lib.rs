@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
+use skep_verifier::rewrite::Memory;
 use skep_verifier::{Rewritten, Verified};
 
 pub use error::CompileError;
@@ -179,6 +180,9 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         maps: &program.maps,
         known: Some(known),
     };
+    // Loads from kernel objects are not machine code yet.
+    let objects = (0..known.insns().len()).any(|n| source.is_object_access(n));
+    let options = &Options { engine: if objects { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
     translate_with(&source, options, tuning).map_err(|e| e.at(|insn| known.origin(insn as usize)))
 }
@@ -192,6 +196,13 @@ struct Source<'a> {
     maps: &'a [MapDef],
     /// What the verifier knows of the instructions.
     known: Option<&'a Rewritten>,
+}
+
+impl Source<'_> {
+    /// True if an instruction accesses a kernel object, which may not be there.
+    fn is_object_access(&self, insn: usize) -> bool {
+        self.known.is_some_and(|known| known.facts(insn).memory == Memory::Guarded)
+    }
 }
 
 /// Compiles bytecode that nothing is known of.

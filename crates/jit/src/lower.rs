@@ -42,6 +42,7 @@ pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, C
                 out.wide(insn, high, source, options).map_err(refused)?;
             }
             CALL => out.call(insn, i, source)?,
+            _ if source.is_object_access(i) => out.code.push(object(insn).map_err(refused)?),
             _ if !all && is_plain(insn) => {}
             _ => out.code.push(single(insn).map_err(refused)?),
         }
@@ -266,6 +267,17 @@ fn memory(insn: Insn) -> Result<Code, What> {
         (class::STX, mode::ATOMIC) => Code { op: atomic_op(insn)?, ..base },
         _ => return Err("an unknown access to memory"),
     })
+}
+
+/// A load from a kernel object.
+fn object(insn: Insn) -> Result<Code, What> {
+    use Op::*;
+    let op = match (insn.class(), insn.mode()) {
+        (class::LDX, mode::MEM) => sized(insn, [ObjB, ObjH, ObjW, ObjDw]),
+        (class::LDX, mode::MEMSX) if insn.size() != size::DW => sized(insn, [ObjSB, ObjSH, ObjSW, ObjSW]),
+        _ => return Err("a store to a kernel object"),
+    };
+    Ok(Code { op, ..memory(insn)? })
 }
 
 fn atomic_op(insn: Insn) -> Result<Op, What> {

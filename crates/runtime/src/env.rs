@@ -72,6 +72,58 @@ impl SlotArea {
     }
 }
 
+/// Text that an iterator's program writes. What does not fit marks it as full, which is an error of the read.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Seq {
+    buf: *mut u8,
+    size: usize,
+    count: usize,
+}
+
+impl Seq {
+    /// An empty text.
+    ///
+    /// # Safety
+    /// `buf` is writable for `size` bytes, by nobody else, for as long as the value is used.
+    pub unsafe fn new(buf: *mut u8, size: usize) -> Seq {
+        Seq { buf, size, count: 0 }
+    }
+
+    /// Bytes that were written.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True if nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// True once something did not fit.
+    pub fn is_full(&self) -> bool {
+        self.count == self.size
+    }
+
+    /// Forgets what was written behind the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.count = self.count.min(len);
+    }
+
+    /// The bytes that are left.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        // SAFETY: the promise of `new`; `count` is no more than `size`.
+        unsafe { core::slice::from_raw_parts_mut(self.buf.add(self.count), self.size - self.count) }
+    }
+
+    /// Notes that `len` bytes were written to the room; false if that is all of it, or more.
+    pub(crate) fn take(&mut self, len: usize) -> bool {
+        let fits = len < self.size - self.count;
+        self.count = if fits { self.count + len } else { self.size };
+        fits
+    }
+}
+
 /// What a run of a program can reach. It lives on the stack of the thread that runs it.
 ///
 /// The guards tell a later hit of the same thread whether this run is still there: see `thread.rs`.
@@ -108,6 +160,11 @@ pub struct Env {
     /// Machine code: tail calls so far.
     pub(crate) tail_calls: u32,
     pub(crate) pad: u32,
+    /// The kernel objects that the program was given: where they begin, and their bytes. See [`Env::object`].
+    pub(crate) objects: u64,
+    pub(crate) objects_len: u64,
+    /// What `seq_write` and `seq_printf` write to; null if there is nothing.
+    pub(crate) seq: *mut Seq,
     pub(crate) guard_high: u64,
 }
 
@@ -142,6 +199,9 @@ impl Env {
             stack_top: 0,
             tail_calls: 0,
             pad: 0,
+            objects: 0,
+            objects_len: 0,
+            seq: null_mut(),
             guard_high: 0,
         }
     }
@@ -151,6 +211,15 @@ impl Env {
         // SAFETY: the control arena and the block of this process are mapped for as long as programs run.
         let handles = unsafe { self.proc.as_ref().map_or((*self.control).nmaps, |p| p.nmaps) };
         if index < handles { self.maps.wrapping_add(index as usize) } else { null() }
+    }
+
+    /// The address of `size` bytes of a kernel object that a program loads from, if they are among the objects that it was
+    /// given. Pointers in objects may be null, and programs follow them unchecked: then the load gives 0.
+    #[inline]
+    pub(crate) fn object(&self, at: u64, size: u64) -> Option<*const u8> {
+        let off = at.wrapping_sub(self.objects);
+        let inside = off < self.objects_len && self.objects_len - off >= size;
+        inside.then_some(at as *const u8)
     }
 
     /// Wakes the consumer of events if it sleeps.

@@ -195,6 +195,13 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                 set!(ptr::read_unaligned(at!($t)) as i64 as u64)
             };
         }
+        // A load from a kernel object.
+        macro_rules! load_object {
+            ($t:ty as $wide:ty) => {{
+                let at = env.object(s!().wrapping_add(k!()), size_of::<$t>() as u64);
+                set!(at.map_or(0, |at| ptr::read_unaligned(at.cast::<$t>()) as $wide as u64))
+            }};
+        }
         macro_rules! store_x {
             ($t:ty) => {{
                 ptr::write_unaligned(to!($t), s!() as $t);
@@ -348,6 +355,13 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                 Op::Swap32 => set32!((d!() as u32).swap_bytes()),
                 Op::Swap64 => set!(d!().swap_bytes()),
 
+                Op::ObjB => load_object!(u8 as u64),
+                Op::ObjH => load_object!(u16 as u64),
+                Op::ObjW => load_object!(u32 as u64),
+                Op::ObjDw => load_object!(u64 as u64),
+                Op::ObjSB => load_object!(i8 as i64),
+                Op::ObjSH => load_object!(i16 as i64),
+                Op::ObjSW => load_object!(i32 as i64),
                 Op::LdxB => load!(u8),
                 Op::LdxH => load!(u16),
                 Op::LdxW => load!(u32),

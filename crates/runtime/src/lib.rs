@@ -30,4 +30,4 @@ mod view;
 pub use env::SlotArea;
 pub use image::Image;
 #[cfg(feature = "control")]
-pub use machine::{At, Machine, Run};
+pub use machine::{At, Machine, Run, Scene};

@@ -5,7 +5,7 @@ use core::ptr::{null, null_mut};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
-use crate::env::{Env, SlotArea};
+use crate::env::{Env, Seq, SlotArea};
 use crate::image::Image;
 use crate::session::{Control, SharedHead};
 use crate::{interp, native};
@@ -30,6 +30,15 @@ pub struct At {
     pub entry_ip: u64,
     /// Registers that stack traces start from; may be null.
     pub regs: *const PtRegs,
+}
+
+/// The kernel objects that a program is given, and where it writes its text.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// The objects. Loads from them outside of these bytes give 0.
+    pub objects: &'a [u64],
+    /// The text; `None` for programs that are no iterators.
+    pub seq: Option<&'a mut Seq>,
 }
 
 /// A session's memory as the own process sees it, and the private memory of one slot.
@@ -117,6 +126,25 @@ impl Machine {
         let run = unsafe { self.run_image(image, ctx) };
         let env = &mut self.env;
         (env.cookie, env.func_ip, env.entry_ip, env.regs) = (0, 0, 0, null());
+        Some(run)
+    }
+
+    /// As [`Machine::run`], of a program that is given kernel objects.
+    ///
+    /// # Safety
+    /// As [`Machine::run`]; pointers to objects in the context, and in objects, point into the scene or are null. Those
+    /// that the verifier trusts are not null, and what they point to is there whole.
+    pub unsafe fn run_with(&mut self, prog: u32, ctx: *mut u8, scene: &mut Scene<'_>) -> Option<Run> {
+        // SAFETY: the arenas are valid by the promise of `new`.
+        let control = unsafe { &*self.env.control };
+        let image = control.image(control.prog(prog)?)?;
+        let env = &mut self.env;
+        (env.objects, env.objects_len) = (scene.objects.as_ptr() as u64, size_of_val(scene.objects) as u64);
+        env.seq = scene.seq.as_deref_mut().map_or(null_mut(), |seq| seq);
+        // SAFETY: images in the control arena are those of the session's maps.
+        let run = unsafe { self.run_image(image, ctx) };
+        let env = &mut self.env;
+        (env.objects, env.objects_len, env.seq) = (0, 0, null_mut());
         Some(run)
     }
 

@@ -46,6 +46,8 @@ pub enum Op {
     MovSx8To64, MovSx16To64, MovSx32To64, MovSx8To32, MovSx16To32,
     Zext8, Zext16, Swap16, Swap32, Swap64,
     LdxB, LdxH, LdxW, LdxDw, LdxSB, LdxSH, LdxSW,
+    /// Loads from kernel objects, which give 0 where there is none.
+    ObjB, ObjH, ObjW, ObjDw, ObjSB, ObjSH, ObjSW,
     StB, StH, StW, StDw, StxB, StxH, StxW, StxDw,
     AtomicAdd32, AtomicOr32, AtomicAnd32, AtomicXor32, FetchAdd32, FetchOr32, FetchAnd32, FetchXor32, Xchg32, CmpXchg32,
     AtomicAdd64, AtomicOr64, AtomicAnd64, AtomicXor64, FetchAdd64, FetchOr64, FetchAnd64, FetchXor64, Xchg64, CmpXchg64,

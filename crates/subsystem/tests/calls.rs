@@ -5,10 +5,14 @@
 
 #[path = "calls/fields.rs"]
 mod fields;
+#[path = "calls/iters.rs"]
+mod iters;
 #[path = "calls/kernel.rs"]
 mod kernel;
 #[path = "calls/kinds.rs"]
 mod kinds;
+#[path = "calls/rights.rs"]
+mod rights;
 #[path = "calls/script.rs"]
 mod script;
 
@@ -26,6 +30,10 @@ fn run(kernel: &dyn Kernel) -> Vec<(String, Answer)> {
     let mut script = Script::new(kernel);
     fields::run(&mut script);
     kinds::run(&mut script);
+    rights::rights(&mut script);
+    if let Some(types) = kernel::types() {
+        iters::iters(&mut script, &types);
+    }
     script.finish()
 }
 

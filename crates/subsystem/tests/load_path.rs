@@ -15,8 +15,9 @@ use skep_ebpf::btf::build::Builder;
 use skep_ebpf::btf::{Composite, Kind, Linkage, Param as BtfParam};
 use skep_ebpf::insn::Insn;
 use skep_ebpf::program::{MapDef, Program};
-use skep_subsystem::front::hooks::SecurityHooks;
+use skep_subsystem::front::hooks::{Call, SecurityHooks};
 use skep_subsystem::front::offload::{OffloadDevice, SoftwareDevice};
+use skep_subsystem::front::token::TokenObject;
 use skep_subsystem::front::{Caps, Client, Config, Profile};
 use skep_verifier::Verified;
 
@@ -209,7 +210,7 @@ struct Guard {
 }
 
 impl SecurityHooks for Guard {
-    fn map_create(&self, _: &Client, map: &MapDef) -> Result<(), Errno> {
+    fn map_create(&self, _: &Call<'_>, map: &MapDef, _: Option<&TokenObject>) -> Result<(), Errno> {
         if map.name.starts_with("veto") {
             return Err(Errno::EACCES);
         }
@@ -221,7 +222,7 @@ impl SecurityHooks for Guard {
         self.maps.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn prog_load(&self, _: &Client, program: &Program) -> Result<(), Errno> {
+    fn prog_load(&self, _: &Call<'_>, program: &Program, _: Option<&TokenObject>) -> Result<(), Errno> {
         if program.name.starts_with("veto") {
             return Err(Errno::EACCES);
         }

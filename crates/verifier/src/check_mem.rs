@@ -216,7 +216,7 @@ impl Env<'_> {
                     return denied!(ReadOnlyMemory, "r{} points to read-only memory", a.reg);
                 }
                 if ptr.flags & flag::BUFFER != 0 {
-                    self.check_buffer(a.reg, &ptr, off)?;
+                    self.check_buffer(a.reg, &ptr, off, a.size.into())?;
                 } else if !ptr.is_untrusted_memory() {
                     self.check_region(a.reg, &ptr, off, a.size.into(), ptr.size.into(), false)?;
                 }

@@ -132,6 +132,8 @@ pub(crate) struct Env<'p> {
     pub hook: Hook<'p>,
     /// Why only a kernel could run the program.
     pub needs_kernel: Option<NeedsKernel>,
+    /// Bytes of buffers that are accessed: of those that are only read, and of the others.
+    pub buffers: [u32; 2],
     /// Arguments that came with a reference: number and reference.
     pub acquired: Vec<(usize, u32)>,
     pub log: Log<'p>,
@@ -180,6 +182,7 @@ impl<'p> Env<'p> {
             ctx_reads: Vec::new(),
             helpers: Vec::new(),
             hook: Hook::default(),
+            buffers: [0; 2],
             acquired: Vec::new(),
             needs_kernel: None,
             log: Log::new(prog, options.btf.as_deref()),

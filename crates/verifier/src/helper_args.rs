@@ -350,7 +350,7 @@ impl Env<'_> {
                     return denied!(ReadOnlyMemory, "r{r} points to read-only memory");
                 }
                 if reg.flags & flag::BUFFER != 0 {
-                    return self.check_buffer(r, &reg, off);
+                    return self.check_buffer(r, &reg, off, size);
                 }
                 self.check_region(r, &reg, off, size, reg.size.into(), zero_ok)
             }

@@ -29,7 +29,7 @@ enum Slot {
 impl Env<'_> {
     /// Notes that what the program hangs on is the kernel's.
     pub fn note_hook(&mut self) {
-        if self.has_hook_context() && self.hook.target.is_none() {
+        if self.has_hook_context() && self.hook.target.is_none() && !self.has_own_objects() {
             let what = format!("it is called from {} of the kernel", self.hook.name);
             self.note_need(None, || what);
         }

@@ -108,12 +108,16 @@ impl Env<'_> {
     }
 
     /// Memory of unknown size: what is accessed of it is compared with its size later.
-    pub fn check_buffer(&self, r: u8, ptr: &Reg, off: i64) -> Check {
+    pub fn check_buffer(&mut self, r: u8, ptr: &Reg, off: i64, size: u64) -> Check {
         if off < 0 {
             return denied!(NegativeOffset, "r{r} is a buffer; offset {off} is in front of it");
         }
         if ptr.num.as_const() != Some(0) {
             return denied!(UnboundedOffset, "r{r} is a buffer, which is only accessed at constant offsets");
+        }
+        let end = u32::try_from(off.unsigned_abs().saturating_add(size)).unwrap_or(u32::MAX);
+        if let Some(seen) = self.buffers.get_mut(usize::from(!ptr.read_only())) {
+            *seen = end.max(*seen);
         }
         Ok(())
     }

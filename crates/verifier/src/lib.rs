@@ -164,6 +164,7 @@ pub struct Verified {
     ctx_reads: Vec<(u32, u32)>,
     target: target::TargetFacts,
     needs_kernel: Option<NeedsKernel>,
+    buffers: [u32; 2],
     visits: Vec<u32>,
     log: String,
     found: rewrite::Findings,
@@ -222,6 +223,11 @@ impl Verified {
     /// Why only a kernel could run it: it handles the kernel's own objects.
     pub fn needs_kernel(&self) -> Option<&NeedsKernel> {
         self.needs_kernel.as_ref()
+    }
+
+    /// How many bytes of the buffers that an iterator gives it are accessed: of keys, which are only read, and of values.
+    pub fn buffers(&self) -> [u32; 2] {
+        self.buffers
     }
 
     /// The trace of states, if it was asked for.
@@ -287,6 +293,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             ctx_reads: parts.ctx_reads,
             target: parts.target,
             needs_kernel: parts.needs_kernel,
+            buffers: parts.buffers,
             visits: progress.visits,
             log: progress.log,
             found: parts.found,
@@ -336,6 +343,7 @@ struct Parts {
     ctx_reads: Vec<(u32, u32)>,
     target: target::TargetFacts,
     needs_kernel: Option<NeedsKernel>,
+    buffers: [u32; 2],
     found: rewrite::Findings,
 }
 
@@ -428,6 +436,7 @@ fn judge(program: &Program, env: &mut Env<'_>, progress: &mut Progress) -> Check
         ctx_reads,
         target: target::facts(program, env),
         needs_kernel: env.needs_kernel.take(),
+        buffers: env.buffers,
     })
 }
 

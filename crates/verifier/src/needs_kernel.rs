@@ -1,6 +1,7 @@
 //! Programs that only a running kernel could run: those that handle its objects.
 
 use skep_ebpf::insn::{Insn, class, jmp};
+use skep_ebpf::uapi::{AttachType, ProgType};
 
 use crate::env::Env;
 use crate::reg::{Kind, Reg, flag};
@@ -15,7 +16,36 @@ pub struct NeedsKernel {
     pub what: String,
 }
 
+/// Iterators over what a subsystem has itself.
+const ITERATORS: &[&str] = &["bpf_link", "bpf_map", "bpf_map_elem", "bpf_prog"];
+/// Hooks of security modules that `bpf(2)` calls.
+const HOOKS: &[&str] = &[
+    "bpf",
+    "bpf_map",
+    "bpf_map_create",
+    "bpf_map_free",
+    "bpf_prog",
+    "bpf_prog_free",
+    "bpf_prog_load",
+    "bpf_token_capable",
+    "bpf_token_cmd",
+    "bpf_token_create",
+    "bpf_token_free",
+];
+
 impl Env<'_> {
+    /// True if the program is called for the objects of a subsystem, which it has without a kernel: programs, maps,
+    /// links, tokens. What can be reached from them is theirs, or null.
+    pub fn has_own_objects(&self) -> bool {
+        let attach = self.prog.attach_type;
+        self.hook.target.is_none()
+            && match self.prog.prog_type {
+                ProgType::Tracing if attach == Some(AttachType::TraceIter) => ITERATORS.contains(&self.hook.name),
+                ProgType::Lsm if attach == Some(AttachType::LsmMac) => HOOKS.contains(&self.hook.name),
+                _ => false,
+            }
+    }
+
     /// Notes that the program needs a kernel, unless a reason is known already.
     pub fn note_need(&mut self, insn: Option<usize>, what: impl FnOnce() -> String) {
         if self.needs_kernel.is_none() {
@@ -25,7 +55,7 @@ impl Env<'_> {
 
     /// Notes it if the instruction gave a pointer to one of the kernel's objects.
     pub fn note_kernel_object(&mut self, at: usize, insn: Insn) {
-        if self.needs_kernel.is_some() {
+        if self.needs_kernel.is_some() || self.has_own_objects() {
             return;
         }
         let calls = matches!(insn.class(), class::JMP) && insn.op() == jmp::CALL;

@@ -432,6 +432,33 @@ impl Map {
         key
     }
 
+    /// Where the value of a key of an array or hash map stands, that of the first slot in per-CPU maps, for those who look
+    /// at it in place. Nothing is marked as used.
+    pub fn place(&self, key: &[u8]) -> Option<*mut u8> {
+        if key.len() != self.def.key_size as usize {
+            return None;
+        }
+        let v = self.view();
+        let at = match self.def.map_type {
+            MapType::Array => array::lookup(v, Self::index(key)),
+            MapType::PercpuArray => array::lookup_cpu(v, Self::index(key), 0),
+            // SAFETY: the key has the map's key size.
+            t if is_hash(t) => unsafe { hash::lookup(v, key.as_ptr()) },
+            _ => return None,
+        };
+        (!at.is_null()).then_some(at)
+    }
+
+    /// A copy of what stands at [`Map::place`]; the values of all slots of a per-CPU map.
+    pub fn copy(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.place(key).map(|at| self.read(at))
+    }
+
+    /// The keys in a bucket of a hash map, in the order in which batches go over them; `None` behind the last bucket.
+    pub fn bucket_keys(&self, n: u32) -> Option<Vec<Vec<u8>>> {
+        Some(self.bucket(n)?.into_iter().map(|(key, _)| key).collect())
+    }
+
     /// All entries that there are: every index of an array, the set ones of a prog array, the stacks of a stack trace
     /// map. Not of rings, nor of maps without keys.
     pub fn entries(&self) -> Vec<Entry> {

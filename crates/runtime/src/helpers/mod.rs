@@ -8,6 +8,7 @@ mod maps;
 mod output;
 mod printk;
 mod probe;
+mod seq;
 mod sized;
 mod stack;
 mod task;
@@ -110,6 +111,8 @@ table! {
     114 probe_read_user_str(r1, r2, r3) => probe::probe_read_user_str;
     115 probe_read_kernel_str(r1, r2, r3) => probe::probe_read_kernel_str;
     125 ktime_get_boot_ns() => task::ktime_get_boot_ns;
+    126 seq_printf(r1, r2, r3, r4, r5) => seq::seq_printf;
+    127 seq_write(r1, r2, r3) => seq::seq_write;
     130 ringbuf_output(r1, r2, r3, r4) => output::ringbuf_output;
     131 ringbuf_reserve(r1, r2, r3) => output::ringbuf_reserve;
     132 ringbuf_submit(r1, r2) => output::ringbuf_submit;

@@ -65,6 +65,16 @@ impl<'a> Attr<'a> {
         if name.iter().all(good) { Ok(name.iter().map(|b| char::from(*b)).collect()) } else { Err(Errno::EINVAL) }
     }
 
+    /// All fields, as bytes.
+    pub fn known(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bytes the caller gave.
+    pub fn given(&self) -> u32 {
+        self.user.len() as u32
+    }
+
     /// `EINVAL` unless everything behind the last field of the command, which ends at `end`, is zero.
     pub fn ends_at(&self, end: usize) -> Result<(), Errno> {
         if self.bytes.iter().skip(end).any(|b| *b != 0) { Err(Errno::EINVAL) } else { Ok(()) }
@@ -170,8 +180,13 @@ fields! {
         KPROBE_FLAGS = 16, KPROBE_CNT = 20, KPROBE_SYMS = 24, KPROBE_ADDRS = 32, KPROBE_COOKIES = 40,
         UPROBE_PATH = 16, UPROBE_OFFSETS = 24, UPROBE_REF_CTRS = 32, UPROBE_COOKIES = 40, UPROBE_CNT = 48,
         UPROBE_FLAGS = 52, UPROBE_PID = 56,
+        TARGET_BTF_ID = 16, ITER_INFO = 16, ITER_INFO_LEN = 24,
         ; 60
     }
+    /// `BPF_ITER_CREATE`.
+    iter_create { LINK_FD = 0, FLAGS = 4, ; 8 }
+    /// `BPF_TOKEN_CREATE`.
+    token_create { FLAGS = 0, BPFFS_FD = 4, ; 8 }
     /// `BPF_LINK_UPDATE`.
     link_update { LINK_FD = 0, NEW_PROG_FD = 4, FLAGS = 8, OLD_PROG_FD = 12, ; 16 }
     /// `BPF_LINK_DETACH`.

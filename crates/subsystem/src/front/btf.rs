@@ -5,17 +5,16 @@ use std::sync::Arc;
 use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
 
-use super::Subsystem;
 use super::attr::{Attr, Field, btf_fd_by_id, btf_load};
 use super::client::{Caps, Client};
 use super::faults::FaultPoint;
 use super::log::LogBuffer;
 use super::object::{BtfObject, Object};
+use super::token::TOKEN_FD as TOKEN;
+use super::{Command, Subsystem};
 
 /// Largest blob: the kernel's `BTF_MAX_SIZE`.
 const MAX_SIZE: u32 = 16 << 20;
-/// The token's flag, which is all that there is.
-const TOKEN: u32 = 1 << 16;
 
 /// The types behind a descriptor.
 pub(super) fn by_fd(client: &Client, fd: i32) -> Result<Arc<BtfObject>, Errno> {
@@ -33,10 +32,11 @@ impl Subsystem {
         if flags & !TOKEN != 0 {
             return Err(Errno::EINVAL);
         }
-        if flags & TOKEN != 0 {
-            return Err(Errno::EINVAL);
-        }
-        if !client.caps.has(Caps::BPF) {
+        let token = match flags & TOKEN {
+            0 => None,
+            _ => self.token(client, attr.fd(f::BTF_TOKEN_FD), Command::BtfLoad)?,
+        };
+        if !self.capable(client, token.as_deref(), Caps::BPF) {
             return Err(Errno::EPERM);
         }
         let size = attr.u32(f::BTF_SIZE);
@@ -59,10 +59,15 @@ impl Subsystem {
 
     pub(super) fn btf_fd_by_id(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         attr.ends_at(btf_fd_by_id::END)?;
-        if attr.u32(btf_fd_by_id::OPEN_FLAGS) != 0 {
+        let flags = attr.u32(btf_fd_by_id::OPEN_FLAGS);
+        if flags & !TOKEN != 0 {
             return Err(Errno::EINVAL);
         }
-        if !client.caps.has(Caps::SYS_ADMIN) {
+        let token = match flags & TOKEN {
+            0 => None,
+            _ => self.token(client, attr.fd(btf_fd_by_id::FD_BY_ID_TOKEN_FD), Command::BtfGetFdById)?,
+        };
+        if !self.capable(client, token.as_deref(), Caps::SYS_ADMIN) {
             return Err(Errno::EPERM);
         }
         let btf = self.btfs.get(attr.u32(btf_fd_by_id::ID)).ok_or(Errno::ENOENT)?;

@@ -104,7 +104,8 @@ impl Subsystem {
             Command::LinkDetach => self.link_detach(client, attr),
             Command::LinkGetFdById => self.link_fd_by_id(client, attr),
             Command::LinkGetNextId => info::next_id(client, attr, &self.links),
-            Command::IterCreate | Command::TokenCreate => Err(Errno::EOPNOTSUPP),
+            Command::IterCreate => self.iter_create(client, attr),
+            Command::TokenCreate => self.token_create(client, attr),
         }
     }
 }

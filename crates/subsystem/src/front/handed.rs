@@ -197,7 +197,7 @@ fn access(flags: OFlags) -> MapAccess {
 
 fn mode(object: &Object) -> OFlags {
     match object {
-        Object::Map(_, MapAccess { read: true, write: false }) => OFlags::RDONLY,
+        Object::Map(_, MapAccess { read: true, write: false }) | Object::Iter(_) | Object::Folder(_) => OFlags::RDONLY,
         Object::Map(_, MapAccess { read: false, write: true }) => OFlags::WRONLY,
         _ => OFlags::RDWR,
     }

@@ -9,12 +9,14 @@ use super::attr::{Attr, enable_stats, fd_by_id, info, next_id as next};
 use super::client::{Caps, Client};
 use super::ids::Ids;
 use super::object::{BtfObject, MapObject, Object, ProgObject, StatsSwitch};
+use super::token::TokenObject;
 use super::xlated;
 
 /// Sizes of the structures in Linux 6.18.
 const PROG_INFO: usize = 232;
 const MAP_INFO: usize = 104;
 const BTF_INFO: usize = 32;
+const TOKEN_INFO: usize = 32;
 /// Callers may not give more than a page.
 const MAX_INFO: u32 = 4096;
 
@@ -115,7 +117,8 @@ pub(super) fn by_fd(subsystem: &Subsystem, client: &Client, attr: &mut Attr<'_>)
         Object::Map(map, _) => map_info(client, attr, map.object()),
         Object::Btf(btf) => btf_info(client, attr, &btf),
         Object::Link(link) => super::link::info_by_fd(client, attr, &link),
-        Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_) => {
+        Object::Token(token) => token_info(client, attr, &token),
+        Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_) | Object::Iter(_) | Object::Folder(_) => {
             let _ = subsystem;
             Err(Errno::EINVAL)
         }
@@ -139,6 +142,14 @@ fn map_info(client: &Client, attr: &mut Attr<'_>, map: &Arc<MapObject>) -> Resul
         i.put_u32(72, types.value);
     }
     i.put_u64(80, def.extra);
+    i.give(client, attr)
+}
+
+fn token_info(client: &Client, attr: &mut Attr<'_>, token: &TokenObject) -> Result<i32, Errno> {
+    let mut i = Info::<TOKEN_INFO>::take(client, attr)?;
+    for (n, word) in token.rights.words().into_iter().enumerate() {
+        i.put_u64(n * 8, word);
+    }
     i.give(client, attr)
 }
 

@@ -10,9 +10,10 @@ use skep_maps::control::{Map, MapError, Options, layout_with};
 use super::attr::{Attr, map_batch, map_create, map_elem, map_fd_by_id, map_freeze};
 use super::client::{Caps, Client};
 use super::faults::FaultPoint;
-use super::hooks::Told;
+use super::hooks::{SecurityHooks, Told};
 use super::object::{MapAccess, MapObject, MapTypes, MapUser, NewMap, Object, ProgObject};
-use super::{Profile, Subsystem, nested};
+use super::token::TOKEN_FD;
+use super::{Command, Profile, Subsystem, nested};
 
 /// The flag of look-ups and updates that takes the value's spin lock (`BPF_F_LOCK`).
 const LOCK: u64 = 4;
@@ -77,12 +78,24 @@ impl Named {
     }
 }
 
+/// The digest of the one program that may use the map, if there is only one.
+fn exclusive(client: &Client, attr: &Attr<'_>) -> Result<Option<[u8; 32]>, Errno> {
+    let mut digest = [0; 32];
+    match (attr.u64(map_create::EXCL_PROG_HASH), attr.u32(map_create::EXCL_PROG_HASH_SIZE)) {
+        (0, 0) => return Ok(None),
+        (at, 32) if at != 0 => client.memory.read(at, &mut digest)?,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(Some(digest))
+}
+
 impl Subsystem {
     pub(super) fn map_create(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         use map_create as f;
         let modern = self.config.profile == Profile::Linux6_18;
         attr.ends_at(if modern { f::END } else { f::END_4_17 })?;
-        let flags = attr.u32(f::MAP_FLAGS);
+        let given = attr.u32(f::MAP_FLAGS);
+        let flags = if modern { given & !TOKEN_FD } else { given };
         let number = attr.u32(f::MAP_TYPE);
         let (key_type, value_type) = (attr.u32(f::BTF_KEY_TYPE_ID), attr.u32(f::BTF_VALUE_TYPE_ID));
         if attr.u32(f::BTF_VMLINUX_VALUE_TYPE_ID) != 0 {
@@ -128,27 +141,25 @@ impl Subsystem {
             index if crate::testrun::device(index) => return Err(Errno::EOPNOTSUPP),
             _ => return Err(Errno::EINVAL),
         }
+        let token = match given & TOKEN_FD {
+            0 => None,
+            // Without the right to it the token does not count.
+            _ => self.token(client, attr.fd(f::MAP_TOKEN_FD), Command::MapCreate)?.filter(|t| t.permits_map(number)),
+        };
         let cap = needed(map_type);
-        if cap != Caps::NONE && !client.caps.has(cap) {
+        if cap != Caps::NONE && !self.capable(client, token.as_deref(), cap) {
             return Err(Errno::EPERM);
         }
         let name = attr.name(f::MAP_NAME)?;
-        if attr.u64(f::EXCL_PROG_HASH) != 0 || attr.u32(f::EXCL_PROG_HASH_SIZE) != 0 {
-            return Err(Errno::EINVAL);
-        }
         let types = match (key_type, value_type) {
             (0, 0) => None,
             (key, value) => Some(self.map_types(client, attr.fd(f::BTF_FD), &def, key, value)?),
         };
         def.name.clone_from(&name);
         let inner_types = inner.transpose()?.and_then(|i| i.types);
-        let told = match &self.config.hooks {
-            Some(hooks) => {
-                hooks.map_create(client, &def)?;
-                Some(Told::new(Some(hooks), &name, |h, name| h.map_free(name)))
-            }
-            None => None,
-        };
+        let exclusive = exclusive(client, attr)?;
+        self.hooks.map_create(&attr.call(client, Command::MapCreate), &def, token.as_deref())?;
+        let told = Some(Told::new(&self.hooks, &name, |h, name| h.map_free(name)));
         let options = Options { perf_ring_bytes: 1 << 16, ..Options::default() };
         let bytes = layout_with(&def, self.slots(), options).map_err(|e| e.errno())?.data_size;
         let charge = self.charge(client, bytes)?;
@@ -158,7 +169,7 @@ impl Subsystem {
             other => other.errno(),
         })?;
         self.fault(FaultPoint::MapPlace)?;
-        let new = NewMap { map, name, btf: types, inner_types, charge: Some(charge), told };
+        let new = NewMap { map, name, btf: types, inner_types, charge: Some(charge), told, exclusive };
         let object = self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new))?;
         self.install(client, Object::Map(MapUser::new(object), MapAccess::from_flags(flags)))
     }
@@ -166,7 +177,7 @@ impl Subsystem {
     /// Takes a map that was made elsewhere, for an object file.
     pub(crate) fn take_map(&self, map: Map) -> Result<MapUser, Errno> {
         let name = super::prog::short_name(&map.def().name);
-        let new = NewMap { map, name, btf: None, inner_types: None, charge: None, told: None };
+        let new = NewMap { map, name, btf: None, inner_types: None, charge: None, told: None, exclusive: None };
         self.world.add_map(&self.maps, |id, place| MapObject::new(id, place, new)).map(MapUser::new)
     }
 

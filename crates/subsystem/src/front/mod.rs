@@ -15,9 +15,11 @@ pub mod handed;
 pub mod hooks;
 pub mod ids;
 mod info;
+pub mod iter;
 mod lease;
 pub mod link;
 mod log;
+pub mod lsm;
 mod map;
 mod nested;
 pub mod object;
@@ -29,7 +31,9 @@ mod prog;
 mod resolve;
 pub mod route;
 mod run;
+mod shape;
 pub mod targets;
+pub mod token;
 pub mod tracefs;
 pub mod vfs;
 mod words;
@@ -54,13 +58,16 @@ use account::{Accounts, Charge};
 use attr::Attr;
 use bells::Bell;
 use faults::{FaultPoint, Faults};
-use hooks::SecurityHooks;
+use hooks::{AllHooks, SecurityHooks};
 use ids::Ids;
 use link::{LinkObject, RawTracepoints};
+use lsm::LsmPrograms;
 use object::{BtfObject, MapObject, Object, ProgObject};
 use offload::Devices;
 use pin::Pins;
 use probe::{AllSites, Functions, ProbeSites, Processes, Runner};
+use shape::Shapes;
+use token::Delegation;
 use tracefs::TraceFs;
 use tracefs::event::Means;
 pub(crate) use world::{Limits, World};
@@ -107,6 +114,8 @@ pub struct Config {
     pub sites: Vec<Arc<dyn ProbeSites>>,
     /// Events get into running processes. The program's `main` must begin with `attach::main_if_requested`.
     pub processes: bool,
+    /// What the tree of pins delegates to those who make tokens of it; `None` if it has none.
+    pub delegate: Option<Delegation>,
     /// The process whose functions kprobe events mean, and that uprobes of all processes go into.
     pub traced: Option<u32>,
 }
@@ -132,6 +141,11 @@ pub struct Subsystem {
     tracefs: TraceFs,
     raw_tracepoints: RawTracepoints,
     perf_ids: AtomicU64,
+    hooks: AllHooks,
+    lsm: Arc<LsmPrograms>,
+    shapes: Option<Arc<Shapes>>,
+    /// Iterators that were opened.
+    sessions: AtomicU64,
 }
 
 impl std::fmt::Debug for Config {
@@ -174,6 +188,10 @@ impl Subsystem {
         if config.processes {
             sites.push(Arc::new(Processes::new(&world, config.traced)?));
         }
+        let shapes = config.kernel_btf.as_deref().map(|btf| Arc::new(Shapes::new(btf)));
+        let lsm = Arc::new(LsmPrograms::new(Arc::clone(&world), shapes.clone(), Arc::clone(&stats_users)));
+        let owner = config.hooks.clone();
+        let hooks = AllHooks::new(owner.into_iter().chain([lsm.clone() as Arc<dyn SecurityHooks>]));
         let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
         Ok(Subsystem {
             config,
@@ -193,6 +211,10 @@ impl Subsystem {
             tracefs: TraceFs::default(),
             raw_tracepoints: RawTracepoints::default(),
             perf_ids: AtomicU64::new(0),
+            hooks,
+            lsm,
+            shapes,
+            sessions: AtomicU64::new(0),
         })
     }
 
@@ -215,8 +237,23 @@ impl Subsystem {
 
     /// Gives the caller a descriptor.
     fn install(&self, client: &Client, object: Object) -> Result<i32, Errno> {
+        match &object {
+            Object::Map(map, access) => self.hooks.map_open(client, map, *access)?,
+            Object::Prog(prog) => self.hooks.prog_open(client, prog)?,
+            _ => {}
+        }
         self.fault(FaultPoint::Fd)?;
         client.files.install(object)
+    }
+
+    /// The kernel's structs as programs see them, if its types are known.
+    fn shapes(&self) -> Option<&Shapes> {
+        self.shapes.as_deref()
+    }
+
+    /// True while somebody wants runs to be counted.
+    fn counts_runs(&self) -> bool {
+        self.stats_users.load(std::sync::atomic::Ordering::Relaxed) > 0
     }
 
     /// The devices that take programs.
@@ -266,9 +303,7 @@ impl Subsystem {
         };
         let mut attr = Attr::new(attr, size)?;
         let command = Command::from_u32(cmd).filter(|c| *c <= newest).ok_or(Errno::EINVAL)?;
-        if let Some(hooks) = &self.config.hooks {
-            hooks.command(client, command)?;
-        }
+        self.hooks.command(&attr.call(client, command))?;
         self.run_command(client, command, &mut attr)
     }
 }

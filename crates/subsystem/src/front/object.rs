@@ -15,9 +15,11 @@ use super::account::Charge;
 use super::bells::Bell;
 use super::hooks::Told;
 use super::ids::Id;
+use super::iter::IterFile;
 use super::link::LinkObject;
 use super::offload::Offloaded;
 use super::perf::{Feed, PerfEvent};
+use super::token::TokenObject;
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
 
@@ -38,6 +40,12 @@ pub enum Object {
     Link(Arc<LinkObject>),
     /// A file of the virtual tracefs, to be written, by its path.
     TraceFile(Arc<str>),
+    /// An iterator that is being read.
+    Iter(Arc<IterFile>),
+    /// A token.
+    Token(Arc<TokenObject>),
+    /// A folder of the tree of pins, by its path.
+    Folder(Arc<str>),
 }
 
 impl Object {
@@ -51,6 +59,9 @@ impl Object {
             Object::Perf(_) => "[perf_event]",
             Object::Link(_) => "bpf_link",
             Object::TraceFile(_) => "tracefs",
+            Object::Iter(_) => "bpf_iter",
+            Object::Token(_) => "bpf-token",
+            Object::Folder(_) => "bpf",
         }
     }
 
@@ -100,6 +111,8 @@ pub struct MapObject {
     pub inner_types: Option<MapTypes>,
     /// The type of program in a prog array, once there was one.
     pub owner: Mutex<Option<ProgType>>,
+    /// The digest of the one program that may use it.
+    pub exclusive: Option<[u8; 32]>,
     /// What its owner is charged.
     #[expect(dead_code, reason = "held, not looked at")]
     pub(super) charge: Option<Charge>,
@@ -133,6 +146,8 @@ pub struct NewMap {
     pub(super) charge: Option<Charge>,
     /// Tells the security hooks when it goes.
     pub(super) told: Option<Told>,
+    /// The digest of the one program that may use it.
+    pub exclusive: Option<[u8; 32]>,
 }
 
 /// A map as user space holds it: through a descriptor or a pin.
@@ -191,7 +206,7 @@ pub struct MapTypes {
 impl MapObject {
     /// A map with its number and place.
     pub fn new(id: Id<MapObject>, place: MapPlace, new: NewMap) -> MapObject {
-        let NewMap { map, name, btf, inner_types, charge, told } = new;
+        let NewMap { map, name, btf, inner_types, charge, told, exclusive } = new;
         MapObject {
             id,
             place,
@@ -201,6 +216,7 @@ impl MapObject {
             inner_types,
             charge,
             told,
+            exclusive,
             inner: Mutex::default(),
             owner: Mutex::default(),
             users: AtomicU64::new(0),
@@ -208,6 +224,11 @@ impl MapObject {
             events: Feed::default(),
             bell: OnceLock::new(),
         }
+    }
+
+    /// Descriptors, pins and links that hold it.
+    pub fn users(&self) -> u64 {
+        self.users.load(Ordering::Relaxed)
     }
 
     fn clear_programs(&self) {

@@ -11,7 +11,9 @@ use skep_ebpf::uapi::map_flags;
 use super::Subsystem;
 use super::attr::{Attr, obj};
 use super::client::Client;
+use super::link::LinkKind;
 use super::object::{MapAccess, Object};
+use super::vfs::Node;
 
 /// Longest path, with its end.
 const PATH_MAX: usize = 4096;
@@ -19,6 +21,7 @@ const PATH_MAX: usize = 4096;
 const PATH_FD: u32 = 1 << 14;
 /// Where the tree hangs.
 const ROOT: &str = "/sys/fs/bpf/";
+pub(super) const TREE: &str = "/sys/fs/bpf";
 
 /// Everything that is pinned.
 #[derive(Debug, Default)]
@@ -81,7 +84,7 @@ impl Subsystem {
             return Err(Errno::EINVAL);
         }
         let object = client.files.get(attr.fd(obj::BPF_FD)).map_err(|_| Errno::EINVAL)?;
-        if matches!(object, Object::Btf(_) | Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_)) {
+        if !matches!(object, Object::Map(..) | Object::Prog(_) | Object::Link(_)) {
             return Err(Errno::EINVAL);
         }
         let path = self.path(client, attr)?;
@@ -125,6 +128,32 @@ impl Subsystem {
             other => other,
         };
         self.install(client, object)
+    }
+
+    /// Opens a pin as a file, which can be done with iterators alone: the descriptor reads it.
+    pub fn open_pin(&self, client: &Client, path: &str) -> Result<i32, Errno> {
+        let path = normal(path).ok_or(Errno::ENOENT)?;
+        let object = self.pins.lock().get(&path).cloned().ok_or(Errno::ENOENT)?;
+        match object {
+            Object::Link(link) => match &link.kind {
+                LinkKind::Iter(iter) => self.open_iter(client, &iter.target, link.prog()),
+                _ => Err(Errno::EIO),
+            },
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    /// A descriptor of a folder of the tree of pins, from which tokens can be made.
+    pub fn open_folder(&self, client: &Client, path: &str) -> Result<i32, Errno> {
+        match self.node(path) {
+            Some(Ok(Node::Folder)) => {
+                let path = path.trim_end_matches('/');
+                self.install(client, Object::Folder(path.into()))
+            }
+            Some(Ok(_)) => Err(Errno::ENOTDIR),
+            Some(Err(e)) => Err(e),
+            None => Err(Errno::ENOENT),
+        }
     }
 
     /// Takes a pin away, as `unlink(2)` of its path would; false if nothing is pinned there.

@@ -19,12 +19,13 @@ use super::attr::{Attr, prog_bind_map, prog_load as f};
 use super::btf::{self, finish_log};
 use super::client::{Caps, Client};
 use super::faults::FaultPoint;
-use super::hooks::Told;
+use super::hooks::{SecurityHooks, Told};
 use super::log::LogBuffer;
 use super::object::{BtfObject, MapObject, Object, ProgObject, RunStats};
 use super::offload::{OffloadDevice, Offloaded};
 use super::resolve::{self, FdArray};
-use super::{Profile, Subsystem, words};
+use super::token::{TOKEN_FD, TokenObject};
+use super::{Command, Profile, Subsystem, words};
 use crate::loaded::Loaded;
 
 /// Most instructions of a program for those with `CAP_BPF`, and for others (and for all, up to 5.1).
@@ -45,7 +46,8 @@ const FLAGS_6_18: u32 = prog_flags::STRICT_ALIGNMENT
     | prog_flags::TEST_RND_HI32
     | prog_flags::XDP_HAS_FRAGS
     | prog_flags::XDP_DEV_BOUND_ONLY
-    | prog_flags::TEST_REG_INVARIANTS;
+    | prog_flags::TEST_REG_INVARIANTS
+    | TOKEN_FD;
 
 /// Types for which `CAP_NET_ADMIN` is needed.
 fn handles_packets(t: ProgType) -> bool {
@@ -94,6 +96,7 @@ struct Load<'a, 'u> {
     name: String,
     device: Option<Arc<dyn OffloadDevice>>,
     target: Option<Arc<ProgObject>>,
+    token: Option<Arc<TokenObject>>,
     charge: Option<Charge>,
     told: Option<Told>,
 }
@@ -106,6 +109,7 @@ fn steps<'a, 'u>(profile: Profile) -> Vec<Step<'a, 'u>> {
         Profile::Linux6_18 => vec![
             Load::unknown_fields,
             Load::flags,
+            Load::token,
             Load::size,
             Load::privilege,
             Load::target,
@@ -155,6 +159,20 @@ impl Load<'_, '_> {
         if self.attr.u32(f::PROG_FLAGS) & !known != 0 { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
+    /// The token that it is loaded with. Without the right to it the token does not count.
+    fn token(&mut self) -> Result<(), Errno> {
+        if self.attr.u32(f::PROG_FLAGS) & TOKEN_FD != 0 {
+            let token = self.subsystem.token(self.client, self.attr.fd(f::PROG_TOKEN_FD), Command::ProgLoad)?;
+            let (number, attach) = (self.attr.u32(f::PROG_TYPE), self.attr.u32(f::EXPECTED_ATTACH_TYPE));
+            self.token = token.filter(|t| t.permits_prog(number, attach));
+        }
+        Ok(())
+    }
+
+    fn has(&self, caps: Caps) -> bool {
+        self.subsystem.capable(self.client, self.token.as_deref(), caps)
+    }
+
     /// The licence, cut at 127 bytes.
     fn copy_license(&mut self) -> Result<(), Errno> {
         self.license = self.client.string(self.attr.u64(f::LICENSE), LICENSE_LEN)?;
@@ -162,7 +180,7 @@ impl Load<'_, '_> {
     }
 
     fn size(&mut self) -> Result<(), Errno> {
-        let large = self.subsystem.config.profile == Profile::Linux6_18 && self.client.caps.has(Caps::BPF);
+        let large = self.subsystem.config.profile == Profile::Linux6_18 && self.has(Caps::BPF);
         let most = if large { MAX_INSNS } else { MAX_INSNS_SMALL };
         let count = self.attr.u32(f::INSN_CNT);
         if count == 0 || count > most { Err(Errno::E2BIG) } else { Ok(()) }
@@ -179,13 +197,12 @@ impl Load<'_, '_> {
 
     fn privilege(&mut self) -> Result<(), Errno> {
         let for_everybody = matches!(self.prog_type, Some(ProgType::SocketFilter | ProgType::CgroupSkb));
-        let caps = self.client.caps;
         if self.subsystem.config.profile == Profile::Linux4_17 {
-            return if for_everybody || caps.has(Caps::SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) };
+            return if for_everybody || self.has(Caps::SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) };
         }
-        if !for_everybody && !caps.has(Caps::BPF)
-            || self.prog_type.is_some_and(handles_packets) && !caps.has(Caps::NET_ADMIN)
-            || self.prog_type.is_some_and(traces) && !caps.has(Caps::PERFMON)
+        if !for_everybody && !self.has(Caps::BPF)
+            || self.prog_type.is_some_and(handles_packets) && !self.has(Caps::NET_ADMIN)
+            || self.prog_type.is_some_and(traces) && !self.has(Caps::PERFMON)
         {
             return Err(Errno::EPERM);
         }
@@ -241,12 +258,15 @@ impl Load<'_, '_> {
 
     /// What the owner of the subsystem says to it.
     fn security(&mut self) -> Result<(), Errno> {
-        let Some(hooks) = &self.subsystem.config.hooks else { return Ok(()) };
+        let hooks = &self.subsystem.hooks;
         let Some(prog_type) = self.prog_type else { return Ok(()) };
         let name = self.attr.name(f::PROG_NAME).unwrap_or_default();
         let license = String::from_utf8_lossy(&self.license);
-        hooks.prog_load(self.client, &Program::new(&name, prog_type, &license, insns(&self.code)))?;
-        self.told = Some(Told::new(Some(hooks), &name, |h, name| h.prog_free(name)));
+        let mut program = Program::new(&name, prog_type, &license, insns(&self.code));
+        program.attach_type = self.attach;
+        program.flags = self.attr.u32(f::PROG_FLAGS);
+        hooks.prog_load(&self.attr.call(self.client, Command::ProgLoad), &program, self.token.as_deref())?;
+        self.told = Some(Told::new(hooks, &name, |h, name| h.prog_free(name)));
         Ok(())
     }
 
@@ -323,11 +343,12 @@ fn fits_4_17(prog_type: ProgType, attach: Option<AttachType>) -> bool {
 struct Bound {
     device: Option<Arc<dyn OffloadDevice>>,
     target: Option<Arc<ProgObject>>,
+    privilege: Privilege,
 }
 
 /// What the verifier is to hold the caller to.
-fn privilege(client: &Client) -> Privilege {
-    match (client.caps.has(Caps::BPF), client.caps.has(Caps::PERFMON)) {
+fn privilege(has: impl Fn(Caps) -> bool) -> Privilege {
+    match (has(Caps::BPF), has(Caps::PERFMON)) {
         (true, true) => Privilege::Full,
         (true, false) => Privilege::Bpf,
         (false, _) => Privilege::None,
@@ -371,12 +392,14 @@ impl Subsystem {
             name: String::new(),
             device: None,
             target: None,
+            token: None,
             charge: None,
             told: None,
         };
         for step in steps(self.config.profile) {
             step(&mut load)?;
         }
+        let privilege = privilege(|caps| load.has(caps));
         let Load { prog_type, attach, license, code, name, device, target, charge, told, .. } = load;
         let prog_type = prog_type.ok_or(Errno::EINVAL)?;
         let modern = self.config.profile == Profile::Linux6_18;
@@ -387,9 +410,9 @@ impl Subsystem {
         let mut log = LogBuffer::new(attr.u32(f::LOG_LEVEL), attr.u64(f::LOG_BUF), attr.u32(f::LOG_SIZE))?;
         let mut program = Program::new(&name, prog_type, &String::from_utf8_lossy(&license), insns(&code));
         program.attach_type = attach;
-        program.flags = attr.u32(f::PROG_FLAGS);
+        program.flags = attr.u32(f::PROG_FLAGS) & !TOKEN_FD;
         program.kern_version = attr.u32(f::KERN_VERSION);
-        let judged = self.judge(client, attr, program, Bound { device, target }, &mut log);
+        let judged = self.judge(client, attr, program, Bound { device, target, privilege }, &mut log);
         let written = if modern { finish_log(client, attr, &log, f::LOG_TRUE_SIZE) } else { log.write(client) };
         let judged = judged?;
         written?;
@@ -402,7 +425,7 @@ impl Subsystem {
         client: &Client,
         attr: &Attr<'_>,
         mut program: Program,
-        Bound { device, target }: Bound,
+        Bound { device, target, privilege }: Bound,
         log: &mut LogBuffer,
     ) -> Result<Judged, Errno> {
         let modern = self.config.profile == Profile::Linux6_18;
@@ -429,7 +452,14 @@ impl Subsystem {
             fds = FdArray { at: attr.u64(f::FD_ARRAY) };
             bound = fds.bound(client, attr.u32(f::FD_ARRAY_CNT))?;
         }
+        let code: Vec<u8> = program.insns.iter().flat_map(|i| i.to_bytes()).collect();
         let maps = resolve::resolve_maps(client, &mut program.insns, &fds, modern, log)?;
+        let digest = digest(&code);
+        let others = |m: &Arc<MapObject>| m.exclusive.is_some_and(|only| only != digest);
+        if maps.iter().chain(&bound).any(others) {
+            log.add("a map is for one program alone, which is another one\n");
+            return Err(Errno::EACCES);
+        }
         let defs = maps.iter().map(|m| resolve::definition(m, types.as_ref())).collect::<Result<Vec<_>, _>>()?;
         program.maps = defs.into();
 
@@ -438,7 +468,7 @@ impl Subsystem {
         let options = Options {
             profile: self.config.profile.rules(),
             btf: self.config.kernel_btf.clone(),
-            privilege: privilege(client),
+            privilege,
             target: target.as_ref().map(|t| function_of(t, program.attach_btf_id)).transpose()?,
             device_bound: ifindex != 0 && program.flags & prog_flags::XDP_DEV_BOUND_ONLY != 0,
             log: log.detailed(),
@@ -599,8 +629,14 @@ fn insns(code: &[u8]) -> Vec<Insn> {
     code.chunks_exact(8).filter_map(|c| c.first_chunk()).map(|c| Insn::from_bytes(*c)).collect()
 }
 
-/// A short digest over the instructions; descriptors in them do not count.
+/// The first bytes of the [`digest`].
 fn tag(code: &[u8]) -> [u8; 8] {
+    let digest = digest(code);
+    std::array::from_fn(|n| digest.get(n).copied().unwrap_or(0))
+}
+
+/// A digest over the instructions; descriptors in them do not count.
+fn digest(code: &[u8]) -> [u8; 32] {
     let mut plain = code.to_vec();
     let mut wide = false;
     for insn in plain.chunks_exact_mut(8) {
@@ -613,6 +649,5 @@ fn tag(code: &[u8]) -> [u8; 8] {
             wide = true;
         }
     }
-    let digest = Sha256::digest(&plain);
-    std::array::from_fn(|n| digest.get(n).copied().unwrap_or(0))
+    Sha256::digest(&plain).into()
 }

@@ -132,8 +132,10 @@ impl Router {
             Node::Control(bytes) => self.open_text(&bytes),
             Node::Text(_) if flags.intersects(OFlags::WRONLY | OFlags::RDWR) => Err(Errno::EACCES),
             Node::Text(bytes) => self.open_text(&bytes),
-            // As bpffs answers.
-            Node::Pin => Err(Errno::EIO),
+            Node::Pin => self.subsystem.open_pin(&self.client, &name).map(i64::from),
+            Node::Folder if flags.contains(OFlags::DIRECTORY) => {
+                self.subsystem.open_folder(&self.client, &name).map(i64::from)
+            }
             Node::Folder => Err(Errno::EACCES),
         }))
     }
@@ -215,7 +217,14 @@ impl Router {
     }
 
     fn read(&self, fd: u64, to: u64, len: u64) -> Option<Answer> {
-        let Object::Perf(_) = self.object(fd)? else { return None };
+        match self.object(fd)? {
+            Object::Perf(_) => {}
+            Object::Iter(_) => {
+                return Some(self.subsystem.iter_read(&self.client, fd as i32, to, len).map(i64::from));
+            }
+            Object::Folder(_) => return Some(Err(Errno::EISDIR)),
+            _ => return None,
+        }
         let values = self.subsystem.perf_read(&self.client, fd as i32, usize::try_from(len).unwrap_or(usize::MAX));
         Some(values.and_then(|v| self.client.memory.write(to, &v).map(|()| v.len() as i64)))
     }

@@ -5,12 +5,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use skep_ebpf::btf::Btf;
 use skep_ebpf::uapi::PtRegs;
 use skep_subsystem::front::link::Tracepoint;
 use skep_subsystem::front::perf::PerfMapping;
 use skep_subsystem::front::probe::Function;
 use skep_subsystem::front::tracefs::{FieldDef, Open, TracepointDef};
 use skep_subsystem::front::{Alive, Client, Config, OwnFiles, Subsystem};
+
+/// The types of the kernel that runs here.
+pub fn types() -> Option<Arc<Btf>> {
+    static TYPES: OnceLock<Option<Arc<Btf>>> = OnceLock::new();
+    TYPES.get_or_init(|| Btf::parse(&std::fs::read("/sys/kernel/btf/vmlinux").ok()?).ok().map(Arc::new)).clone()
+}
 
 /// Who answers calls. Answers are descriptors, 0, or negative errnos.
 pub trait Kernel {
@@ -182,7 +189,7 @@ struct Published {
 impl Ours {
     /// An empty subsystem with as many CPUs as the kernel has.
     pub fn new(cpus: usize) -> Ours {
-        Ours::with(Config { slots: cpus as u32, ..Config::default() })
+        Ours::with(Config { slots: cpus as u32, kernel_btf: types(), ..Config::default() })
     }
 
     /// An empty subsystem.
@@ -254,7 +261,9 @@ impl Kernel for Ours {
                 to[..bytes.len()].copy_from_slice(&bytes);
                 bytes.len() as i64
             }
-            Err(e) => e.neg(),
+            Err(_) => {
+                number(self.subsystem.iter_read(&self.client, fd as i32, to.as_mut_ptr() as u64, to.len() as u64))
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use crate::front::Subsystem;
 use crate::front::attr::{Attr, link_create, raw_tracepoint};
 use crate::front::client::Client;
 use crate::front::faults::FaultPoint;
+use crate::front::hooks::SecurityHooks;
 use crate::front::object::{Object, ProgObject};
 
 /// Longest name of a tracepoint, with its end.
@@ -90,9 +91,7 @@ impl Subsystem {
         }
         let Object::Prog(prog) = client.files.get(attr.fd(f::PROG_FD))? else { return Err(Errno::EINVAL) };
         fits(&prog, attach)?;
-        if let Some(hooks) = &self.config.hooks {
-            hooks.attach(client, &prog)?;
-        }
+        self.hooks.attach(client, &prog)?;
         match prog.verified.program().prog_type {
             ProgType::PerfEvent | ProgType::Tracepoint => self.perf_link(client, attr, &prog),
             ProgType::Kprobe => match attach {
@@ -103,6 +102,9 @@ impl Subsystem {
                 session if session == prog.verified.program().attach_type => Err(Errno::EOPNOTSUPP),
                 _ => Err(Errno::EINVAL),
             },
+            ProgType::Tracing | ProgType::Lsm if attach != prog.verified.program().attach_type => Err(Errno::EINVAL),
+            ProgType::Tracing if attach == Some(AttachType::TraceIter) => self.iter_link(client, attr, &prog),
+            ProgType::Lsm if attach == Some(AttachType::LsmMac) => self.lsm_link_create(client, attr, &prog),
             other => Err(nothing_there(client, attr, other)),
         }
     }
@@ -121,9 +123,14 @@ impl Subsystem {
     }
 
     /// Gives a link its number and its descriptor. What is attached goes with `kind` where that fails.
-    pub(super) fn new_link(&self, client: &Client, prog: &Arc<ProgObject>, kind: LinkKind) -> Result<i32, Errno> {
+    pub(in crate::front) fn new_link(
+        &self,
+        client: &Client,
+        prog: &Arc<ProgObject>,
+        kind: LinkKind,
+    ) -> Result<i32, Errno> {
         self.fault(FaultPoint::LinkId)?;
-        let link = self.links.add(|id| LinkObject { id, prog: Arc::clone(prog), kind })?;
+        let link = self.links.add(|id| LinkObject { id, prog: Arc::clone(prog).into(), kind })?;
         self.install(client, Object::Link(link))
     }
 
@@ -131,9 +138,7 @@ impl Subsystem {
         use raw_tracepoint as f;
         attr.ends_at(f::END)?;
         let Object::Prog(prog) = client.files.get(attr.fd(f::PROG_FD))? else { return Err(Errno::EINVAL) };
-        if let Some(hooks) = &self.config.hooks {
-            hooks.attach(client, &prog)?;
-        }
+        self.hooks.attach(client, &prog)?;
         match prog.verified.program().prog_type {
             ProgType::RawTracepoint | ProgType::RawTracepointWritable => {
                 let name = client.string(attr.u64(f::NAME), TRACEPOINT_LEN)?;
@@ -144,7 +149,11 @@ impl Subsystem {
                 self.new_link(client, &prog, LinkKind::Raw(raw))
             }
             ProgType::Tracing | ProgType::Lsm | ProgType::Ext if attr.u64(f::NAME) != 0 => Err(Errno::EINVAL),
-            ProgType::Tracing | ProgType::Lsm | ProgType::Ext => Err(Errno::EOPNOTSUPP),
+            ProgType::Lsm => self.lsm_link(client, &prog),
+            ProgType::Tracing if prog.verified.program().attach_type == Some(AttachType::TraceIter) => {
+                Err(Errno::EINVAL)
+            }
+            ProgType::Tracing | ProgType::Ext => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::EINVAL),
         }
     }

@@ -11,6 +11,7 @@ use crate::front::Subsystem;
 use crate::front::attr::{Attr, task_fd_query};
 use crate::front::client::{Caps, Client};
 use crate::front::info::Info;
+use crate::front::iter::Target;
 use crate::front::object::Object;
 use crate::front::perf::PerfEvent;
 use crate::front::probe::What;
@@ -90,7 +91,7 @@ pub fn by_fd(client: &Client, attr: &mut Attr<'_>, link: &Arc<LinkObject>) -> Re
     let mut i = Info::<LINK_INFO>::take(client, attr)?;
     i.put_u32(0, link.kind.number());
     i.put_u32(4, link.id.number());
-    i.put_u32(8, link.prog.id.number());
+    i.put_u32(8, link.prog().id.number());
     match &link.kind {
         LinkKind::Perf(link) => perf(client, &mut i, link.event())?,
         LinkKind::Raw(raw) => {
@@ -103,6 +104,27 @@ pub fn by_fd(client: &Client, attr: &mut Attr<'_>, link: &Arc<LinkObject>) -> Re
             if at != 0 {
                 text(client, at, room, raw.name())?;
             }
+        }
+        LinkKind::Iter(iter) => {
+            let (at, room) = (i.u64(16), i.u32(24));
+            if (at == 0) != (room == 0) {
+                return Err(Errno::EINVAL);
+            }
+            let name = iter.target.name();
+            i.put_u32(24, name.len() as u32 + 1);
+            if at != 0 {
+                text(client, at, room, name)?;
+            }
+            if let Target::Elements(map) = &iter.target {
+                i.put_u32(28, map.id.number());
+            }
+        }
+        LinkKind::Lsm(_) => {
+            let program = Arc::clone(&link.prog().verified);
+            i.put_u32(16, program.program().attach_type.map_or(0, |a| a as u32));
+            i.put_u32(20, 0);
+            i.put_u32(24, program.program().attach_btf_id);
+            i.put_u64(32, 0);
         }
         LinkKind::KprobeMulti(multi) => kprobes(client, &mut i, multi)?,
         LinkKind::UprobeMulti(multi) => uprobes(client, &mut i, multi)?,
@@ -232,7 +254,7 @@ impl Subsystem {
                 LinkKind::Raw(raw) => {
                     let name = Some(raw.name().to_owned());
                     let fd_type = fd_type::RAW_TRACEPOINT;
-                    (Arc::clone(&link.prog), Place { fd_type, name, offset: 0, address: 0, counter: 0, missed: 0 })
+                    (link.prog(), Place { fd_type, name, offset: 0, address: 0, counter: 0, missed: 0 })
                 }
                 _ => return Err(Errno::ENOTSUPP),
             },

@@ -6,7 +6,7 @@ mod multi;
 mod prog_attach;
 mod raw;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use skep_ebpf::Errno;
 
@@ -18,6 +18,8 @@ use super::Subsystem;
 use super::attr::{Attr, fd_by_id, link_detach, link_update};
 use super::client::{Caps, Client};
 use super::ids::Id;
+use super::iter::IterLink;
+use super::lsm::LsmLink;
 use super::object::{Object, ProgObject};
 use super::perf::PerfEvent;
 use multi::Multi;
@@ -37,6 +39,10 @@ pub enum LinkKind {
     KprobeMulti(Multi),
     /// Many places in a file.
     UprobeMulti(Multi),
+    /// An iterator.
+    Iter(IterLink),
+    /// A hook of `bpf(2)` itself.
+    Lsm(LsmLink),
 }
 
 impl LinkKind {
@@ -44,6 +50,8 @@ impl LinkKind {
     pub fn number(&self) -> u32 {
         match self {
             LinkKind::Raw(_) => 1,
+            LinkKind::Lsm(_) => 2,
+            LinkKind::Iter(_) => 4,
             LinkKind::Perf(_) => 7,
             LinkKind::KprobeMulti(_) => 8,
             LinkKind::UprobeMulti(_) => 12,
@@ -56,10 +64,36 @@ impl LinkKind {
 pub struct LinkObject {
     /// Its number.
     pub id: Id<LinkObject>,
-    /// The program.
-    pub prog: Arc<ProgObject>,
+    prog: RwLock<Arc<ProgObject>>,
     /// What it attaches to.
     pub kind: LinkKind,
+}
+
+impl LinkObject {
+    /// The program.
+    pub fn prog(&self) -> Arc<ProgObject> {
+        Arc::clone(&self.prog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives an iterator another program, in place of `old` if one is named.
+    fn replace(&self, new: Arc<ProgObject>, old: Option<&Arc<ProgObject>>) -> Result<(), Errno> {
+        let mut prog = self.prog.write().unwrap_or_else(PoisonError::into_inner);
+        if old.is_some_and(|old| !Arc::ptr_eq(old, &prog)) {
+            return Err(Errno::EPERM);
+        }
+        let on = |p: &ProgObject| {
+            let program = p.verified.program();
+            (program.prog_type, program.attach_type, program.attach_btf_id)
+        };
+        if on(&prog) != on(&new) {
+            return Err(Errno::EINVAL);
+        }
+        let before = std::mem::replace(&mut *prog, new);
+        // It may be the last that holds the program.
+        drop(prog);
+        drop(before);
+        Ok(())
+    }
 }
 
 /// A program on a perf event, until this goes.
@@ -94,23 +128,26 @@ pub(super) fn by_fd(client: &Client, fd: i32) -> Result<Arc<LinkObject>, Errno> 
 }
 
 impl Subsystem {
-    /// `BPF_LINK_UPDATE`: the checks; no kind of link that is here can have another program.
+    /// `BPF_LINK_UPDATE`: of the links that are here only those of iterators can have another program.
     pub(super) fn link_update(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         attr.ends_at(link_update::END)?;
         let flags = attr.u32(link_update::FLAGS);
         if flags & !REPLACE != 0 {
             return Err(Errno::EINVAL);
         }
-        by_fd(client, attr.fd(link_update::LINK_FD))?;
+        let link = by_fd(client, attr.fd(link_update::LINK_FD))?;
         let program = |fd| match client.files.get(fd)? {
             Object::Prog(prog) => Ok(prog),
             _ => Err(Errno::EINVAL),
         };
-        program(attr.fd(link_update::NEW_PROG_FD))?;
-        if flags & REPLACE != 0 {
-            program(attr.fd(link_update::OLD_PROG_FD))?;
-        }
-        Err(Errno::EINVAL)
+        let new = program(attr.fd(link_update::NEW_PROG_FD))?;
+        let old = match attr.fd(link_update::OLD_PROG_FD) {
+            fd if flags & REPLACE != 0 => Some(program(fd)?),
+            0 => None,
+            _ => return Err(Errno::EINVAL),
+        };
+        let LinkKind::Iter(_) = link.kind else { return Err(Errno::EINVAL) };
+        link.replace(new, old.as_ref()).map(|()| 0)
     }
 
     /// `BPF_LINK_DETACH`: as in the kernel, only links to devices, groups and name spaces can be detached by force.
