@@ -93,10 +93,20 @@ pub struct Compiled {
     engine: Engine,
     helpers: Vec<u32>,
     maps: Vec<u32>,
-    /// Bytes of machine code, and where that of each instruction begins.
-    native: Option<(usize, Arc<[Option<u32>]>)>,
+    native: Option<Native>,
     /// The image where it can be executed.
     exec: Arc<OnceLock<exec::Exec>>,
+}
+
+/// What is known of a program's machine code.
+#[derive(Clone, Debug)]
+struct Native {
+    /// Its bytes.
+    len: usize,
+    /// Where that of each instruction begins.
+    offsets: Arc<[Option<u32>]>,
+    /// Where that of each function begins.
+    functions: Arc<[u32]>,
 }
 
 impl Compiled {
@@ -123,13 +133,18 @@ impl Compiled {
 
     /// Its machine code, if it has any.
     pub fn machine_code(&self) -> Option<&[u8]> {
-        let (len, _) = self.native.as_ref()?;
+        let len = self.native.as_ref()?.len;
         self.image().get(CODE_OFFSET..CODE_OFFSET + len)
     }
 
-    /// Where the machine code of each instruction begins; none for those that have none.
+    /// Where the machine code of each instruction of the rewritten program begins; none for those that have none.
     pub fn code_offsets(&self) -> &[Option<u32>] {
-        self.native.as_ref().map_or(&[], |(_, offsets)| offsets)
+        self.native.as_ref().map_or(&[], |n| &n.offsets)
+    }
+
+    /// Where the machine code of each function begins, in order.
+    pub fn function_offsets(&self) -> &[u32] {
+        self.native.as_ref().map_or(&[], |n| &n.functions)
     }
 
     /// C function name of the program.
@@ -229,7 +244,8 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         Engine::Jit => {
             let made = x86_64::translate(source, options, tuning);
             flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
-            native = Some((made.code.len(), made.offsets.into()));
+            native =
+                Some(Native { len: made.code.len(), offsets: made.offsets.into(), functions: made.functions.into() });
             code = made.code;
         }
         #[cfg(not(target_arch = "x86_64"))]

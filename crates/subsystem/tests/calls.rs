@@ -50,6 +50,12 @@ fn answers_are_the_kernels() {
         ours.iter().map(|(n, _)| n).collect::<Vec<_>>(),
         "the script does not depend on the answers"
     );
+    // What iterators say is compared only if they say something.
+    for what in ["maps", "programs", "links", "array", "per-CPU hash"] {
+        let name = format!("iter: {what}, 65536 bytes at once: read");
+        let read = ours.iter().find(|(n, _)| *n == name).map(|(_, answer)| answer);
+        assert!(matches!(read, Some(Answer::Bytes(b)) if b.len() >= 32), "{name}: {read:?}");
+    }
     let ledger = ledger();
     let mut used = vec![0; ledger.len()];
     let mut differ = Vec::new();

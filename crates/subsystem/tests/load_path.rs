@@ -18,7 +18,7 @@ use skep_ebpf::program::{MapDef, Program};
 use skep_subsystem::front::hooks::{Call, SecurityHooks};
 use skep_subsystem::front::offload::{OffloadDevice, SoftwareDevice};
 use skep_subsystem::front::token::TokenObject;
-use skep_subsystem::front::{Caps, Client, Config, Profile};
+use skep_subsystem::front::{Caps, Config, Profile};
 use skep_verifier::Verified;
 
 const MAP_CREATE: u32 = 0;

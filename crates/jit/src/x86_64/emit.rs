@@ -103,6 +103,11 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// The label of a function's code, in a program of so many instructions: those of functions follow theirs.
+    pub(crate) fn entry(insns: usize, function: usize) -> Label {
+        Label((insns + 1 + function) as u32)
+    }
+
     pub(crate) fn asm(&mut self) -> &mut Asm {
         &mut self.layout.asm
     }

@@ -30,6 +30,8 @@ pub(crate) struct Native {
     pub(crate) code: Vec<u8>,
     /// Where the code of each instruction begins; that of instructions without code is `None`.
     pub(crate) offsets: Vec<Option<u32>>,
+    /// Where the code of each function begins; those without code are left out.
+    pub(crate) functions: Vec<u32>,
     /// It may end a run in the middle.
     pub(crate) unwinds: bool,
 }
@@ -45,5 +47,7 @@ pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning)
     let flow = flow::analyse(&mut ops, &starts, tuning.optimise);
     let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
     let offsets = (0..ops.len()).map(|i| placed.offset(layout::Label(i as u32))).collect();
-    Native { code: placed.code, offsets, unwinds }
+    let functions =
+        (0..flow.functions.len()).filter_map(|n| placed.offset(emit::Emitter::entry(ops.len(), n))).collect();
+    Native { code: placed.code, offsets, functions, unwinds }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use skep_ebpf::Errno;
+use skep_ebpf::uapi::MapType;
 
 use super::Subsystem;
 use super::attr::{Attr, enable_stats, fd_by_id, info, next_id as next};
 use super::client::{Caps, Client};
 use super::ids::Ids;
+use super::jited::Jited;
 use super::object::{BtfObject, MapObject, Object, ProgObject, StatsSwitch};
 use super::token::TokenObject;
 use super::xlated;
@@ -113,13 +116,12 @@ pub(super) fn by_fd(subsystem: &Subsystem, client: &Client, attr: &mut Attr<'_>)
         other => other,
     })?;
     match object {
-        Object::Prog(prog) => prog_info(client, attr, &prog),
+        Object::Prog(prog) => prog_info(subsystem, client, attr, &prog),
         Object::Map(map, _) => map_info(client, attr, map.object()),
         Object::Btf(btf) => btf_info(client, attr, &btf),
         Object::Link(link) => super::link::info_by_fd(client, attr, &link),
         Object::Token(token) => token_info(client, attr, &token),
         Object::Stats(_) | Object::Perf(_) | Object::TraceFile(_) | Object::Iter(_) | Object::Folder(_) => {
-            let _ = subsystem;
             Err(Errno::EINVAL)
         }
     }
@@ -128,6 +130,7 @@ pub(super) fn by_fd(subsystem: &Subsystem, client: &Client, attr: &mut Attr<'_>)
 fn map_info(client: &Client, attr: &mut Attr<'_>, map: &Arc<MapObject>) -> Result<i32, Errno> {
     let mut i = Info::<MAP_INFO>::take(client, attr)?;
     let def = map.map.def();
+    let (digest_at, digest_len) = (i.u64(88), i.u32(96));
     i.bytes = [0; MAP_INFO];
     i.put_u32(0, def.map_type as u32);
     i.put_u32(4, map.id.number());
@@ -142,7 +145,30 @@ fn map_info(client: &Client, attr: &mut Attr<'_>, map: &Arc<MapObject>) -> Resul
         i.put_u32(72, types.value);
     }
     i.put_u64(80, def.extra);
+    match (digest_at, digest_len) {
+        (0, 0) => {}
+        (at, 32) if at != 0 && def.map_type == MapType::Array => {
+            if !map.map.is_frozen() {
+                return Err(Errno::EPERM);
+            }
+            client.memory.write(at, &digest(map))?;
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    i.put_u64(88, digest_at);
+    i.put_u32(96, digest_len);
     i.give(client, attr)
+}
+
+/// The digest of an array's values, each padded to eight bytes.
+fn digest(map: &MapObject) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for index in 0..map.map.def().max_entries {
+        let mut value = map.map.copy(&index.to_ne_bytes()).unwrap_or_default();
+        value.resize(value.len().next_multiple_of(8), 0);
+        digest.update(&value);
+    }
+    digest.finalize().into()
 }
 
 fn token_info(client: &Client, attr: &mut Attr<'_>, token: &TokenObject) -> Result<i32, Errno> {
@@ -173,7 +199,12 @@ fn btf_info(client: &Client, attr: &mut Attr<'_>, btf: &Arc<BtfObject>) -> Resul
     i.give(client, attr)
 }
 
-fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Result<i32, Errno> {
+fn prog_info(
+    subsystem: &Subsystem,
+    client: &Client,
+    attr: &mut Attr<'_>,
+    prog: &Arc<ProgObject>,
+) -> Result<i32, Errno> {
     let mut i = Info::<PROG_INFO>::take(client, attr)?;
     let program = prog.verified.program();
     i.put_u32(0, program.prog_type as u32);
@@ -209,10 +240,11 @@ fn prog_info(client: &Client, attr: &mut Attr<'_>, prog: &Arc<ProgObject>) -> Re
     if room > 0 {
         client.memory.write(i.u64(32), &code[..room.min(code.len())])?;
     }
-    // Nothing is machine code.
-    for at in [16, 104, 108, 168] {
-        i.put_u32(at, 0);
-    }
+    let jited = Jited::of(subsystem, prog);
+    i.list(client, (16, 24), 1, jited.code)?;
+    i.list(client, (104, 112), 8, &jited.symbols)?;
+    i.list(client, (108, 120), 4, &jited.lengths)?;
+    i.list(client, (168, 160), 8, &jited.lines)?;
     i.put_u32(132, if prog.func_info.1.is_empty() { 8 } else { prog.func_info.0.min(8) });
     i.put_u32(172, 16);
     i.put_u32(176, 8);

@@ -16,6 +16,7 @@ pub mod hooks;
 pub mod ids;
 mod info;
 pub mod iter;
+mod jited;
 mod lease;
 pub mod link;
 mod log;

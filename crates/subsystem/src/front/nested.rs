@@ -26,6 +26,8 @@ pub(super) struct Inner {
 /// The map behind a descriptor that a map of maps is to be made for.
 pub(super) fn template(client: &Client, fd: i32) -> Result<Inner, Errno> {
     match client.files.get(fd)? {
+        // Maps for one program alone cannot be found by others.
+        Object::Map(map, _) if map.exclusive.is_some() => Err(Errno::ENOTSUPP),
         Object::Map(map, _) => Ok(Inner { def: Arc::new(map.map.def().clone()), types: map.object().btf.clone() }),
         _ => Err(Errno::EINVAL),
     }
@@ -77,6 +79,9 @@ impl Subsystem {
         }
         let fd = value.try_into().map_or(-1, i32::from_ne_bytes);
         let Object::Map(inner, _) = client.files.get(fd)? else { return Err(Errno::EINVAL) };
+        if inner.exclusive.is_some() {
+            return Err(Errno::ENOTSUPP);
+        }
         if !self.fits(outer, &inner) {
             return Err(Errno::EINVAL);
         }

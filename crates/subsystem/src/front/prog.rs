@@ -36,6 +36,9 @@ const LICENSE_LEN: usize = 127;
 /// Bytes of a record of `func_info` and `line_info` that this kernel knows.
 const FUNC_RECORD: u32 = 8;
 const LINE_RECORD: u32 = 16;
+/// Key rings with numbers of their own, and the longest signature that is looked at.
+const SYSTEM_KEYRINGS: u32 = 2;
+const MAX_SIGNATURE: u32 = 1 << 20;
 /// Bytes of the kernel's own structure in front of the instructions, which are charged with them (4.17).
 const PROG_HEADER: u64 = 40;
 
@@ -118,6 +121,7 @@ fn steps<'a, 'u>(profile: Profile) -> Vec<Step<'a, 'u>> {
             Load::charge_memory,
             Load::copy_instructions,
             Load::copy_license,
+            Load::signature,
             Load::bind_device,
             Load::known_type,
             Load::take_name,
@@ -283,6 +287,24 @@ impl Load<'_, '_> {
         Ok(())
     }
 
+    /// There are no keys here that a signature could be checked with, as in a kernel that was built without them.
+    fn signature(&mut self) -> Result<(), Errno> {
+        let (at, size, keys) =
+            (self.attr.u64(f::SIGNATURE), self.attr.u32(f::SIGNATURE_SIZE), self.attr.u32(f::KEYRING_ID));
+        if at == 0 {
+            return Ok(());
+        }
+        // The system's key rings, and those that every process has.
+        if keys > SYSTEM_KEYRINGS && !(-8..=-1).contains(&keys.cast_signed()) || size > i32::MAX as u32 {
+            return Err(Errno::EINVAL);
+        }
+        if size > MAX_SIGNATURE {
+            return Err(Errno::ENOMEM);
+        }
+        self.client.bytes(at, size as usize).map_err(|_| Errno::ENOMEM)?;
+        Err(Errno::EOPNOTSUPP)
+    }
+
     fn bind_device(&mut self) -> Result<(), Errno> {
         let ifindex = self.attr.u32(f::PROG_IFINDEX);
         if ifindex == 0 {
@@ -403,7 +425,7 @@ impl Subsystem {
         let Load { prog_type, attach, license, code, name, device, target, charge, told, .. } = load;
         let prog_type = prog_type.ok_or(Errno::EINVAL)?;
         let modern = self.config.profile == Profile::Linux6_18;
-        if modern && (attr.u32(f::CORE_RELO_CNT) != 0 || attr.u64(f::SIGNATURE) != 0) {
+        if modern && attr.u32(f::CORE_RELO_CNT) != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
 

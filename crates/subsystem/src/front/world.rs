@@ -17,7 +17,7 @@ use skep_ebpf::uapi::MapType;
 use skep_jit::Engine;
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
-use skep_runtime::image::IMAGE_ALIGN;
+use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN};
 use skep_runtime::session::{CONTROL_NAME, Control, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
 use skep_runtime::{Machine, SlotArea, session};
 
@@ -573,6 +573,12 @@ impl World {
             tables.progs.free.push(place);
         }
         dead
+    }
+
+    /// Where the machine code of a program is executed, once anything is; its first instruction.
+    pub fn code_address(&self, place: &ProgPlace) -> Option<u64> {
+        let at = self.images + place.start * IMAGE_ALIGN + CODE_OFFSET;
+        self.control.mapped_code().map(|base| base as u64 + at as u64)
     }
 
     /// Takes a free slot: its number and its owner word.

@@ -52,6 +52,11 @@ pub(super) fn line_info(prog: &ProgObject) -> Vec<u8> {
     left.into_iter().flat_map(|(_, r)| r).collect()
 }
 
+/// The instruction of each record of [`line_info`].
+pub(super) fn places(prog: &ProgObject) -> impl Iterator<Item = u32> {
+    line_info(prog).chunks_exact(LINE_RECORD).filter_map(place).collect::<Vec<_>>().into_iter()
+}
+
 /// Records cut to the size that this kernel knows.
 fn records((size, bytes): &(u32, Vec<u8>), known: usize) -> impl Iterator<Item = Vec<u8>> {
     bytes.chunks_exact((*size as usize).max(1)).map(move |r| r.iter().take(known).copied().collect())
