@@ -4,13 +4,18 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use skep_ebpf::asm::assemble;
+use skep_ebpf::btf::{Btf, Kind};
 use skep_subsystem::front::{Config, Errno, Router, Subsystem};
 
 const MAP_CREATE: u64 = 0;
 const MAP_LOOKUP: u64 = 1;
 const MAP_UPDATE: u64 = 2;
+const PROG_LOAD: u64 = 5;
 const OBJ_PIN: u64 = 6;
 const OBJ_GET: u64 = 7;
+const LINK_CREATE: u64 = 28;
+const ITER_CREATE: u64 = 33;
 const ARRAY: u32 = 2;
 const HASH: u32 = 1;
 const RINGBUF: u32 = 27;
@@ -163,4 +168,73 @@ fn the_machine_has_as_many_cpus_as_there_are_slots() {
     let file = unsafe { std::fs::File::from_raw_fd(fd.unwrap().unwrap() as i32) };
     let text = std::io::read_to_string(&file).unwrap();
     assert_eq!(text, format!("0-{}\n", p.0.subsystem().slots() - 1));
+}
+
+/// A pinned link of an iterator is a file that is read, as `cat` does; and so is the descriptor of an iterator.
+#[test]
+fn iterators_are_read_as_files() {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|b| Btf::parse(&b).ok());
+    let Some(types) = types else {
+        eprintln!("skipped: this kernel tells nobody its types");
+        return;
+    };
+    let on = types.find("bpf_iter_bpf_map", |k| matches!(k, Kind::Func { .. })).expect("an iterator");
+    let config = Config { kernel_btf: Some(Arc::new(types)), ..Config::default() };
+    let process = Process(Router::own(Arc::new(Subsystem::new(config).unwrap())).unwrap());
+    // Eight bytes for each map.
+    let text = "r6 = *(u64 *)(r1 +0)
+        r7 = *(u64 *)(r1 +8)
+        if r7 == 0 goto end
+        r1 = 0x0a70616d20656e6f ll
+        *(u64 *)(r10 -8) = r1
+        r1 = *(u64 *)(r6 +0)
+        r2 = r10
+        r2 += -8
+        w3 = 8
+        call seq_write#127
+    end:
+        w0 = 0
+        exit";
+    let code: Vec<u8> = assemble(text).unwrap().iter().flat_map(|i| i.to_bytes()).collect();
+    let mut attr = [0u8; 112];
+    let mut put = |at: usize, bytes: &[u8]| attr[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &26u32.to_ne_bytes());
+    put(4, &(code.len() as u32 / 8).to_ne_bytes());
+    put(8, &(code.as_ptr() as u64).to_ne_bytes());
+    put(16, &(c"GPL".as_ptr() as u64).to_ne_bytes());
+    put(68, &28u32.to_ne_bytes());
+    put(108, &on.to_ne_bytes());
+    let prog = process.bpf(PROG_LOAD, &mut attr).unwrap();
+    let mut attr = [0u8; 28];
+    attr[0..4].copy_from_slice(&(prog as u32).to_ne_bytes());
+    attr[8..12].copy_from_slice(&28u32.to_ne_bytes());
+    let link = process.bpf(LINK_CREATE, &mut attr).unwrap();
+    let _maps = [process.map(ARRAY, 0), process.map(HASH, 0)];
+    let mut attr = [0u8; 8];
+    attr[0..4].copy_from_slice(&(link as u32).to_ne_bytes());
+    let iter = process.bpf(ITER_CREATE, &mut attr).unwrap();
+    let path = c"/sys/fs/bpf/maps";
+    process.pin(OBJ_PIN, path, link as i32).unwrap();
+    let call = |nr: i64, args: [u64; 6]| process.0.dispatch(nr, args);
+    let opened = call(libc::SYS_open, [path.as_ptr() as u64, 0, 0, 0, 0, 0]).expect("the file is ours").unwrap();
+    for fd in [iter, opened] {
+        let mut text = Vec::new();
+        loop {
+            let mut part = [0u8; 5];
+            let args = [fd as u64, part.as_mut_ptr() as u64, part.len() as u64, 0, 0, 0];
+            match call(libc::SYS_read, args).expect("the descriptor is ours").unwrap() {
+                0 => break,
+                n => text.extend_from_slice(&part[..n as usize]),
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&text), "one map\none map\n");
+    }
+    // What is no iterator cannot be opened.
+    process.pin(OBJ_PIN, c"/sys/fs/bpf/program", prog as i32).unwrap();
+    let args = [c"/sys/fs/bpf/program".as_ptr() as u64, 0, 0, 0, 0, 0];
+    assert_eq!(call(libc::SYS_open, args), Some(Err(Errno::EIO)));
+    for fd in [prog, link, iter, opened] {
+        // SAFETY: each was given to this process, and is closed once.
+        unsafe { libc::close(fd as i32) };
+    }
 }
