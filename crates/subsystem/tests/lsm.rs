@@ -129,8 +129,8 @@ fn commands_maps_and_programs_are_vetoed() {
     assert_eq!(s.ours.subsystem.alive(), before);
     assert!(s.call(MAP_CREATE, s.map("three")) >= 0);
     s.ours.close(entries);
-    let info = std::hint::black_box([0u32; 26]);
-    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, map as u32).u32(4, 104).ptr(8, &info)), 0);
+    let mut info = [0u32; 26];
+    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, map as u32).u32(4, 104).u64(8, info.as_mut_ptr() as u64)), 0);
     let id = info[1];
     let opens = s.hang("bpf_map", &deny(0, s.at("bpf_map", "id"), id, Errno::EPERM));
     assert_eq!(s.call(MAP_BY_ID, Attrs::new(12).u32(0, id)), no(Errno::EPERM));
@@ -159,8 +159,8 @@ fn programs_are_attached_once_and_in_order() {
     assert_eq!(s.call(MAP_CREATE, s.map("a")), no(Errno(11)), "the first that says no decides");
     s.ours.close(one);
     assert_eq!(s.call(MAP_CREATE, s.map("a")), no(Errno(12)));
-    let info = std::hint::black_box([0u32; 16]);
-    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, two as u32).u32(4, 64).ptr(8, &info)), 0);
+    let mut info = [0u32; 16];
+    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, two as u32).u32(4, 64).u64(8, info.as_mut_ptr() as u64)), 0);
     assert_eq!((info[0], info[4]), (2, LSM_MAC), "a link of tracing");
     s.ours.close(two);
     assert!(s.call(MAP_CREATE, s.map("a")) >= 0);
@@ -196,9 +196,10 @@ fn hooks_are_told_of_what_goes() {
     );
     let link = s.hang("bpf_map_free", &text);
     let value = || {
-        let (key, value) = ([0u32], std::hint::black_box([0u64]));
-        assert_eq!(s.call(LOOKUP, Attrs::new(32).u32(0, counts as u32).ptr(8, &key).ptr(16, &value)), 0);
-        std::hint::black_box(value)[0]
+        let (key, mut value) = ([0u32], 0u64);
+        let attr = Attrs::new(32).u32(0, counts as u32).ptr(8, &key).u64(16, (&raw mut value) as u64);
+        assert_eq!(s.call(LOOKUP, attr), 0);
+        value
     };
     assert_eq!(value(), 0);
     let gone = s.call(MAP_CREATE, s.map("A"));
@@ -229,9 +230,9 @@ fn tokens_give_rights() {
     let folder = s.ours.subsystem.open_folder(&s.ours.client, "/sys/fs/bpf").expect("the tree");
     let token = s.call(TOKEN_CREATE, Attrs::new(8).u32(4, folder as u32));
     assert!(token >= 0, "{token}");
-    let info = std::hint::black_box([0u64; 4]);
-    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, token as u32).u32(4, 32).ptr(8, &info)), 0);
-    assert_eq!(std::hint::black_box(info), delegate.words());
+    let mut info = [0u64; 4];
+    assert_eq!(s.call(INFO, Attrs::new(16).u32(0, token as u32).u32(4, 32).u64(8, info.as_mut_ptr() as u64)), 0);
+    assert_eq!(info, delegate.words());
     let quiet = s.hang("bpf_token_capable", "r1 = *(u32 *)(r1 +8)\nw0 = 0\nif w1 != 38 goto pc+1\nr0 = -1\nexit");
     s.ours.client = Client { caps: Caps::NONE, ..Client::own(s.ours.files.clone()) };
     let lru = |flags: u32| s.map("lru").u32(0, 9).u32(16, flags).u32(76, token as u32);
