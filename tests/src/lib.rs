@@ -201,9 +201,12 @@ impl Trace {
         loop {
             match self.out.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
-                    if let Some(v) = self.take(line)
-                        && v["kind"] == kind
-                    {
+                    let Some(v) = self.take(line) else { continue };
+                    if v["kind"] == "attached" {
+                        let pids = [self.child.id()].into_iter().chain(v["pid"].as_u64().map(|p| p as u32));
+                        pids.for_each(no_page_is_writable_and_executable);
+                    }
+                    if v["kind"] == kind {
                         return v;
                     }
                 }
@@ -315,6 +318,15 @@ impl Finished {
             Value::Array(all) => all.iter().filter_map(Value::as_u64).sum(),
             one => one.as_u64().unwrap_or_else(|| panic!("not a number: {line}")),
         }
+    }
+}
+
+/// Fails if any page of a process is both; one that is gone has none.
+pub fn no_page_is_writable_and_executable(pid: u32) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let both = |line: &&str| line.split_ascii_whitespace().nth(1).is_some_and(|p| p.contains('w') && p.contains('x'));
+    if let Some(line) = maps.lines().find(both) {
+        panic!("a page of process {pid} is writable and executable: {line}");
     }
 }
 

@@ -89,6 +89,17 @@ pub enum Engine {
     Interp,
 }
 
+impl Engine {
+    /// The one that was asked for, or the fastest that is built in.
+    pub fn or_best(asked: Option<Engine>) -> skep::Engine {
+        match asked {
+            Some(Engine::Jit) => skep::Engine::Jit,
+            Some(Engine::Interp) => skep::Engine::Interpreter,
+            None => skep::Engine::default(),
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct Run {
     /// Print one JSON object
@@ -133,6 +144,9 @@ pub struct Trace {
     /// Function for programs whose section names none: [PATH:]SYMBOL[+OFFSET]; may be given several times
     #[arg(long = "func", value_name = "NAME")]
     pub funcs: Vec<String>,
+    /// Engine [default: the fastest that is built in]
+    #[arg(long)]
+    pub engine: Option<Engine>,
     /// Type of the records in a ring buffer or perf event array
     #[arg(long = "event", value_name = "MAP=STRUCT", value_parser = event)]
     pub events: Vec<(String, String)>,

@@ -40,10 +40,7 @@ pub fn main(args: &Run) -> Result<u8, Failure> {
     let data = file(&args.data_in)?;
     let ctx = file(&args.ctx_in)?;
     let input = object(&args.object)?;
-    let engine = match args.engine {
-        Some(args::Engine::Jit) => Engine::Jit,
-        Some(args::Engine::Interp) | None => Engine::Interpreter,
-    };
+    let engine = args::Engine::or_best(args.engine);
     let linker = Linker::new(&args.load);
     let mut names = args.progs.clone();
     names.extend(crate::trace::plan::called(&input.object));

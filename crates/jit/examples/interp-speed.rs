@@ -35,7 +35,10 @@ fn measure(path: &str) -> Result<f64, Error> {
     let compile = |program: &str| -> Result<_, Error> {
         let program = object.program(program, &LoadOptions::default())?;
         let verified = skep_verifier::verify(program, &skep_verifier::Options::default())?;
-        Ok(skep_jit::compile(&verified, &skep_jit::Options::default())?)
+        Ok(skep_jit::compile(
+            &verified,
+            &skep_jit::Options { engine: skep_jit::Engine::Interpreter, ..Default::default() },
+        )?)
     };
     let (setup, work) = (compile("setup")?, compile("work")?);
     let packet = [0u8; 64];

@@ -29,9 +29,10 @@ use tuning::Tuning;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Engine {
     /// The interpreter.
-    #[default]
+    #[cfg_attr(not(target_arch = "x86_64"), default)]
     Interpreter,
     /// Machine code.
+    #[cfg_attr(target_arch = "x86_64", default)]
     Jit,
 }
 

@@ -206,7 +206,19 @@ impl Session {
             probes: probes.to_vec(),
             agent: Some(agent),
         };
-        injector.attach(&request)
+        let attached = injector.attach(&request);
+        no_page_is_writable_and_executable(pid);
+        attached
+    }
+}
+
+/// At no attach, and in no process.
+fn no_page_is_writable_and_executable(pid: u32) {
+    for pid in [pid, std::process::id()] {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let both =
+            |line: &&str| line.split_ascii_whitespace().nth(1).is_some_and(|p| p.contains('w') && p.contains('x'));
+        assert_eq!(maps.lines().find(both), None, "process {pid}");
     }
 }
 

@@ -87,7 +87,9 @@ impl World {
                 let mut program = Program::new("test", ProgType::Kprobe, "GPL", insns.to_vec());
                 program.maps = maps.to_vec().into();
                 let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
-                let compiled = skep_jit::compile(&verified, &skep_jit::Options::default()).unwrap();
+                // Where these tests have the control arena nothing can be executed.
+                let options = skep_jit::Options { engine: skep_jit::Engine::Interpreter, ..Default::default() };
+                let compiled = skep_jit::compile(&verified, &options).unwrap();
                 let prog = session.add(&compiled);
                 session.link(prog, kind)
             })

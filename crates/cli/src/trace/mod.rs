@@ -19,7 +19,7 @@ use skep::subsystem::signals::EndSignals;
 use skep::subsystem::spawn::Held;
 use skep::subsystem::target;
 
-use crate::args::Trace;
+use crate::args::{self, Trace};
 use crate::load::{Linker, object};
 use crate::places::Places;
 use crate::road;
@@ -63,7 +63,8 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     names.retain(|name| seen.insert(name.clone()));
     let programs = names.iter().map(|name| road::verified(&input.object, &linker, name));
     let programs = programs.collect::<Result<Vec<_>, _>>()?;
-    let options = Options { links: plan.placements.len() as u32, ..Options::default() };
+    let engine = args::Engine::or_best(args.engine);
+    let options = Options { links: plan.placements.len() as u32, engine, ..Options::default() };
     let mut session = road::session(programs, &options)?;
     let probes = link(&mut session, &plan.placements)?;
 

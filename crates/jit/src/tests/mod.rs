@@ -21,7 +21,7 @@ use crate::{CompileError, Compiled, Engine, Options, Source, translate};
 
 /// Compiles bytecode that the test answers for.
 fn compile(prog_type: ProgType, insns: &[Insn]) -> Result<Compiled, CompileError> {
-    compile_for(prog_type, insns, &Options::default())
+    compile_for(prog_type, insns, &Options { engine: Engine::Interpreter, ..Options::default() })
 }
 
 /// Options for machine code.

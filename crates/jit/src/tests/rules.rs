@@ -155,3 +155,24 @@ fn refusals_name_the_thing() {
     let map = compile(ProgType::Kprobe, &[insn(0x18, 1, 5, 0, 0), insn(0, 0, 0, 0, 0), exit()]).unwrap_err();
     assert!(map.to_string().contains("a map that the program does not have"), "{map}");
 }
+
+#[test]
+fn no_page_is_writable_and_executable() {
+    let insns = [insn(MOV64K, 0, 0, 0, 7), exit()];
+    let program = super::compile_for(ProgType::SocketFilter, &insns, &super::jit()).unwrap();
+    let mut session = super::support::Session::new(&[]).unwrap();
+    let prog = session.add(&program);
+    assert_eq!(session.run(prog, &mut []).retval, 7);
+    let own = program.image_ptr().unwrap() as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut found = false;
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (range, prot) = (words.next().unwrap(), words.next().unwrap());
+        assert!(!(prot.contains('w') && prot.contains('x')), "{line}");
+        let (start, end) = range.split_once('-').unwrap();
+        let at = |x| usize::from_str_radix(x, 16).unwrap();
+        found |= (at(start)..at(end)).contains(&own) && prot.starts_with("r-x");
+    }
+    assert!(found, "the code is somewhere else");
+}

@@ -14,7 +14,7 @@ use super::code::{self, Stubs};
 use super::plan::Plan;
 use super::procfs::{Auxv, Mapping, at};
 use super::ptrace::Tid;
-use super::remote::{Channel, Remote, SCRATCH};
+use super::remote::{Access, Channel, Remote, SCRATCH};
 use super::sigtrap::Handler;
 use super::unwind;
 use super::world::World;
@@ -437,27 +437,28 @@ impl Mapper<'_, '_> {
     }
 
     fn map_shared(&mut self, channel: &Channel, session: &Session, block: &Block) -> Result<SharedAt, AttachError> {
-        let control = self.share(channel, &session.control, 0, false)?;
-        let shared = self.share(channel, &session.shared, 0, true)?;
+        let control = self.share(channel, &session.control, 0, Access::Execute)?;
+        let shared = self.share(channel, &session.shared, 0, Access::Write)?;
         let mut maps = Vec::new();
         for map in &session.maps {
             maps.push(self.share_map(channel, map)?);
         }
-        let block_at = channel.map(self.remote, block.fd(), 0..block.size(), false)?;
+        let block_at = channel.map(self.remote, block.fd(), 0..block.size(), Access::Read)?;
         self.regions.push(block_at..block_at + block.size());
         Ok((control, shared, maps, block_at))
     }
 
-    fn share(&mut self, channel: &Channel, memory: &SharedFd, offset: u64, writable: bool) -> Result<u64, AttachError> {
+    fn share(&mut self, channel: &Channel, memory: &SharedFd, offset: u64, access: Access) -> Result<u64, AttachError> {
         let size = memory.size.next_multiple_of(PAGE);
-        let address = channel.map(self.remote, memory.fd.as_fd(), offset..offset + size, writable)?;
+        let address = channel.map(self.remote, memory.fd.as_fd(), offset..offset + size, access)?;
         self.regions.push(address..address + size);
         Ok(address)
     }
 
     fn share_map(&mut self, channel: &Channel, map: &MapFd) -> Result<MappedMap, AttachError> {
         let (of, writable) = (MappedMap::identity(map)?, map.writable);
-        let address = self.share(channel, &map.memory, map.offset, writable)?;
+        let access = if writable { Access::Write } else { Access::Read };
+        let address = self.share(channel, &map.memory, map.offset, access)?;
         let (header, size) = (map.header_offset, map.memory.size.next_multiple_of(PAGE));
         Ok(MappedMap { of, header, writable, address, size })
     }

@@ -262,7 +262,7 @@ impl Channel {
         remote: &mut Remote,
         fd: BorrowedFd,
         part: Range<u64>,
-        writable: bool,
+        access: Access,
     ) -> Result<u64, AttachError> {
         send_fd(self.ours.as_fd(), fd).map_err(|e| AttachError::os("sendmsg to the target", &e))?;
         // struct msghdr, struct iovec, one byte, and room for one descriptor.
@@ -280,7 +280,11 @@ impl Channel {
             return Err(AttachError::Remote { pid: remote.world.pid, call: "recvmsg of a descriptor".into(), errno });
         }
         let received = remote.world.memory.word(control + 16)? & 0xffff_ffff;
-        let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        let prot = match access {
+            Access::Read => libc::PROT_READ,
+            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+            Access::Execute => libc::PROT_READ | libc::PROT_EXEC,
+        };
         let args = [0, part.end - part.start, prot as u64, libc::MAP_SHARED as u64, received, part.start];
         let mapped = remote.syscall("mmap", libc::SYS_mmap, args);
         remote.syscall("close", libc::SYS_close, [received, 0, 0, 0, 0, 0])?;
@@ -298,6 +302,17 @@ impl Channel {
         }
         Ok(())
     }
+}
+
+/// What a target may do with memory that is shared with it. Nothing is ever writable and executable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    Write,
+    /// Read it and run the machine code in it.
+    Execute,
 }
 
 /// Duplicates a descriptor of another process into ours.
