@@ -14,7 +14,7 @@ mod straight;
 #[path = "../../../crates/jit/tests/support/mod.rs"]
 mod support;
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, OsStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ const SLICE: Duration = Duration::from_millis(3);
 const PACKET: [u8; 64] = [0; 64];
 /// Workloads of arithmetic and memory alone.
 const COMPUTE: [&str; 8] = ["alu64", "sha256", "bytes", "crc32", "bsearch", "parse", "fib", "primes"];
+/// More of the same, from `benches/workloads`.
+const MORE: [&str; 6] = ["siphash", "matmul", "base64", "sort", "div64", "utf8"];
 /// The rest, with how often each does what it measures.
 const OTHERS: [(&str, f64); 6] = [
     ("calls", 512.0),
@@ -54,6 +56,16 @@ fn main() {
     let objects = scratch().join("bench-jit");
     let built = Command::new(sources.join("build")).arg(&objects).status();
     assert!(built.is_ok_and(|s| s.success()), "the workloads cannot be built with clang-19");
+    let own = root().join("benches/workloads");
+    for name in MORE {
+        let (from, to) = (own.join(format!("{name}.c")), objects.join(format!("{name}.o")));
+        let clang = Command::new("clang-19")
+            .args(["-g", "-O2", "-mcpu=v3", "-target", "bpf", "-Wno-everything", "-I"])
+            .arg(&sources)
+            .args([OsStr::new("-c"), from.as_os_str(), OsStr::new("-o"), to.as_os_str()])
+            .status();
+        assert!(clang.is_ok_and(|s| s.success()), "{name} cannot be built with clang-19");
+    }
     steady();
     let with_kernel = kernel::available();
 
@@ -63,7 +75,7 @@ fn main() {
     println!("| workload | skep | interpreter | kernel | native -O2 | rbpf | skep/kernel | skep/native |");
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let (mut to_kernel, mut to_native, mut each) = (Vec::new(), Vec::new(), Vec::new());
-    for name in COMPUTE.into_iter().chain(OTHERS.map(|(n, _)| n)) {
+    for name in COMPUTE.into_iter().chain(MORE).chain(OTHERS.map(|(n, _)| n)) {
         let row = Workload::open(name, &sources, &objects, with_kernel).measure(rounds);
         let [skep, interp, kernel, native, rbpf] = row;
         println!(
@@ -76,7 +88,7 @@ fn main() {
             ratio(skep / kernel),
             ratio(skep / native)
         );
-        if COMPUTE.contains(&name) {
+        if COMPUTE.contains(&name) || MORE.contains(&name) {
             to_kernel.push(skep / kernel);
             to_native.push(skep / native);
         }
@@ -84,12 +96,13 @@ fn main() {
             each.push(format!("{name} {:.2} ns (kernel {:.2})", skep / n, kernel / n));
         }
     }
-    println!(
-        "\ngeometric mean of the {} compute workloads: {:.3} of the kernel's time, {:.3} of native",
-        COMPUTE.len(),
-        geomean(&to_kernel),
-        geomean(&to_native)
-    );
+    for n in [COMPUTE.len(), COMPUTE.len() + MORE.len()] {
+        println!(
+            "\ngeometric mean of the first {n} workloads: {:.3} of the kernel's time, {:.3} of native",
+            geomean(&to_kernel[..n]),
+            geomean(&to_native[..n])
+        );
+    }
     println!("each: {}", each.join(", "));
     sizes(rounds.min(7), with_kernel);
 }
@@ -251,7 +264,9 @@ impl Workload {
 
 /// clang's code for the host, of workloads without maps.
 fn native(name: &str, sources: &Path) -> Option<Native> {
-    let source = std::fs::read_to_string(sources.join(format!("{name}.c"))).ok()?;
+    let file = format!("{name}.c");
+    let source = std::fs::read_to_string(sources.join(&file));
+    let source = source.or_else(|_| std::fs::read_to_string(root().join("benches/workloads").join(&file))).ok()?;
     if source.contains("maps.h") {
         return None;
     }

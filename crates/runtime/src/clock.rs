@@ -30,10 +30,12 @@ const DT_SYMTAB: u64 = 6;
 /// # Safety
 /// `proc` is the block of this process, or null.
 pub(crate) unsafe fn monotonic(proc: *const Proc) -> u64 {
+    /// The cache of a process that is not probed.
+    static OWN: AtomicU64 = AtomicU64::new(0);
     // SAFETY: the caller's promise.
-    match unsafe { proc.as_ref().map(|p| function(&p.ret_head().clock)) } {
-        None | Some(NONE) => sys::clock_ns(sys::clock::MONOTONIC),
-        Some(address) => {
+    match function(unsafe { proc.as_ref().map_or(&OWN, |p| &p.ret_head().clock) }) {
+        NONE => sys::clock_ns(sys::clock::MONOTONIC),
+        address => {
             let mut ts = [0u64; 2];
             // SAFETY: the address is that of the vDSO's function, which has this type and writes a timespec.
             unsafe {

@@ -18,7 +18,7 @@ pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES
 /// Ring buffer records that a program may hold at once.
 pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
-pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 24;
+pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 32;
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -49,6 +49,8 @@ pub struct SlotArea {
     pub(crate) pad: u32,
     /// State of `get_prandom_u32`; 0 before its first use.
     pub(crate) random: u64,
+    /// What `get_current_pid_tgid` found last; 0 before.
+    pub(crate) ids: u64,
     /// See `thread.rs`. The one field that others than the slot's holder look at.
     pub(crate) claim: AtomicU64,
     pub(crate) scratch: [u8; SCRATCH],

@@ -110,6 +110,29 @@ fn map0f(w: bool) -> Form {
     Form { w, map: 0x0f, ..PLAIN }
 }
 
+/// Up to eight bytes, put together without a branch: which of them an instruction has is hard to predict.
+#[derive(Clone, Copy, Default)]
+struct Short {
+    bytes: u64,
+    /// In bits.
+    len: u32,
+}
+
+impl Short {
+    #[inline]
+    fn byte(&mut self, b: u8) {
+        self.bytes |= u64::from(b) << self.len;
+        self.len += 8;
+    }
+
+    /// A byte that may not be there.
+    #[inline]
+    fn maybe(&mut self, b: u8, there: bool) {
+        self.bytes |= u64::from(if there { b } else { 0 }) << self.len;
+        self.len += 8 * u32::from(there);
+    }
+}
+
 /// Bytes of code.
 #[derive(Default)]
 pub(crate) struct Asm {
@@ -127,29 +150,39 @@ impl Asm {
         self.bytes.extend_from_slice(&imm.to_le_bytes());
     }
 
+    /// Prefixes and opcode of an instruction.
+    #[inline]
+    fn opening(f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) -> Short {
+        let mut s = Short::default();
+        s.maybe(f.prefix, f.prefix != 0);
+        let rex = u8::from(f.w) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
+        let low = |r: u8| r & 12 == 4;
+        s.maybe(0x40 | rex, rex != 0 || (f.byte && (low(reg) || (byte_rm && low(base)))));
+        s.maybe(0x0f, f.map != 0);
+        s.maybe(f.map, f.map > 0x0f);
+        s.byte(opcode);
+        s
+    }
+
+    #[inline]
+    fn put(&mut self, s: Short) {
+        // All eight bytes and back again: there is nothing to decide.
+        let end = self.bytes.len() + s.len as usize / 8;
+        self.bytes.extend_from_slice(&s.bytes.to_le_bytes());
+        self.bytes.truncate(end);
+    }
+
     #[inline]
     fn head(&mut self, f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) {
-        if f.prefix != 0 {
-            self.b(f.prefix);
-        }
-        let rex = u8::from(f.w) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
-        let low = |r: u8| (4..8).contains(&r);
-        if rex != 0 || (f.byte && (low(reg) || (byte_rm && low(base)))) {
-            self.b(0x40 | rex);
-        }
-        match f.map {
-            0 => {}
-            0x0f => self.b(0x0f),
-            second => self.bytes.extend_from_slice(&[0x0f, second]),
-        }
-        self.b(opcode);
+        self.put(Asm::opening(f, opcode, reg, index, base, byte_rm));
     }
 
     /// An instruction with a register as its r/m operand.
     #[inline]
     fn rr(&mut self, f: Form, opcode: u8, reg: u8, rm: Reg) {
-        self.head(f, opcode, reg, 0, rm.0, true);
-        self.b(0xc0 | (reg & 7) << 3 | rm.0 & 7);
+        let mut s = Asm::opening(f, opcode, reg, 0, rm.0, true);
+        s.byte(0xc0 | (reg & 7) << 3 | rm.0 & 7);
+        self.put(s);
     }
 
     /// An instruction with memory as its r/m operand.
@@ -163,30 +196,31 @@ impl Asm {
             // The stack pointer cannot be an index, but any two registers can change places.
             m => m,
         };
-        let (base, index) = (m.base.map_or(0, |b| b.0), m.index.map_or(0, |(i, _)| i.0));
-        self.head(f, opcode, reg, index, base, false);
-        let reg = (reg & 7) << 3;
-        let scale = m.index.map_or(0, |(_, s)| s & 3) << 6;
-        let Some(b) = m.base else {
-            let index = m.index.map_or(4 << 3, |(i, _)| (i.0 & 7) << 3);
-            self.bytes.extend_from_slice(&[reg | 4, scale | index | 5]);
+        let (index, scale) = m.index.map_or((4, 0), |(i, s)| (i.0, s & 3));
+        // No index is that of the stack pointer.
+        let extension = if m.index.is_some() { index } else { 0 };
+        let base = m.base.map_or(0, |b| b.0);
+        let mut s = Asm::opening(f, opcode, reg, extension, base, false);
+        let (reg, sib) = ((reg & 7) << 3, scale << 6 | (index & 7) << 3);
+        if m.base.is_none() {
+            s.byte(reg | 4);
+            s.byte(sib | 5);
+            self.put(s);
             return self.d(m.disp);
-        };
-        let mode = match m.disp {
-            0 if b.0 & 7 != 5 => 0,
-            -128..=127 => 1,
-            _ => 2,
-        };
-        match m.index {
-            None if b.0 & 7 != RSP.0 => self.b(mode << 6 | reg | b.0 & 7),
-            None => self.bytes.extend_from_slice(&[mode << 6 | reg | 4, 0x20 | b.0 & 7]),
-            Some((i, _)) => self.bytes.extend_from_slice(&[mode << 6 | reg | 4, scale | (i.0 & 7) << 3 | b.0 & 7]),
         }
-        match mode {
-            0 => {}
-            1 => self.b(m.disp as u8),
-            _ => self.d(m.disp),
-        }
+        let short = i8::try_from(m.disp).is_ok();
+        let (mode, bytes) = match (m.disp == 0 && base & 7 != 5, short) {
+            (true, _) => (0, 0),
+            (false, true) => (1 << 6, 1),
+            (false, false) => (2 << 6, 4),
+        };
+        let indexed = m.index.is_some() || base & 7 == RSP.0;
+        s.byte(mode | reg | if indexed { 4 } else { base & 7 });
+        s.maybe(sib | base & 7, indexed);
+        self.put(s);
+        let end = self.bytes.len() + bytes;
+        self.d(m.disp);
+        self.bytes.truncate(end);
     }
 
     #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]

@@ -31,6 +31,8 @@ pub(crate) struct Emitter<'a> {
     /// Formulas of registers that are not in their place, and which those are.
     pub(crate) lazy: [Lazy; 16],
     pub(crate) pending: u16,
+    /// Registers that those formulas refer to, and maybe others.
+    pub(crate) referred: u16,
     /// What is live behind the instruction, by halves and as registers.
     pub(crate) live: Live,
     pub(crate) after: u16,
@@ -88,6 +90,7 @@ impl<'a> Emitter<'a> {
             layout,
             lazy: [Lazy::No; 16],
             pending: 0,
+            referred: 0,
             live: 0,
             after: 0,
             zero: 0,

@@ -43,6 +43,8 @@ pub(crate) struct Flow {
     pub(crate) functions: Vec<Function>,
     /// What each instruction does to registers.
     pub(crate) effects: Vec<Effects>,
+    /// Calls of functions of the program: where, and of which.
+    subs: Vec<(usize, u32)>,
     /// What is live behind each instruction.
     pub(crate) live: Vec<Live>,
     /// Registers whose upper halves are zero in front of each instruction.
@@ -51,14 +53,15 @@ pub(crate) struct Flow {
 
 /// Analyses a program; short branches around a move become selects. `starts` are the functions' first instructions
 /// and frames, in order.
-pub(crate) fn analyse(ops: &mut [Op], starts: &[(usize, u32)], optimise: bool) -> Flow {
-    let mut leader = leaders(ops, starts);
+pub(crate) fn analyse(ops: &mut [Op], mut effects: Vec<Effects>, starts: &[(usize, u32)], optimise: bool) -> Flow {
+    let (mut leader, subs) = leaders(ops, starts);
     if optimise {
-        selects(ops, &mut leader);
+        selects(ops, &mut effects, &mut leader);
     }
     let mut flow = Flow {
         functions: Vec::with_capacity(starts.len()),
-        effects: ops.iter().map(|op| op.effects()).collect(),
+        effects,
+        subs,
         live: vec![0; ops.len()],
         zero: vec![0; ops.len()],
     };
@@ -71,14 +74,16 @@ pub(crate) fn analyse(ops: &mut [Op], starts: &[(usize, u32)], optimise: bool) -
     // Callees first. Recursion was refused, so this ends.
     let mut done = vec![false; starts.len()];
     for n in 0..starts.len() {
-        flow.function(ops, starts, n, &mut done, 0);
+        flow.function(starts, n, &mut done, 0);
     }
     flow
 }
 
-/// How often something jumps to each instruction; `FALLS` where a function or the code behind a jump begins.
-fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> Vec<u32> {
+/// How often something jumps to each instruction, `FALLS` where a function or the code behind a jump begins; and all
+/// calls.
+fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> (Vec<u32>, Vec<(usize, u32)>) {
     const FALLS: u32 = 1;
+    let mut subs = Vec::new();
     let mut leader = vec![0u32; ops.len() + 1];
     for &(start, _) in starts {
         leader[start] += FALLS;
@@ -94,10 +99,11 @@ fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> Vec<u32> {
                 leader[i + 1] += FALLS;
             }
             Op::Exit | Op::Trap => leader[i + 1] += FALLS,
+            Op::Sub { target } => subs.push((i, target)),
             _ => {}
         }
     }
-    leader
+    (leader, subs)
 }
 
 fn mark(leader: &mut [u32], at: usize) {
@@ -107,7 +113,7 @@ fn mark(leader: &mut [u32], at: usize) {
 }
 
 /// `if c goto T; d = s; T:` and `if c goto T; d = s; goto T` become a select.
-fn selects(ops: &mut [Op], leader: &mut [u32]) {
+fn selects(ops: &mut [Op], effects: &mut [Effects], leader: &mut [u32]) {
     for i in 0..ops.len().saturating_sub(2) {
         let (Op::Branch { cond, target }, Op::Mov { wide, dst, src }) = (ops[i], ops[i + 1]) else { continue };
         // Only the branch itself makes the move the start of a block.
@@ -121,6 +127,7 @@ fn selects(ops: &mut [Op], leader: &mut [u32]) {
         }
         ops[i] = Op::Select { cond, wide, dst, src };
         ops[i + 1] = Op::Nop;
+        (effects[i], effects[i + 1]) = (ops[i].effects(), ops[i + 1].effects());
         leader[i + 1] -= 1;
         leader[target] -= 1;
     }
@@ -182,7 +189,7 @@ impl Flow {
         self.functions.binary_search_by_key(&(start as usize), |f| f.start).ok()
     }
 
-    fn function(&mut self, ops: &[Op], starts: &[(usize, u32)], n: usize, done: &mut [bool], depth: usize) {
+    fn function(&mut self, starts: &[(usize, u32)], n: usize, done: &mut [bool], depth: usize) {
         if done[n] || depth > starts.len() {
             return;
         }
@@ -190,12 +197,12 @@ impl Flow {
         let (start, end) = (self.functions[n].start, self.functions[n].end);
         let mut f = std::mem::take(&mut self.functions[n]);
         f.start = start;
-        for i in start..end {
-            if let Op::Sub { target } = ops[i]
-                && let Ok(callee) = starts.binary_search_by_key(&(target as usize), |&(s, _)| s)
-            {
+        let calls = self.subs.partition_point(|s| s.0 < start)..self.subs.partition_point(|s| s.0 < end);
+        for n_call in calls {
+            let (i, target) = self.subs[n_call];
+            if let Ok(callee) = starts.binary_search_by_key(&(target as usize), |&(s, _)| s) {
                 self.functions[n].start = start;
-                self.function(ops, starts, callee, done, depth + 1);
+                self.function(starts, callee, done, depth + 1);
                 let c = &self.functions[callee];
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
@@ -204,21 +211,11 @@ impl Flow {
             }
         }
         self.liveness(&mut f);
-        let (mut saved, mut traits) = (0, 0);
-        for b in f.blocks.iter().filter(|b| b.reachable) {
-            for (e, &live) in self.effects[b.start..b.end].iter().zip(&self.live[b.start..b.end]) {
-                // What nobody needs is not emitted.
-                if !e.dead(live) {
-                    saved |= if e.traits & trait_bits::ENDS == 0 { e.kills } else { 0 };
-                    traits |= e.traits;
-                }
-            }
-        }
+        let (saved, traits) = self.zeros(&mut f.blocks);
         f.uses_fp |= traits & trait_bits::FP != 0;
         f.calls_out |= traits & trait_bits::OUT != 0;
         f.uses_env |= traits & trait_bits::ENV != 0;
         f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| saved >> r & 1 != 0).collect();
-        self.zeros(&mut f.blocks);
         f.needs = f.blocks.first().map_or(0, |b| b.live_in) & ARGUMENTS;
         self.functions[n] = f;
     }
@@ -249,7 +246,9 @@ impl Flow {
         }
     }
 
-    fn zeros(&mut self, blocks: &mut [Block]) {
+    /// Fills in the upper halves that are zero; what is overwritten in all, and all traits.
+    fn zeros(&mut self, blocks: &mut [Block]) -> (Live, u8) {
+        let (mut saved, mut traits) = (0, 0);
         if let Some(first) = blocks.first_mut() {
             first.zero_in = 0;
         }
@@ -265,6 +264,10 @@ impl Flow {
                 for ((e, &live), zero) in known.zip(&mut self.zero[range]) {
                     *zero = state;
                     state = e.zero_after(state, live);
+                    // What nobody needs is not emitted.
+                    let emitted = !e.dead(live);
+                    saved |= if emitted && e.traits & trait_bits::ENDS == 0 { e.kills } else { 0 };
+                    traits |= if emitted { e.traits } else { 0 };
                 }
                 for s in b.next.into_iter().flatten() {
                     let next = &mut blocks[s as usize];
@@ -274,7 +277,7 @@ impl Flow {
                 }
             }
             if !changed {
-                break;
+                break (saved, traits);
             }
         }
     }

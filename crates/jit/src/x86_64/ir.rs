@@ -128,7 +128,7 @@ pub(crate) fn decode(insns: &[Insn]) -> Vec<Op> {
     ops
 }
 
-fn single(insn: Insn, i: usize) -> Op {
+pub(crate) fn single(insn: Insn, i: usize) -> Op {
     match insn.class() {
         class::ALU | class::ALU64 => arithmetic(insn),
         class::JMP | class::JMP32 => jump(insn, i),
@@ -139,19 +139,43 @@ fn single(insn: Insn, i: usize) -> Op {
     }
 }
 
+/// Arithmetic by the upper half of its opcode: one look where most instructions differ.
+const BINARY: [Option<Bin>; 16] = {
+    let mut all = [None; 16];
+    all[alu::ADD as usize >> 4] = Some(Bin::Add);
+    all[alu::SUB as usize >> 4] = Some(Bin::Sub);
+    all[alu::MUL as usize >> 4] = Some(Bin::Mul);
+    all[alu::AND as usize >> 4] = Some(Bin::And);
+    all[alu::OR as usize >> 4] = Some(Bin::Or);
+    all[alu::XOR as usize >> 4] = Some(Bin::Xor);
+    all[alu::LSH as usize >> 4] = Some(Bin::Shl);
+    all[alu::RSH as usize >> 4] = Some(Bin::Shr);
+    all[alu::ARSH as usize >> 4] = Some(Bin::Sar);
+    all
+};
+
+/// Conditions likewise.
+const TESTS: [Test; 16] = {
+    let mut all = [Test::Set; 16];
+    all[jmp::JEQ as usize >> 4] = Test::Cmp(Cc::E);
+    all[jmp::JNE as usize >> 4] = Test::Cmp(Cc::Ne);
+    all[jmp::JGT as usize >> 4] = Test::Cmp(Cc::A);
+    all[jmp::JGE as usize >> 4] = Test::Cmp(Cc::Ae);
+    all[jmp::JLT as usize >> 4] = Test::Cmp(Cc::B);
+    all[jmp::JLE as usize >> 4] = Test::Cmp(Cc::Be);
+    all[jmp::JSGT as usize >> 4] = Test::Cmp(Cc::G);
+    all[jmp::JSGE as usize >> 4] = Test::Cmp(Cc::Ge);
+    all[jmp::JSLT as usize >> 4] = Test::Cmp(Cc::L);
+    all[jmp::JSLE as usize >> 4] = Test::Cmp(Cc::Le);
+    all
+};
+
 fn arithmetic(insn: Insn) -> Op {
     let (wide, dst, src) = (insn.class() == class::ALU64, insn.dst(), src(insn));
-    let bin = |op| Op::Bin { op, wide, dst, src };
+    if let Some(op) = BINARY[usize::from(insn.op() >> 4)] {
+        return Op::Bin { op, wide, dst, src };
+    }
     match insn.op() {
-        alu::ADD => bin(Bin::Add),
-        alu::SUB => bin(Bin::Sub),
-        alu::MUL => bin(Bin::Mul),
-        alu::AND => bin(Bin::And),
-        alu::OR => bin(Bin::Or),
-        alu::XOR => bin(Bin::Xor),
-        alu::LSH => bin(Bin::Shl),
-        alu::RSH => bin(Bin::Shr),
-        alu::ARSH => bin(Bin::Sar),
         alu::DIV => Op::Div { signed: insn.off == 1, rem: false, wide, dst, src },
         alu::MOD => Op::Div { signed: insn.off == 1, rem: true, wide, dst, src },
         alu::NEG => Op::Neg { wide, dst },
@@ -183,19 +207,7 @@ fn jump(insn: Insn, i: usize) -> Op {
         CALL => return Op::Helper { id: insn.imm as u32, args: arguments(insn.imm as u32) },
         _ => {}
     }
-    let test = match insn.op() {
-        jmp::JEQ => Test::Cmp(Cc::E),
-        jmp::JNE => Test::Cmp(Cc::Ne),
-        jmp::JGT => Test::Cmp(Cc::A),
-        jmp::JGE => Test::Cmp(Cc::Ae),
-        jmp::JLT => Test::Cmp(Cc::B),
-        jmp::JLE => Test::Cmp(Cc::Be),
-        jmp::JSGT => Test::Cmp(Cc::G),
-        jmp::JSGE => Test::Cmp(Cc::Ge),
-        jmp::JSLT => Test::Cmp(Cc::L),
-        jmp::JSLE => Test::Cmp(Cc::Le),
-        _ => Test::Set,
-    };
+    let test = TESTS[usize::from(insn.op() >> 4)];
     let cond = Cond { test, wide: insn.class() == class::JMP, a: insn.dst(), b: src(insn) };
     Op::Branch { cond, target: to(i32::from(insn.off)) }
 }
@@ -283,7 +295,7 @@ impl Cond {
 
 /// What an instruction does to registers: all that liveness and upper halves are worked out from, so that each
 /// instruction is looked at once.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Effects {
     /// Halves that it overwrites.
     pub(crate) kills: Live,
@@ -343,6 +355,25 @@ impl Effects {
         let dead = self.traits & PURE != 0 && out & self.kills == 0;
         let mirrors = if out & self.kills & UPPER != 0 { self.mirrors } else { 0 };
         if dead { out } else { out & !self.kills | self.uses | mirrors }
+    }
+
+    /// The same of other registers.
+    #[inline]
+    pub(crate) fn on(self, a: u8, dst: u8, b: u8, src: u8) -> Effects {
+        let both = |m: Live| (m >> a & 0x1_0001) << dst | (m >> b & 0x1_0001) << src;
+        let (uses, mirrors) = (both(self.uses), both(self.mirrors));
+        let fp = if (uses | mirrors) & (0x1_0001 << 10) != 0 { FP } else { 0 };
+        let lost = !self.keeps >> a & 1;
+        Effects {
+            kills: both(self.kills),
+            uses,
+            mirrors,
+            keeps: !(lost << dst),
+            dst: if lost != 0 { dst } else { 0 },
+            src: if self.src != 0 { src } else { 0 },
+            rule: self.rule,
+            traits: self.traits | fp,
+        }
     }
 
     /// True if nobody needs what it does.

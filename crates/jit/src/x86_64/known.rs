@@ -10,8 +10,9 @@ use super::asm::Size;
 use super::emit::Emitter;
 use super::ir::{Bin, Op, Src};
 
-/// Registers that always hold the same number become that number.
-pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) {
+/// Registers that always hold the same number become that number; in which instructions.
+pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) -> Vec<u32> {
+    let mut changed = Vec::new();
     for (i, (op, insn)) in ops.iter_mut().zip(known.insns()).enumerate() {
         let Some(k) = known.facts(i).src.constant() else { continue };
         let shift = matches!(op, Op::Bin { op: Bin::Shl | Bin::Shr | Bin::Sar, .. });
@@ -30,8 +31,12 @@ pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) {
             *src = Src::Imm(k as i32 & if wide { 63 } else { 31 });
         } else if !wide || i32::try_from(k as i64).is_ok() {
             *src = Src::Imm(k as i32);
+        } else {
+            continue;
         }
+        changed.push(i as u32);
     }
+    changed
 }
 
 /// The largest number of so many bits that has no sign.

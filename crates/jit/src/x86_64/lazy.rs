@@ -160,11 +160,27 @@ impl Emitter<'_> {
                 self.lazy[usize::from(r)] = Lazy::No;
             }
             self.pending &= needed;
+            self.none_pending();
+        }
+    }
+
+    /// Nothing refers to anything any more, if so.
+    #[inline]
+    fn none_pending(&mut self) {
+        if self.pending == 0 {
+            self.referred = 0;
         }
     }
 
     /// Settles what refers to a register that is about to be overwritten.
+    #[inline]
     pub(crate) fn spill(&mut self, r: u8) {
+        if self.referred >> r & 1 != 0 {
+            self.spill_all(r);
+        }
+    }
+
+    fn spill_all(&mut self, r: u8) {
         for other in bits(self.pending & !(1 << r)) {
             if self.lazy(other).refs() >> r & 1 != 0 {
                 self.force(other);
@@ -207,6 +223,7 @@ impl Emitter<'_> {
         }
         self.lazy[usize::from(dst)] = lazy;
         self.pending |= 1 << dst;
+        self.referred |= lazy.refs();
     }
 
     /// Puts a register's value in its place.

@@ -11,6 +11,7 @@ mod alu;
 mod asm;
 mod control;
 mod div;
+mod effects;
 mod emit;
 mod flow;
 mod ir;
@@ -40,11 +41,10 @@ pub(crate) struct Native {
 pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Native {
     let mut ops = ir::decode(source.insns);
     let known = source.known.filter(|_| tuning.optimise);
-    if let Some(known) = known {
-        known::constants(&mut ops, known);
-    }
+    let changed = known.map(|known| known::constants(&mut ops, known)).unwrap_or_default();
+    let effects = effects::of(source.insns, &ops, &changed);
     let starts: Vec<(usize, u32)> = source.subprogs.iter().map(|s| (s.start as usize, s.frame())).collect();
-    let flow = flow::analyse(&mut ops, &starts, tuning.optimise);
+    let flow = flow::analyse(&mut ops, effects, &starts, tuning.optimise);
     let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
     let offsets = (0..ops.len()).map(|i| placed.offset(layout::Label(i as u32))).collect();
     let functions =

@@ -63,10 +63,19 @@ pub(super) unsafe fn get_numa_node_id(_: &mut Env) -> u64 {
     0
 }
 
+/// Process and thread. The process follows from the thread, whose number is asked each time: a child of `vfork` has its
+/// parent's memory.
+///
 /// # Safety
-/// None.
-pub(super) unsafe fn get_current_pid_tgid(_: &mut Env) -> u64 {
-    u64::from(sys::getpid()) << 32 | u64::from(sys::gettid())
+/// The slot of `env` is held.
+pub(super) unsafe fn get_current_pid_tgid(env: &mut Env) -> u64 {
+    let tid = sys::gettid();
+    // SAFETY: the slot's memory is this run's.
+    let ids = unsafe { &mut (*env.area).ids };
+    if *ids as u32 != tid {
+        *ids = u64::from(sys::getpid()) << 32 | u64::from(tid);
+    }
+    *ids
 }
 
 /// # Safety
