@@ -36,8 +36,10 @@ pub(crate) fn of(insns: &[Insn], ops: &[Op], changed: &[u32]) -> Vec<Effects> {
     let table = &*BY_OPCODE;
     let mut effects: Vec<Effects> = Vec::with_capacity(ops.len());
     effects.extend(insns.iter().zip(ops).map(|(insn, op)| match table[usize::from(insn.code)] {
-        // Moves with a distance extend a sign.
-        Some(e) if insn.off == 0 || insn.op() != alu::MOV => e.on(DST, insn.dst(), SRC, insn.src()),
+        // Arithmetic with a distance has to do with signs.
+        Some(e) if insn.off == 0 || !matches!(insn.class(), class::ALU | class::ALU64) => {
+            e.on(DST, insn.dst(), SRC, insn.src())
+        }
         _ => op.effects(),
     }));
     for &i in changed {
