@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::maps::perf::{PerfEvent, PerfEventArray};
 use aya::maps::{Array, HashMap, MapData, ProgramArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, UProbe};
+use aya::programs::{KProbe, SchedClassifier, TestRun, TestRunOptions, UProbe};
 use aya::util::online_cpus;
 use aya::{Ebpf, EbpfLoader};
 use skep_tests::object;
@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("aya: tail calls", tail_calls),
     ("aya: maps pinned by name", pinned_maps),
     ("aya: uprobes with cookies, a ring buffer and a perf buffer", uprobes),
+    ("aya: a kprobe of the traced process", kprobe),
 ];
 
 fn bytes(file: &str) -> Vec<u8> {
@@ -87,6 +88,23 @@ fn pinned_maps() {
     MapData::from_pin(&path).expect("it is pinned");
     std::fs::remove_file(&path).expect("it can be unpinned");
     assert!(MapData::from_pin(&path).is_err());
+}
+
+fn kprobe() {
+    const CALLS: u64 = 20;
+    let mut worker = Worker::start();
+    crate::shim::router().subsystem().trace(Some(worker.pid()));
+    let mut ebpf = Ebpf::load(&bytes("client_probes")).expect("it loads");
+    let mut ring = RingBuf::try_from(ebpf.take_map("ring").expect("a map")).expect("a ring buffer");
+    let program: &mut KProbe = ebpf.program_mut("on_kprobe").expect("a program").try_into().expect("a kprobe");
+    program.load().expect("it loads");
+    assert!(program.attach("no_function_of_that_name", 0).is_err());
+    program.attach("work", 0).expect("it is attached");
+    worker.work(CALLS);
+    let all = collect(|_| std::iter::from_fn(|| ring.next().map(|r| r.to_vec())).collect(), CALLS as usize);
+    assert_eq!(all, (1..=CALLS).map(|n| (0, n, worker.pid(), 3)).collect::<Vec<_>>());
+    drop(ebpf);
+    crate::shim::router().subsystem().trace(None);
 }
 
 fn uprobes() {

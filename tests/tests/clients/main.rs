@@ -9,6 +9,7 @@ mod libbpf;
 mod probes;
 mod shim;
 mod skeletons;
+mod untouched;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -21,7 +22,8 @@ fn main() {
     libbpf::listen();
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> = [features::TESTS, skeletons::TESTS, probes::TESTS, aya_client::TESTS].concat();
+    let suites = [features::TESTS, skeletons::TESTS, probes::TESTS, aya_client::TESTS, untouched::TESTS];
+    let tests: Vec<(&str, Test)> = suites.concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

@@ -1,6 +1,6 @@
 //! Probes that loaders attach to functions of a running process, and the events that they make.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -14,6 +14,7 @@ use crate::libbpf::{Link, Object, Perf, Program, Ring, check, path};
 /// Tests of this file.
 pub const TESTS: &[(&str, fn())] = &[
     ("libbpf: uprobes with cookies, a ring buffer and a perf buffer", uprobes),
+    ("libbpf: kprobes of the traced process, with cookies", kprobes),
     ("libbpf: a pinned link outlives its loader", pinned_link),
     ("libbpf: a USDT probe with its semaphore", usdt),
     ("libbpf: maps in maps", maps_in_maps),
@@ -126,8 +127,7 @@ fn uprobes() {
         all.sort_unstable();
         assert_eq!(all, expected);
     }
-    // One detached, the other one goes on; then none. A close is noticed by another thread, and what is called while the
-    // process is attached to anew is not seen.
+    // One detached, the other one goes on; then none. A close is noticed by another thread.
     let mut only = |worker: &mut Worker, kinds: &[u32]| {
         let start = Instant::now();
         loop {
@@ -145,6 +145,37 @@ fn uprobes() {
     drop(exit);
     left(0);
     only(&mut worker, &[]);
+}
+
+fn kprobes() {
+    const CALLS: u64 = 30;
+    let mut worker = Worker::start();
+    crate::shim::router().subsystem().trace(Some(worker.pid()));
+    let object = Object::loaded("client_probes");
+    let mut ring = Ring::new(object.map("ring"));
+    let attach = |name: &CStr, cookie: u64, retprobe: bool| {
+        let options = sys::bpf_kprobe_opts {
+            sz: size_of::<sys::bpf_kprobe_opts>() as _,
+            bpf_cookie: cookie,
+            retprobe,
+            ..Default::default()
+        };
+        // SAFETY: the program is loaded; name and options live until the call returns.
+        unsafe {
+            sys::bpf_program__attach_kprobe_opts(object.program("on_kprobe").0, name.as_ptr(), &raw const options)
+        }
+    };
+    assert!(attach(c"no_function_of_that_name", 0, false).is_null());
+    let links = [Link::new("entry", attach(c"work", 11, false)), Link::new("return", attach(c"work", 12, true))];
+    worker.work(CALLS);
+    let pid = worker.pid();
+    let all = collect(|ms| ring.poll(ms), 2 * CALLS as usize);
+    let of = |cookie: u64| all.iter().filter(|e| e.0 == cookie).collect::<Vec<_>>();
+    assert_eq!(of(11), (1..=CALLS).map(|n| (11, n, pid, 3)).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    assert_eq!(of(12).len() as u64, CALLS);
+    drop(links);
+    left(0);
+    crate::shim::router().subsystem().trace(None);
 }
 
 fn pinned_link() {

@@ -19,7 +19,8 @@ thread_local! {
 /// The subsystem that answers in this process, from the first call on.
 pub fn router() -> &'static Router {
     ROUTER.get_or_init(|| {
-        let config = Config { slots: 4, processes: true, ..Config::default() };
+        let traced = std::env::var("SKEP_TRACED").ok().and_then(|pid| pid.parse().ok());
+        let config = Config { slots: 4, processes: true, traced, ..Config::default() };
         Router::own(Arc::new(Subsystem::new(config).expect("a subsystem"))).expect("a router")
     })
 }
@@ -158,6 +159,16 @@ extern "C" fn epoll_ctl(set: c_int, op: c_int, fd: c_int, event: u64) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn poll(entries: u64, count: u64, timeout: c_int) -> c_int {
+    call(libc::SYS_poll, [entries, count, timeout as u64]) as c_int
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ppoll(entries: u64, count: u64, timeout: u64, mask: u64) -> c_int {
+    call(libc::SYS_ppoll, [entries, count, timeout, mask, 8]) as c_int
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn write(fd: c_int, from: u64, len: usize) -> isize {
     call(libc::SYS_write, [fd as u64, from, len as u64]) as isize
 }
@@ -191,6 +202,7 @@ extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut libc::FI
 }
 
 /// Runs something as the subsystem would: its calls are for the kernel.
+#[allow(dead_code, reason = "for tests in this process")]
 pub fn unrouted<T>(run: impl FnOnce() -> T) -> T {
     let before = INSIDE.replace(true);
     let done = run();
@@ -199,6 +211,7 @@ pub fn unrouted<T>(run: impl FnOnce() -> T) -> T {
 }
 
 /// True if a descriptor is one of the subsystem's.
+#[allow(dead_code, reason = "for tests in this process")]
 pub fn is_ours(fd: &impl AsRawFd) -> bool {
     use skep_subsystem::front::client::Files;
     unrouted(|| router().handed().get(fd.as_raw_fd()).is_ok())

@@ -61,6 +61,31 @@ impl Known {
         self.0 = Some(modules);
         Ok(found?.into_iter().map(|f| f.address.wrapping_add(f.offset)).collect())
     }
+
+    /// The functions of a process's own program, by their addresses.
+    pub(crate) fn functions(&mut self, pid: u32) -> Result<Vec<(u64, String)>, AttachError> {
+        let maps = procfs::maps(pid)?;
+        let modules = symbols::Modules::of(pid, &maps, &procfs::Auxv::read(pid)?);
+        if let Some(earlier) = self.0.take() {
+            modules.adopt(earlier);
+        }
+        let loaded = modules.get(0).and_then(symbols::Module::loaded);
+        let symbols = loaded.iter().flat_map(|l| l.elf.symbols.iter().map(|s| (s, l.bias)));
+        let functions = symbols.filter(|(s, _)| s.function && s.default);
+        let mut functions: Vec<_> = functions.map(|(s, bias)| (s.address.wrapping_add(bias), s.name.clone())).collect();
+        functions.sort_unstable();
+        functions.dedup();
+        self.0 = Some(modules);
+        Ok(functions)
+    }
+}
+
+/// The file that stands at an address of a process, and where in it.
+pub(crate) fn file_at(pid: u32, address: u64) -> Option<ProbeTarget> {
+    let maps = procfs::maps(pid).ok()?;
+    let mapping = maps.into_iter().find(|m| m.executable() && m.is_file() && m.range.contains(&address))?;
+    let offset = mapping.offset + (address - mapping.range.start);
+    Some(ProbeTarget::FileOffset { module: mapping.name, offset })
 }
 
 /// Adds to the 16-bit counter at an offset of a file that a process has mapped, as whoever wants to hear of a USDT probe

@@ -183,17 +183,7 @@ impl Subsystem {
 
     fn map_types(&self, client: &Client, fd: i32, def: &MapDef, key: u32, value: u32) -> Result<MapTypes, Errno> {
         let btf = super::btf::by_fd(client, fd)?;
-        let size = |id: u32| btf.btf.size_of(id).ok_or(Errno::EINVAL);
-        // Maps without keys of a type may leave the key's type out.
-        if key != 0 && size(key)? != u64::from(def.key_size) {
-            return Err(Errno::EINVAL);
-        }
-        if key == 0 && !matches!(def.map_type, MapType::Queue | MapType::Stack | MapType::BloomFilter) {
-            return Err(Errno::EINVAL);
-        }
-        if size(value)? != u64::from(def.value_size) {
-            return Err(Errno::EINVAL);
-        }
+        super::map_types::check(def, &btf.btf, key, value)?;
         skep_verifier::check_map_types(def, &btf.btf, self.config.kernel_btf.as_deref())?;
         Ok(MapTypes { btf, key, value })
     }

@@ -22,11 +22,13 @@ pub mod link;
 mod log;
 pub mod lsm;
 mod map;
+mod map_types;
 mod nested;
 pub mod object;
 pub mod offload;
 pub mod perf;
 mod pin;
+mod poll;
 pub mod probe;
 mod prog;
 mod resolve;
@@ -138,6 +140,7 @@ pub struct Subsystem {
     devices: Devices,
     links: Arc<Ids<LinkObject>>,
     functions: Arc<Functions>,
+    processes: Option<Arc<Processes>>,
     means: Means,
     tracefs: TraceFs,
     raw_tracepoints: RawTracepoints,
@@ -186,9 +189,11 @@ impl Subsystem {
         let functions: Arc<Functions> = Arc::default();
         let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
         sites.extend(config.sites.iter().cloned());
-        if config.processes {
-            sites.push(Arc::new(Processes::new(&world, config.traced)?));
-        }
+        let processes = match config.processes {
+            true => Some(Arc::new(Processes::new(&world, config.traced)?)),
+            false => None,
+        };
+        sites.extend(processes.iter().map(|p| Arc::clone(p) as Arc<dyn ProbeSites>));
         let shapes = config.kernel_btf.as_deref().map(|btf| Arc::new(Shapes::new(btf)));
         let lsm = Arc::new(LsmPrograms::new(Arc::clone(&world), shapes.clone(), Arc::clone(&stats_users)));
         let owner = config.hooks.clone();
@@ -208,6 +213,7 @@ impl Subsystem {
             devices: Devices::default(),
             links: Arc::default(),
             functions,
+            processes,
             means: Means { runner, sites: AllSites::new(sites) },
             tracefs: TraceFs::default(),
             raw_tracepoints: RawTracepoints::default(),
@@ -265,6 +271,12 @@ impl Subsystem {
     /// The functions of this process that can be probed.
     pub fn functions(&self) -> &Functions {
         &self.functions
+    }
+
+    /// The process whose functions kprobe events mean from now on, as [`Config::traced`] says it in the beginning; what is
+    /// attached stays where it is. False if events do not get into processes.
+    pub fn trace(&self, pid: Option<u32>) -> bool {
+        self.processes.as_ref().map(|p| p.trace(pid)).is_some()
     }
 
     /// What users are charged.

@@ -32,9 +32,9 @@ pub type Answer = Result<i64, Errno>;
 /// One process and the subsystem that it talks to.
 #[derive(Debug)]
 pub struct Router {
-    subsystem: Arc<Subsystem>,
-    client: Client,
-    handed: Arc<Handed>,
+    pub(super) subsystem: Arc<Subsystem>,
+    pub(super) client: Client,
+    pub(super) handed: Arc<Handed>,
 }
 
 impl Router {
@@ -91,6 +91,8 @@ impl Router {
             libc::SYS_mmap => self.map_memory(args),
             libc::SYS_ioctl => self.ioctl(a, b, c),
             libc::SYS_epoll_ctl => self.wait_for(a, b, c, d),
+            libc::SYS_poll => self.poll(a, b, c as i32),
+            libc::SYS_ppoll => self.ppoll(a, b, c, (d, e)),
             _ => None,
         }
     }
@@ -109,7 +111,7 @@ impl Router {
         done.map(i64::from)
     }
 
-    fn object(&self, fd: u64) -> Option<Object> {
+    pub(super) fn object(&self, fd: u64) -> Option<Object> {
         self.client.files.get(fd as i32).ok()
     }
 

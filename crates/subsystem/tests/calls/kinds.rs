@@ -44,6 +44,7 @@ pub fn run(s: &mut Script<'_>) {
     programs(s);
     targets(s);
     bound(s);
+    types(s);
 }
 
 /// Programs that are to attach to programs: what the load path says to the target.
@@ -68,6 +69,64 @@ fn targets(s: &mut Script<'_>) {
     }
     s.close(array);
     s.close(filter);
+}
+
+/// Types of BTF with which maps of each kind can be described: an integer (1), a structure of one (2), a variable (3), the
+/// section it is in (4), a signed integer (5), an enumeration (6), and another name for the integer (7), four bytes each.
+fn types(s: &mut Script<'_>) {
+    let strings = b"\0u32\0a\0g\0.bss\0s\0e\0t\0";
+    let name =
+        |wanted: &[u8]| strings.windows(wanted.len() + 2).position(|w| &w[1..=wanted.len()] == wanted).unwrap() + 1;
+    let kind = |kind: u32, members: u32| kind << 24 | members;
+    let words = [
+        [name(b"u32") as u32, kind(1, 0), 4, 32].as_slice(),
+        &[name(b"s") as u32, kind(4, 1), 4, name(b"a") as u32, 1, 0],
+        &[name(b"g") as u32, kind(14, 0), 1, 1],
+        &[name(b".bss") as u32, kind(15, 1), 4, 3, 0, 4],
+        &[name(b"u32") as u32, kind(1, 0), 4, 1 << 24 | 32],
+        &[name(b"e") as u32, kind(6, 1), 4, name(b"a") as u32, 1],
+        &[name(b"t") as u32, kind(8, 0), 1],
+    ]
+    .concat();
+    let len = words.len() as u32 * 4;
+    let head = [0xeb9f | 1 << 16, 24, 0, len, len, strings.len() as u32];
+    let mut btf: Vec<u8> = head.iter().chain(&words).flat_map(|w| w.to_ne_bytes()).collect();
+    btf.extend(strings);
+    let fd = s.call("types: load", 18, &mut Attrs::new(40).ptr(0, &btf).u32(16, btf.len() as u32));
+    for (ty, key, value, entries, flags) in [
+        (HASH, 4, 4, 1, 0),
+        (ARRAY, 4, 4, 1, 0),
+        (ARRAY, 4, 4, 2, 0),
+        (3, 4, 4, 1, 0),
+        (4, 4, 4, 1, 0),
+        (5, 4, 4, 1, 0),
+        (PERCPU_ARRAY, 4, 4, 1, 0),
+        (7, 4, 8, 1, 0),
+        (8, 4, 4, 1, 0),
+        (9, 4, 4, 1, 0),
+        (LPM, 8, 4, 1, NO_PREALLOC),
+        (14, 4, 4, 1, 0),
+        (15, 4, 4, 1, 0),
+        (16, 4, 4, 1, 0),
+        (17, 4, 4, 1, 0),
+        (18, 4, 4, 1, 0),
+        (20, 4, 4, 1, 0),
+        (22, 0, 4, 1, 0),
+        (23, 0, 4, 1, 0),
+        (25, 4, 4, 1, 0),
+        (27, 0, 0, 4096, 0),
+        (28, 4, 4, 0, NO_PREALLOC),
+        (29, 4, 4, 0, NO_PREALLOC),
+        (30, 0, 4, 1, 0),
+        (31, 0, 0, 4096, 0),
+        (32, 4, 4, 0, NO_PREALLOC),
+    ] {
+        for (k, v) in [(0, 1), (0, 2), (0, 4), (1, 1), (2, 1), (5, 1), (6, 1), (7, 1), (1, 2), (1, 4), (1, 0)] {
+            let attr = map(ty, key, value, entries, flags).u32(48, fd as u32).u32(52, k).u32(56, v);
+            s.try_call(&format!("types: kind {ty} of {entries} with {k} and {v}"), MAP_CREATE, &attr);
+        }
+    }
+    s.close(fd);
 }
 
 /// Programs that are bound to the loopback device, or to one that there is not.

@@ -175,4 +175,10 @@ impl ProbeSites for Functions {
         }
         Some(Ok(Box::new(ArmedFunction { function: Arc::downgrade(&function), when: point.when, number, counted })))
     }
+
+    fn functions(&self) -> Vec<(u64, String)> {
+        let mut functions: Vec<_> = self.lock().values().map(|f| (f.address, f.name.clone())).collect();
+        functions.sort_unstable();
+        functions
+    }
 }

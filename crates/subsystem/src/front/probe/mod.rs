@@ -142,6 +142,10 @@ pub trait ProbeSites: Send + Sync {
     fn find(&self, point: &Point) -> Option<Result<Found, Missing>>;
     /// Has a place fire from now on. `None` if it is not one of these.
     fn arm(&self, point: &Point, consumer: &Arc<dyn Consumer>) -> Option<Result<Box<dyn Armed>, Errno>>;
+    /// The functions that kprobe events can name, with their addresses, for who chooses by a pattern.
+    fn functions(&self) -> Vec<(u64, String)> {
+        Vec::new()
+    }
 }
 
 /// All sites of a subsystem, asked in turn.
@@ -164,6 +168,11 @@ impl AllSites {
     pub fn find(&self, point: &Point) -> Result<Found, Missing> {
         let mut answers = self.0.iter().filter_map(|s| s.find(point));
         answers.next().unwrap_or(Err(Missing::NoFunction))
+    }
+
+    /// The functions of all of them.
+    pub fn functions(&self) -> Vec<(u64, String)> {
+        self.0.iter().flat_map(|s| s.functions()).collect()
     }
 
     /// Arms a place with all that know it. A place in a file may be known to none: nobody has mapped it yet.

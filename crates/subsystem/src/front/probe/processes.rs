@@ -6,6 +6,7 @@
 //! the process would not have them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use skep_ebpf::Errno;
@@ -128,7 +129,8 @@ impl Reports {
 
 struct Inner {
     world: Weak<World>,
-    traced: Option<u32>,
+    /// The process that events without one are in; 0 for none.
+    traced: AtomicU32,
     /// Stands in the table for maps that a process does not have.
     no_map: Arena,
     known: Mutex<attach::Known>,
@@ -138,6 +140,12 @@ struct Inner {
 
 /// All processes that can be attached to.
 pub struct Processes(Arc<Inner>);
+
+impl std::fmt::Debug for Processes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Processes").field("traced", &self.traced()).finish_non_exhaustive()
+    }
+}
 
 struct ArmedPlace {
     inner: Weak<Inner>,
@@ -178,7 +186,7 @@ fn refusal(attached: &attach::Attached) -> Option<Errno> {
     attached.probes.iter().find_map(|p| p.result.as_ref().err().filter(|e| !e.is_absence())).map(errno)
 }
 
-fn target_of(point: &Point) -> Option<ProbeTarget> {
+fn target_of(pid: u32, point: &Point) -> Option<ProbeTarget> {
     Some(match &point.what {
         What::Symbol { module, name, offset } => {
             ProbeTarget::Symbol { name: name.clone(), offset: *offset, module: module.clone() }
@@ -186,7 +194,7 @@ fn target_of(point: &Point) -> Option<ProbeTarget> {
         What::File { path, offset, .. } => {
             ProbeTarget::FileOffset { module: std::fs::canonicalize(path).ok()?.to_str()?.to_owned(), offset: *offset }
         }
-        What::Address(_) => return None,
+        What::Address(address) => return attach::file_at(pid, *address),
     })
 }
 
@@ -197,7 +205,7 @@ impl Processes {
         let ring = samples.ring_consumer().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
         Ok(Processes(Arc::new(Inner {
             world: Arc::downgrade(world),
-            traced,
+            traced: AtomicU32::new(traced.unwrap_or(0)),
             no_map: Arena::new("skep-no-map", 1)?,
             known: Mutex::default(),
             state: Mutex::default(),
@@ -205,9 +213,18 @@ impl Processes {
         })))
     }
 
+    /// The process that kprobe events mean from now on. What is armed already stays where it is.
+    pub fn trace(&self, pid: Option<u32>) {
+        self.0.traced.store(pid.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn traced(&self) -> Option<u32> {
+        Some(self.0.traced.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
     /// The process that a point is in; `None` if it is not one of these.
     fn process(&self, point: &Point) -> Option<u32> {
-        point.pid.or(self.0.traced).filter(|pid| *pid != std::process::id())
+        point.pid.or_else(|| self.traced()).filter(|pid| *pid != std::process::id())
     }
 }
 
@@ -221,9 +238,15 @@ impl Inner {
     }
 
     /// What a process is to carry for a place now.
-    fn carry(&self, world: &Arc<World>, point: &Point, consumer: &Arc<dyn Consumer>) -> Result<Carried, Errno> {
+    fn carry(
+        &self,
+        world: &Arc<World>,
+        pid: u32,
+        point: &Point,
+        consumer: &Arc<dyn Consumer>,
+    ) -> Result<Carried, Errno> {
         let mut carried = Carried::default();
-        let Some(target) = target_of(point) else { return Ok(carried) };
+        let Some(target) = target_of(pid, point) else { return Ok(carried) };
         let kind = if point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
         let kernel = if matches!(point.what, What::File { .. }) { 0 } else { link_flags::KERNEL };
         let programs = consumer.programs();
@@ -278,7 +301,7 @@ impl Inner {
         let Some(world) = self.world.upgrade() else { return (Err(Errno::ENODEV), Carried::default()) };
         let place = state.targets.get_mut(&pid).and_then(|t| t.places.iter_mut().find(|p| p.number == number));
         let Some(place) = place else { return (Ok(()), Carried::default()) };
-        let new = match self.carry(&world, &place.point, &place.consumer) {
+        let new = match self.carry(&world, pid, &place.point, &place.consumer) {
             Ok(new) => new,
             Err(e) => return (Err(e), Carried::default()),
         };
@@ -296,7 +319,7 @@ impl Inner {
     /// Adds a place.
     fn add(&self, state: &mut State, pid: u32, point: &Point, consumer: &Arc<dyn Consumer>) -> Result<u64, Errno> {
         let world = self.world.upgrade().ok_or(Errno::ENODEV)?;
-        let carried = self.carry(&world, point, consumer)?;
+        let carried = self.carry(&world, pid, point, consumer)?;
         let number = state.next_number;
         state.next_number += 1;
         if !state.targets.contains_key(&pid) {
@@ -426,7 +449,7 @@ impl Inner {
 impl ProbeSites for Processes {
     fn find(&self, point: &Point) -> Option<Result<Found, Missing>> {
         let pid = self.process(point)?;
-        let target = target_of(point)?;
+        let target = target_of(pid, point)?;
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         Some(match known.resolve(pid, &target) {
             Ok(found) => found.first().map(|address| Found { address: *address }).ok_or(Missing::NoFunction),
@@ -436,8 +459,14 @@ impl ProbeSites for Processes {
 
     fn arm(&self, point: &Point, consumer: &Arc<dyn Consumer>) -> Option<Result<Box<dyn Armed>, Errno>> {
         let pid = self.process(point)?;
-        target_of(point)?;
+        target_of(pid, point)?;
         Some(self.arm_in(pid, point, consumer))
+    }
+
+    fn functions(&self) -> Vec<(u64, String)> {
+        let Some(pid) = self.traced() else { return Vec::new() };
+        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.functions(pid).unwrap_or_default()
     }
 }
 

@@ -150,7 +150,12 @@ impl Subsystem {
 
     /// The contents of a file of the virtual tree.
     pub fn read_file(&self, path: &str) -> Result<String, Errno> {
+        let functions = || self.means.sites.functions().into_iter();
         let contents = match in_tracefs(path) {
+            Some("available_filter_functions") => Some(functions().map(|(_, name)| name + "\n").collect()),
+            Some("available_filter_functions_addrs") => {
+                Some(functions().map(|(address, name)| format!("{address:016x} {name}\n")).collect())
+            }
             Some(path) => read(&self.tracefs, path),
             None => path.strip_prefix(PMUS).and_then(pmu),
         };
