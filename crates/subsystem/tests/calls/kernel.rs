@@ -261,6 +261,7 @@ impl Kernel for Ours {
                 to[..bytes.len()].copy_from_slice(&bytes);
                 bytes.len() as i64
             }
+            Err(e) if e != skep_subsystem::front::Errno::ENOTTY => e.neg(),
             Err(_) => {
                 number(self.subsystem.iter_read(&self.client, fd as i32, to.as_mut_ptr() as u64, to.len() as u64))
             }
