@@ -5,7 +5,8 @@
 //! The same program runs everywhere: 256 operations a run on keys that a random sequence picks. Figures are processor time
 //! of the threads that run it, per operation, the loop around it included (the first row is that loop alone). Every round
 //! measures all engines one after the other; figures are medians over the rounds. *Gain* of n threads, each with keys of
-//! its own: n × the time that one of them takes alone / the time that it takes with the others there.
+//! its own: n × the time that one of them takes alone / the time that it takes with the others there. The rings' rows are time
+//! on one core while a thread on another one takes the records, and waits for none of them.
 
 #[path = "../../../crates/jit/tests/support/kernel.rs"]
 mod kernel;
@@ -13,7 +14,7 @@ mod kernel;
 mod support;
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,6 @@ use skep_ebpf::insn::{LD_IMM64, pseudo};
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType};
 use skep_jit::{Compiled, Engine, Options, compile};
-use skep_maps::Map;
 use skep_runtime::Machine;
 use skep_verifier::verify;
 use support::{Session, skb};
@@ -41,6 +41,8 @@ const ENTRIES: u32 = 10_000;
 const RING: u32 = 1 << 20;
 /// Bytes of a thread's state in map 0: the random sequence, and how often something was not to be had.
 const STATE: i32 = 128;
+/// Flag of a ring buffer's record.
+const NO_WAKEUP: i32 = 1;
 
 fn main() {
     let rounds = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(9);
@@ -63,12 +65,7 @@ fn main() {
             number(jit / kernel, 2),
             gains.join(" | ")
         );
-        if row.lost > 0.0 {
-            println!(
-                "{}: {:.2} % of skep's and {:.2} % of the kernel's records had no room",
-                case.name, row.lost, row.lost_there
-            );
-        }
+        assert_eq!(row.lost, 0, "{}: records had no room", case.name);
     }
 }
 
@@ -84,8 +81,9 @@ enum Op {
     Update,
     InsertAndDelete,
     PushAndPop,
-    Reserve,
-    Output,
+    /// With these flags.
+    Reserve(i32),
+    Output(i32),
 }
 
 struct Case {
@@ -134,8 +132,10 @@ fn cases() -> Vec<Case> {
         case("hash: insert and delete", Hash, 8, 8, Op::InsertAndDelete, false),
         case("per-CPU hash: insert and delete", PercpuHash, 8, 8, Op::InsertAndDelete, false),
         case("queue: push and pop", Queue, 0, 8, Op::PushAndPop, true),
-        case("ring buffer: reserve and submit, 64 bytes", Ringbuf, 0, 0, Op::Reserve, true),
-        case("ring buffer: output, 64 bytes", Ringbuf, 0, 0, Op::Output, true),
+        case("ring buffer: reserve and submit, 64 bytes", Ringbuf, 0, 0, Op::Reserve(0), true),
+        case("ring buffer: the same, no wake-up", Ringbuf, 0, 0, Op::Reserve(NO_WAKEUP), true),
+        case("ring buffer: output, 64 bytes", Ringbuf, 0, 0, Op::Output(0), true),
+        case("ring buffer: output, no wake-up", Ringbuf, 0, 0, Op::Output(NO_WAKEUP), true),
     ]
 }
 
@@ -144,9 +144,8 @@ struct Row {
     alone: [f64; 3],
     /// Of 2 and of 4 threads: machine code, kernel.
     gains: [[f64; 2]; 2],
-    /// Per cent of operations that failed for want of room: ours, the kernel's.
-    lost: f64,
-    lost_there: f64,
+    /// Records for which a ring had no room.
+    lost: u64,
 }
 
 impl Case {
@@ -209,17 +208,17 @@ impl Case {
                 p.extend(stack(2, VALUE.into()));
                 p.push(call(88));
             }
-            Op::Reserve => {
+            Op::Reserve(flags) => {
                 p.extend(map(1));
                 p.extend([imm(2, 64), imm(3, 0), call(131), i(0x15, 0, 0, 5, 0)]);
-                p.extend([i(0x7b, 0, 6, 0, 0), mov(1, 0), imm(2, 0), call(132), i(0x05, 0, 0, 3, 0)]);
+                p.extend([i(0x7b, 0, 6, 0, 0), mov(1, 0), imm(2, flags), call(132), i(0x05, 0, 0, 3, 0)]);
                 p.extend([i(0x79, 1, 8, 8, 0), i(0x07, 1, 0, 0, 1), i(0x7b, 8, 1, 8, 0)]);
             }
-            Op::Output => {
+            Op::Output(flags) => {
                 p.push(i(0x7b, 10, 6, VALUE, 0));
                 p.extend(map(1));
                 p.extend(stack(2, VALUE.into()));
-                p.extend([imm(3, 64), imm(4, 0), call(130), i(0x15, 0, 0, 3, 0)]);
+                p.extend([imm(3, 64), imm(4, flags), call(130), i(0x15, 0, 0, 3, 0)]);
                 p.extend([i(0x79, 1, 8, 8, 0), i(0x07, 1, 0, 0, 1), i(0x7b, 8, 1, 8, 0)]);
             }
         }
@@ -246,12 +245,24 @@ impl Case {
         let theirs = with_kernel.then(|| Theirs::new(self, threads));
         let mut alone: [Vec<f64>; 3] = Default::default();
         let mut gains: [[Vec<f64>; 2]; 2] = Default::default();
-        let (mut ours, mut there) = (0.0, 0.0);
+        let mut lost = 0;
         for _ in 0..rounds {
-            ours += jit.beside_consumer(ring, |jit| alone[0].push(jit.time(1)[0]));
-            interp.beside_consumer(ring, |interp| alone[1].push(interp.time(1)[0]));
+            if ring {
+                let (time, failed) = jit.time_beside_consumer();
+                alone[0].push(time);
+                lost += failed;
+                alone[1].push(interp.time_beside_consumer().0);
+                if let Some(theirs) = &theirs {
+                    let (time, failed) = theirs.time_beside_consumer();
+                    alone[2].push(time);
+                    lost += failed;
+                }
+                continue;
+            }
+            alone[0].push(jit.time(1)[0]);
+            alone[1].push(interp.time(1)[0]);
             if let Some(theirs) = &theirs {
-                there += theirs.beside_consumer(ring, || alone[2].push(theirs.time(1)[0]));
+                alone[2].push(theirs.time(1)[0]);
             }
             for (n, gains) in threads.iter().skip(1).zip(&mut gains) {
                 gains[0].push(gain(&jit.time(*n)));
@@ -260,12 +271,7 @@ impl Case {
                 }
             }
         }
-        Row {
-            alone: alone.map(|mut f| median(&mut f)),
-            gains: gains.map(|of| of.map(|mut f| median(&mut f))),
-            lost: ours / rounds as f64,
-            lost_there: there / rounds as f64,
-        }
+        Row { alone: alone.map(|mut f| median(&mut f)), gains: gains.map(|of| of.map(|mut f| median(&mut f))), lost }
     }
 }
 
@@ -273,6 +279,20 @@ impl Case {
 fn gain(times: &[f64]) -> f64 {
     let (alone, together) = times.split_first().expect("figures");
     together.iter().map(|t| alone / t).sum()
+}
+
+/// Runs something for a slice of time, whenever `ready` has returned; nanoseconds per operation.
+fn when_ready(runs_a_call: u32, ready: impl Fn(), mut run: impl FnMut()) -> f64 {
+    steady(0, true);
+    let (mut took, mut calls) = (Duration::ZERO, 0u32);
+    while took < SLICE {
+        ready();
+        let begin = Instant::now();
+        run();
+        took += begin.elapsed();
+        calls += 1;
+    }
+    took.as_nanos() as f64 / (f64::from(calls) * f64::from(runs_a_call) * OPS)
 }
 
 /// Runs something on each of some threads for a slice of time; nanoseconds of processor time per operation, of each.
@@ -381,38 +401,44 @@ impl Ours {
         all
     }
 
-    fn map(&self) -> &Map {
-        &self.session.maps()[1]
+    fn failures(&self) -> u64 {
+        failures(&self.session.maps()[0].lookup(&[0; 4], 0).expect("the state"))
     }
 
-    /// Runs `f`, with a consumer beside it if the map is a ring; per cent of records for which there was no room.
-    fn beside_consumer(&mut self, ring: bool, f: impl FnOnce(&mut Ours)) -> f64 {
-        if !ring {
-            f(self);
-            return 0.0;
-        }
-        let mut consumer = self.map().ring_consumer().expect("a consumer");
-        let before = (failures(&self.session.maps()[0].lookup(&[0; 4], 0).expect("the state")), 0);
+    /// Time of one thread while another takes the records; and how many there was no room for. It waits for the other
+    /// one between runs, which does not count.
+    fn time_beside_consumer(&mut self) -> (f64, u64) {
+        let ring = &self.session.maps()[1];
+        let mut consumer = ring.ring_consumer().expect("a consumer");
+        let before = self.failures();
+        let image = self.programs[0][0].image_ptr().expect("memory for code");
+        let (Own(machine), mut ctx) = (&mut self.machines[0], skb(&PACKET, 0));
         let stop = AtomicBool::new(false);
-        let records = thread::scope(|s| {
-            let taken = s.spawn(|| {
+        let time = thread::scope(|s| {
+            s.spawn(|| {
                 steady(1, true);
-                let mut records = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    records += consumer
-                        .poll(|record| {
-                            std::hint::black_box(record[0]);
-                        })
-                        .expect("records");
+                    let taken = consumer.poll(|record| {
+                        std::hint::black_box(record[0]);
+                    });
+                    if taken.expect("records") == 0 {
+                        std::hint::spin_loop();
+                    }
                 }
-                records
             });
-            f(self);
+            let ready = || {
+                while ring.unread() > u64::from(RING / 2) {
+                    std::hint::spin_loop();
+                }
+            };
+            // SAFETY: a context of the program's type, and the image's maps are the session's.
+            let time = when_ready(1, ready, || unsafe {
+                std::hint::black_box(machine.run_image(image, ctx.as_mut_ptr()));
+            });
             stop.store(true, Ordering::Relaxed);
-            taken.join().expect("the consumer")
+            time
         });
-        let lost = failures(&self.session.maps()[0].lookup(&[0; 4], 0).expect("the state")) - before.0;
-        lost as f64 * 100.0 / (lost + records as u64) as f64
+        (time, self.failures() - before)
     }
 }
 
@@ -452,30 +478,35 @@ impl Theirs {
         all
     }
 
-    fn beside_consumer(&self, ring: bool, f: impl FnOnce()) -> f64 {
-        if !ring {
-            f();
-            return 0.0;
-        }
-        let ring = KernelRing::map(self.maps[1].fd());
-        let before = failures(&self.maps[0].lookup(&[0; 4]).expect("the state"));
-        let stop = AtomicBool::new(false);
-        let (ring, stop) = (&ring, &stop);
-        let records = thread::scope(|s| {
-            let taken = s.spawn(move || {
+    fn failures(&self) -> u64 {
+        failures(&self.maps[0].lookup(&[0; 4]).expect("the state"))
+    }
+
+    /// As ours.
+    fn time_beside_consumer(&self) -> (f64, u64) {
+        let (ring, before) = (KernelRing::map(self.maps[1].fd()), self.failures());
+        let (ring, stop) = (&ring, &AtomicBool::new(false));
+        let time = thread::scope(|s| {
+            s.spawn(move || {
                 steady(1, true);
-                let mut records = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    records += ring.poll();
+                    if ring.poll() == 0 {
+                        std::hint::spin_loop();
+                    }
                 }
-                records
             });
-            f();
+            let ready = || {
+                while ring.unread() > u64::from(RING / 8) {
+                    std::hint::spin_loop();
+                }
+            };
+            let time = when_ready(REPEAT, ready, || {
+                self.programs[0][0].run_repeatedly(&PACKET, REPEAT).expect("a run");
+            });
             stop.store(true, Ordering::Relaxed);
-            taken.join().expect("the consumer")
+            time
         });
-        let lost = failures(&self.maps[0].lookup(&[0; 4]).expect("the state")) - before;
-        lost as f64 * 100.0 / (lost + records) as f64
+        (time, self.failures() - before)
     }
 }
 
@@ -501,13 +532,22 @@ impl KernelRing {
         }
     }
 
+    /// The positions of consumer and producer.
+    fn positions(&self) -> (&AtomicU64, &AtomicU64) {
+        // SAFETY: they stand at the beginning of both mappings.
+        unsafe { (AtomicU64::from_ptr(self.consumer.cast()), AtomicU64::from_ptr(self.producer.cast())) }
+    }
+
+    fn unread(&self) -> u64 {
+        let (consumer, producer) = self.positions();
+        producer.load(Ordering::Acquire) - consumer.load(Ordering::Acquire)
+    }
+
     /// Takes what is there, as libbpf does; how many records.
     fn poll(&self) -> u64 {
-        use std::sync::atomic::{AtomicU32, AtomicU64};
-        // SAFETY: positions at the beginning of both mappings, records behind the producer's page.
+        let (consumer, producer) = self.positions();
+        // SAFETY: records stand behind the producer's page.
         unsafe {
-            let (consumer, producer) =
-                (AtomicU64::from_ptr(self.consumer.cast()), AtomicU64::from_ptr(self.producer.cast()));
             let (mut at, mut records) = (consumer.load(Ordering::Relaxed), 0);
             while at < producer.load(Ordering::Acquire) {
                 let record = self.producer.add(4096 + (at & u64::from(RING - 1)) as usize);

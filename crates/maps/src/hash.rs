@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! slots_off     slot records (pool.rs)
-//! buckets_off   per bucket: lock, version, first elements of two chains (u32 each)
+//! buckets_off   per bucket: lock, version, links to the first elements of two chains (u32 each)
+//! links_off     per element: the link to the next one (pool.rs)
 //! elems_off     elements: Node (16 bytes), key, value at `value_off` (one per slot for per-CPU maps)
 //! ```
 //!
@@ -18,7 +19,7 @@
 //! 1. An element is changed (hash, key, link, value of a new key) only while no bucket reaches it.
 //! 2. Between an element's leaving a bucket and its next use, that bucket's version changes. Who dies in between still
 //!    holds the lock, and his recovery changes the version before it frees the lock or the element.
-//! 3. An element that leaves keeps its link until its next use.
+//! 3. The link behind an element that leaves stays until its next use.
 //!
 //! A reader loads the version, walks, and loads the version again. If it is the same, then by 2 no element that he met
 //! (all were reachable from this bucket, by 3, at some time since the first load) was used for anything else before the
@@ -176,15 +177,15 @@ pub(crate) unsafe fn find_within<'a, K: Key>(v: View<'a>, key: Hashed<K>, steps:
         let version = bucket.version.load(Ordering::Acquire);
         let mut link = head.load(Ordering::Acquire);
         let found = loop {
-            let Some(e) = v.elem(link) else { break None };
+            let Some(e) = v.linked(link) else { break None };
             // SAFETY: as above.
-            if unsafe { v.is(e, key) } {
+            if v.may_lead_to(link, key.hash) && unsafe { v.is(e, key) } {
                 if K::WHOLE {
                     return Some(e);
                 }
                 break Some(e);
             }
-            link = e.node().link.load(Ordering::Acquire);
+            link = v.link(e).load(Ordering::Acquire);
             *steps = steps.checked_sub(1)?;
         };
         // The loads of the walk are not to be made behind the one that says what they are worth.
@@ -208,15 +209,16 @@ unsafe fn find_locked<'a, K: Key>(
 ) -> Option<(Elem<'a>, &'a AtomicU32)> {
     let mut from = bucket.head(key.hash);
     let mut steps = v.max_walk();
-    while let Some(e) = v.elem(from.load(Ordering::Acquire)) {
+    loop {
+        let link = from.load(Ordering::Acquire);
+        let e = v.linked(link)?;
         // SAFETY: the caller's promise.
-        if unsafe { v.is(e, key) } {
+        if v.may_lead_to(link, key.hash) && unsafe { v.is(e, key) } {
             return Some((e, from));
         }
-        from = &e.node().link;
+        from = v.link(e);
         steps = steps.checked_sub(1)?;
     }
-    None
 }
 
 /// The link of a bucket that leads to an element; with the bucket locked it stays that way.
@@ -224,11 +226,11 @@ pub(crate) fn link_to<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>) -> Optio
     let mut steps = v.max_walk();
     for head in &bucket.heads {
         let mut from = head;
-        while let Some(at) = v.elem(from.load(Ordering::Acquire)) {
+        while let Some(at) = v.linked(from.load(Ordering::Acquire)) {
             if at.idx == e.idx {
                 return Some(from);
             }
-            from = &at.node().link;
+            from = v.link(at);
             steps = steps.checked_sub(1)?;
         }
     }
@@ -349,12 +351,12 @@ impl<'a, K: Key> Locked<'a, K> {
         let Some(new) = v.spare(slot) else { return Errno::ENOMEM.neg() };
         fill(new);
         // SAFETY: the caller's promise; the element is this slot's.
-        unsafe { self.prepare(v, new, old.node().link.load(Ordering::Relaxed)) };
+        unsafe { self.prepare(v, new, v.link(old).load(Ordering::Relaxed)) };
         let record = v.record(slot);
         // The journal may name an element that the slot has taken and does not need now.
         Record::name(&record.other, old);
         old.node().owner.store(owner_of(slot), Ordering::Release);
-        self.bucket.take_out(from, new.idx);
+        self.bucket.take_out(from, v.link_to(new, self.key.hash));
         new.node().owner.store(LINKED, Ordering::Release);
         v.set_spare(slot, old);
         record.other.store(0, Ordering::Release);
@@ -371,7 +373,7 @@ impl<'a, K: Key> Locked<'a, K> {
         let head = self.bucket.head(self.key.hash);
         // SAFETY: the caller's promise; the element is this slot's.
         unsafe { self.prepare(v, new, head.load(Ordering::Relaxed)) };
-        head.store(new.idx, Ordering::Release);
+        head.store(v.link_to(new, self.key.hash), Ordering::Release);
         new.node().owner.store(LINKED, Ordering::Release);
         v.record(slot).journal.store(0, Ordering::Release);
         0
@@ -386,7 +388,7 @@ impl<'a, K: Key> Locked<'a, K> {
         e.node().hash.store(self.key.hash, Ordering::Relaxed);
         // SAFETY: `key_size` bytes stand behind the node in each element.
         unsafe { self.key.key.put(e, v.h.key_size) };
-        e.node().link.store(link, Ordering::Release);
+        v.link(e).store(link, Ordering::Release);
     }
 }
 
@@ -487,6 +489,7 @@ unsafe fn put_cpu<K: Key>(v: View<'_>, slot: u32, key: *const u8, values: Values
 ///
 /// # Safety
 /// As [`write_values`].
+#[inline]
 pub(crate) unsafe fn new_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
     // SAFETY: the values of all slots stand at `value_off`; the rest is the caller's promise.
     unsafe {
@@ -499,6 +502,7 @@ pub(crate) unsafe fn new_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Val
 
 /// # Safety
 /// `values` has what it says, and `slot` is in range if the map is per-CPU and it is one value.
+#[inline]
 pub(crate) unsafe fn write_values(v: View<'_>, e: Elem<'_>, slot: u32, values: Values) {
     match values {
         // SAFETY: `value_size` bytes at the slot's offset are its value.
@@ -536,7 +540,7 @@ pub(crate) unsafe fn delete_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, o
             }
             Record::name(&v.record(slot).journal, e);
             e.node().owner.store(owner_of(slot), Ordering::Release);
-            at.bucket.take_out(from, e.node().link.load(Ordering::Relaxed));
+            at.bucket.take_out(from, v.link(e).load(Ordering::Relaxed));
             v.push(slot, e);
             0
         })
@@ -558,20 +562,20 @@ pub(crate) unsafe fn next<'a>(v: View<'a>, key: *const u8) -> Option<Elem<'a>> {
     let here = if key.is_null() { None } else { unsafe { find(v, key) } };
     let mut start = 0;
     if let Some(e) = here {
-        let link = e.node().link.load(Ordering::Acquire);
-        if let Some(next) = v.elem(link) {
+        let link = v.link(e).load(Ordering::Acquire);
+        if let Some(next) = v.linked(link) {
             return Some(next);
         }
         let hash = e.node().hash.load(Ordering::Relaxed);
         let n = hash & v.h.mask;
         if hash >> 31 == 0
-            && let Some(next) = v.elem(v.bucket(n).heads[1].load(Ordering::Acquire))
+            && let Some(next) = v.linked(v.bucket(n).heads[1].load(Ordering::Acquire))
         {
             return Some(next);
         }
         start = n.checked_add(1)?;
     }
-    (start..=v.h.mask).find_map(|n| v.bucket(n).heads.iter().find_map(|head| v.elem(head.load(Ordering::Acquire))))
+    (start..=v.h.mask).find_map(|n| v.bucket(n).heads.iter().find_map(|head| v.linked(head.load(Ordering::Acquire))))
 }
 
 /// Makes all chains empty. For a fresh map.
@@ -601,12 +605,12 @@ pub(crate) fn for_each_in<'a>(v: View<'a>, n: u32, mut f: impl FnMut(Elem<'a>) -
 fn chain<'a>(v: View<'a>, n: u32, steps: &mut u64, f: &mut impl FnMut(Elem<'a>) -> bool) -> bool {
     for head in &v.bucket(n).heads {
         let mut link = head.load(Ordering::Acquire);
-        while let Some(e) = v.elem(link) {
+        while let Some(e) = v.linked(link) {
             if *steps == 0 || !f(e) {
                 return false;
             }
             *steps -= 1;
-            link = e.node().link.load(Ordering::Acquire);
+            link = v.link(e).load(Ordering::Acquire);
         }
     }
     true

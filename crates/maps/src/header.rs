@@ -61,8 +61,12 @@ pub struct MapHeader {
     pub bits_off: u64,
     /// Offset of the lengths of prefix that there are.
     pub prefix_off: u64,
+    /// Offset of the links between elements.
+    pub links_off: u64,
+    /// The bits of a link that are an element's index; the others are of its key's hash.
+    pub index_mask: u32,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u32; 3],
 }
 
 const _: () = assert!(size_of::<MapHeader>() == 128);

@@ -1,6 +1,6 @@
 //! LRU hash maps: hash maps that make room.
 //!
-//! As in `hash.rs`, with a word before the value that says whether the element was used lately. When no element is
+//! As in `hash.rs`, with a word in each element that says whether it was used lately. When no element is
 //! free, a clock hand goes round the elements: it takes that mark off, and evicts the first one that had none. Buckets
 //! that are locked are passed over, so nobody waits for a second lock while he holds one.
 //!
@@ -13,7 +13,7 @@ use core::ptr::null_mut;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::update::{EXIST, NOEXIST};
 
-use crate::hash::{self, Values};
+use crate::hash::{self, Locked, Values};
 use crate::header::View;
 use crate::key::{Key, by_size};
 use crate::pool::{Elem, Empty, LINKED, Record};
@@ -25,20 +25,10 @@ const NEW: i64 = 1;
 /// Elements one eviction may look at.
 const MAX_LOOK: u32 = 1 << 17;
 
-/// Bytes of the mark.
-#[cfg(feature = "control")]
-pub(crate) const MARK: u64 = 8;
-
-/// Whether the element was used since the hand passed it.
-fn mark<'a>(v: View<'a>, e: Elem<'_>) -> &'a AtomicU32 {
-    // SAFETY: in LRU maps there is an aligned word before the value, in the region.
-    unsafe { AtomicU32::from_ptr(e.at(u64::from(v.h.value_off)).wrapping_sub(8).cast()) }
-}
-
-fn touch(v: View<'_>, e: Elem<'_>) {
-    let mark = mark(v, e);
-    if mark.load(Ordering::Relaxed) == 0 {
-        mark.store(1, Ordering::Relaxed);
+fn touch(e: Elem<'_>) {
+    let used = &e.node().used;
+    if used.load(Ordering::Relaxed) == 0 {
+        used.store(1, Ordering::Relaxed);
     }
 }
 
@@ -64,7 +54,7 @@ pub(crate) unsafe fn lookup_as<K: Key>(v: View<'_>, key: *const u8, cpu: u32) ->
     // SAFETY: the caller's promise.
     match unsafe { hash::find_within(v, v.key::<K>(key), &mut v.max_walk()) } {
         Some(e) => {
-            touch(v, e);
+            touch(e);
             e.at(u64::from(v.h.value_off) + u64::from(cpu) * u64::from(v.h.cpu_stride))
         }
         None => null_mut(),
@@ -87,58 +77,63 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, values: Valu
 #[inline]
 unsafe fn put<K: Key>(v: View<'_>, slot: u32, key: *const u8, values: Values, flags: u64) -> i64 {
     // SAFETY: the caller's promises, here and below.
-    let result = unsafe { place::<K>(v, slot, key, values, flags, &mut None) };
+    let result = unsafe {
+        hash::with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
+            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
+            (None, EXIST) => Errno::ENOENT.neg(),
+            (Some(old), _) => at.change(v, slot, old, values),
+            (None, _) => NEW,
+        })
+    };
     if result != NEW {
         return result;
     }
     // Room is made while no bucket is locked.
-    let mut new = match obtain(v, slot) {
-        Ok(e) => Some(e),
+    let new = match obtain(v, slot) {
+        Ok(e) => e,
         Err(Empty::Full) => return Errno::ENOMEM.neg(),
         Err(Empty::Busy) => return Errno::EBUSY.neg(),
     };
-    // SAFETY: as above.
-    let result = unsafe { place::<K>(v, slot, key, values, flags, &mut new) };
-    if let Some(unused) = new {
-        v.push(slot, unused);
+    let mut unused = true;
+    // SAFETY: as above; the element is this slot's.
+    let result = unsafe {
+        hash::with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
+            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
+            (Some(old), _) => at.change(v, slot, old, values),
+            (None, _) => {
+                unused = false;
+                at.insert(v, slot, new, |e| {
+                    hash::new_values(v, e, slot, values);
+                    e.node().used.store(0, Ordering::Relaxed);
+                })
+            }
+        })
+    };
+    if unused {
+        v.push(slot, new);
     }
     result
 }
 
-/// Puts values under a key, in the element if need be, which is taken then; [`NEW`] if there is none.
-///
-/// # Safety
-/// As [`update`].
-#[inline]
-unsafe fn place<'a, K: Key>(
-    v: View<'a>,
-    slot: u32,
-    key: *const u8,
-    values: Values,
-    flags: u64,
-    new: &mut Option<Elem<'a>>,
-) -> i64 {
-    let fill = |e: Elem<'a>, used: u32| {
-        // SAFETY: the caller's promises, here and below; the element is this slot's.
-        unsafe { hash::new_values(v, e, slot, values) };
-        mark(v, e).store(used, Ordering::Relaxed);
-    };
-    // SAFETY: as above.
-    unsafe {
-        hash::with_locked::<K>(v, slot, key, |at, old| match (old, flags) {
-            (Some(_), NOEXIST) => Errno::EEXIST.neg(),
-            (None, EXIST) => Errno::ENOENT.neg(),
-            (Some((e, _)), _) if v.h.cpu_stride != 0 => {
-                hash::write_values(v, e, slot, values);
-                touch(v, e);
-                0
+impl<'a, K: Key> Locked<'a, K> {
+    /// Gives an element of the chain other values: where it stands, if it has values for each slot.
+    ///
+    /// # Safety
+    /// As [`update`].
+    #[inline(always)]
+    unsafe fn change(self, v: View<'a>, slot: u32, old: (Elem<'a>, &'a AtomicU32), values: Values) -> i64 {
+        // SAFETY: the caller's promises.
+        unsafe {
+            if v.h.cpu_stride != 0 {
+                hash::write_values(v, old.0, slot, values);
+                touch(old.0);
+                return 0;
             }
-            (Some(old), _) => at.replace(v, slot, old, |e| fill(e, 1)),
-            (None, _) => match new.take() {
-                Some(new) => at.insert(v, slot, new, |e| fill(e, 0)),
-                None => NEW,
-            },
-        })
+            self.replace(v, slot, old, |e| {
+                hash::write_values(v, e, slot, values);
+                e.node().used.store(1, Ordering::Relaxed);
+            })
+        }
     }
 }
 
@@ -177,7 +172,7 @@ fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
         if v.take_if_free(slot, e) {
             break Some(e);
         }
-        if e.node().owner.load(Ordering::Acquire) != LINKED || mark(v, e).swap(0, Ordering::Relaxed) != 0 {
+        if e.node().owner.load(Ordering::Acquire) != LINKED || e.node().used.swap(0, Ordering::Relaxed) != 0 {
             continue;
         }
         let hash = e.node().hash.load(Ordering::Acquire);
@@ -185,7 +180,7 @@ fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
         if let Some(from) = hash::link_to(v, bucket, e) {
             Record::name(&record.journal, e);
             e.node().owner.store(owner_of(slot), Ordering::Release);
-            bucket.take_out(from, e.node().link.load(Ordering::Relaxed));
+            bucket.take_out(from, v.link(e).load(Ordering::Relaxed));
             break Some(e);
         }
     };

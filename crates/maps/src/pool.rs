@@ -4,12 +4,17 @@
 //! slots_off   clock hand of LRU maps u32; 64 bytes
 //!             a record per slot and one of the controller, 64 bytes each
 //! bits_off    where free elements may be (free.rs)
+//! links_off   per element: the link to the next one of its chain (u32)
 //! elems_off   elements, `stride` apart: a Node, then key and value
 //! ```
 //!
 //! An element is *linked* (reachable from a bucket), *owned* by a slot (its spare, or in transit), or *free*; its owner
 //! word says which. A slot's record names the elements that it may own and the bucket that it may have locked, before it
 //! owns or locks them. So what a slot held that ended anywhere in an operation is found at once, see `recover.rs`.
+//!
+//! A *link* is an element's index and, in the bits above, those of its key's hash. Who walks a chain for a key so sees without
+//! a look at an element that it is another key's. And what stands in links is not in the elements' memory, which their
+//! values make other processors' all the time.
 //!
 //! A slot keeps the numbers of a few elements that it freed, and takes those first: so who inserts and deletes in turn
 //! writes no memory that others write. They are free nevertheless: its owner word alone says what an element is, and a
@@ -24,7 +29,7 @@ use crate::sync::{AtomicU32, FREE, Ordering, SPINS, owner_of};
 /// Owner word of an element that a bucket reaches.
 pub(crate) const LINKED: u32 = 1 << 31;
 
-/// End of a chain, as is everything that is no element's index.
+/// End of a chain, as is every link whose index is no element's.
 pub(crate) const END: u32 = u32::MAX;
 
 /// Bytes of the head, and of each slot record.
@@ -33,12 +38,12 @@ pub(crate) const RECORD: u64 = 64;
 /// What stands before an element's key.
 #[repr(C)]
 pub(crate) struct Node {
-    /// Next element of the chain. Keeps its value when the element is freed, for a reader who stands on it.
-    pub(crate) link: AtomicU32,
-    /// Stack trace: number of frames.
-    pub(crate) frames: AtomicU32,
     /// `FREE`, `LINKED`, or the owning slot.
     pub(crate) owner: AtomicU32,
+    /// Stack trace: number of frames.
+    pub(crate) frames: AtomicU32,
+    /// LRU maps: whether the element was used since the hand passed it.
+    pub(crate) used: AtomicU32,
     /// Hash of the key.
     pub(crate) hash: AtomicU32,
 }
@@ -133,6 +138,31 @@ impl<'a> View<'a> {
         }
         // The index is in range, so this is an element in the region.
         Some(Elem { idx, ptr: self.at(self.h.elems_off + u64::from(idx) * self.h.stride), _map: PhantomData })
+    }
+
+    /// The element that a link leads to, if there is one.
+    #[inline]
+    pub(crate) fn linked(self, link: u32) -> Option<Elem<'a>> {
+        self.elem(link & self.h.index_mask)
+    }
+
+    /// The link that leads to an element with a key of this hash.
+    #[inline]
+    pub(crate) fn link_to(self, e: Elem<'_>, hash: u32) -> u32 {
+        (hash & !self.h.index_mask) | e.idx
+    }
+
+    /// False if a link leads to an element whose key has another hash.
+    #[inline]
+    pub(crate) fn may_lead_to(self, link: u32, hash: u32) -> bool {
+        (link ^ hash) & !self.h.index_mask == 0
+    }
+
+    /// The link behind an element. It keeps its value when the element is freed, for a reader who stands there.
+    #[inline]
+    pub(crate) fn link(self, e: Elem<'_>) -> &'a AtomicU32 {
+        // SAFETY: there is an aligned word for each element.
+        unsafe { AtomicU32::from_ptr(self.at(self.h.links_off + 4 * u64::from(e.idx)).cast()) }
     }
 
     /// Where an LRU map looks next for an element to evict.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0      consumer position u64, moved by the consumer
-//! 4096   producer position u64, and behind it the lock, and where the oldest record in progress may stand
+//! 4096   producer position u64, and behind it, under the lock: the lock, where the oldest record in progress may stand, and
+//!        where a producer saw the consumer last
 //! 8192   2 × `max_entries` bytes of data
 //! ```
 //!
@@ -17,7 +18,7 @@ use skep_ebpf::Errno;
 
 use crate::header::{PAGE, View};
 use crate::mem;
-use crate::sync::{AtomicU32, AtomicU64, Guard, Ordering, owner_of};
+use crate::sync::{AtomicU32, AtomicU64, FREE, Ordering, owner_of, take};
 
 /// Flag of submit, discard and output: do not wake the consumer.
 pub const NO_WAKEUP: u64 = 1;
@@ -41,6 +42,9 @@ pub(crate) struct Ring<'a> {
     pub(crate) lock: &'a AtomicU32,
     /// All records before this position are committed.
     pub(crate) pending: &'a AtomicU64,
+    /// The consumer was here already. It writes its own position all the time, so producers look there only when this one
+    /// says that there is no room.
+    pub(crate) seen: &'a AtomicU64,
     data: *mut u8,
     /// Bytes of the ring − 1.
     pub(crate) mask: u64,
@@ -62,6 +66,7 @@ impl<'a> Ring<'a> {
                 producer: AtomicU64::from_ptr(v.at(PAGE).cast()),
                 lock: AtomicU32::from_ptr(v.at(PAGE + 64).cast()),
                 pending: AtomicU64::from_ptr(v.at(PAGE + 72).cast()),
+                seen: AtomicU64::from_ptr(v.at(PAGE + 80).cast()),
                 data: v.at(v.h.elems_off),
                 mask: u64::from(v.h.mask),
             }
@@ -78,6 +83,18 @@ impl<'a> Ring<'a> {
     /// The data of the record at a position.
     pub(crate) fn sample(&self, pos: u64) -> *mut u8 {
         self.data.wrapping_add(((pos & self.mask & !7) + HEADER_SIZE) as usize)
+    }
+
+    /// True if a record from `pos` to `end` overwrites none that is unread or in progress. The ring is locked.
+    fn has_room(&self, pos: u64, end: u64) -> bool {
+        if end.wrapping_sub(self.seen.load(Ordering::Relaxed)) > self.mask {
+            let consumer = self.consumer.load(Ordering::Acquire);
+            if end.wrapping_sub(consumer) > self.mask {
+                return false;
+            }
+            self.seen.store(consumer, Ordering::Relaxed);
+        }
+        end.wrapping_sub(self.advance(pos)) <= self.mask
     }
 
     /// Moves `pending` over the committed records behind it.
@@ -112,19 +129,20 @@ pub(crate) fn reserve(v: View<'_>, slot: u32, size: u64) -> *mut u8 {
     if size > MAX_RECORD || span(size) > ring.mask + 1 {
         return null_mut();
     }
-    let consumer = ring.consumer.load(Ordering::Acquire);
-    let Some(_guard) = Guard::acquire(ring.lock, slot) else { return null_mut() };
-    let pos = ring.producer.load(Ordering::Relaxed);
-    let pending = ring.advance(pos);
-    let end = pos.wrapping_add(span(size));
-    if end.wrapping_sub(consumer) > ring.mask || end.wrapping_sub(pending) > ring.mask {
+    if !take(ring.lock, slot) {
         return null_mut();
     }
-    let record = ring.record(pos);
-    record.owner.store(owner_of(slot), Ordering::Relaxed);
-    record.len.store(size as u32 | BUSY, Ordering::Relaxed);
-    ring.producer.store(end, Ordering::Release);
-    ring.sample(pos)
+    let pos = ring.producer.load(Ordering::Relaxed);
+    let end = pos.wrapping_add(span(size));
+    let room = ring.has_room(pos, end);
+    if room {
+        let record = ring.record(pos);
+        record.owner.store(owner_of(slot), Ordering::Relaxed);
+        record.len.store(size as u32 | BUSY, Ordering::Relaxed);
+        ring.producer.store(end, Ordering::Release);
+    }
+    ring.lock.store(FREE, Ordering::Release);
+    if room { ring.sample(pos) } else { null_mut() }
 }
 
 /// The offset in the data of the record that `sample` belongs to, if it can be one of this ring.
@@ -139,11 +157,15 @@ pub(crate) fn commit(v: View<'_>, sample: *mut u8, flags: u64, discard: bool) ->
     let ring = Ring::new(v);
     let record = ring.record(off);
     let len = record.len.load(Ordering::Relaxed) & !(BUSY | DISCARD);
+    let len = if discard { len | DISCARD } else { len };
+    if flags & (FORCE_WAKEUP | NO_WAKEUP) != 0 {
+        record.len.store(len, Ordering::Release);
+        return flags & FORCE_WAKEUP != 0;
+    }
     // Sequentially consistent with the load below: either this sees that the consumer waits here, or the consumer
     // sees the record.
-    record.len.swap(if discard { len | DISCARD } else { len }, Ordering::SeqCst);
-    let waits_here = ring.consumer.load(Ordering::SeqCst) & ring.mask == off;
-    flags & FORCE_WAKEUP != 0 || (waits_here && flags & NO_WAKEUP == 0)
+    record.len.swap(len, Ordering::SeqCst);
+    ring.consumer.load(Ordering::SeqCst) & ring.mask == off
 }
 
 /// # Safety

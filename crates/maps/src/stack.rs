@@ -28,7 +28,7 @@ pub(crate) fn bucket(v: View<'_>, id: u32) -> Option<&Bucket> {
 
 /// The element of a bucket.
 pub(crate) fn elem<'a>(v: View<'a>, bucket: &Bucket) -> Option<Elem<'a>> {
-    v.elem(bucket.heads[0].load(Ordering::Acquire))
+    v.linked(bucket.heads[0].load(Ordering::Acquire))
 }
 
 /// Frames that an element has room for.
@@ -80,13 +80,13 @@ pub(crate) unsafe fn insert(v: View<'_>, slot: u32, ips: &[u64], flags: u64) -> 
     unsafe { mem::copy(new.key(), trace, bytes) };
     new.node().frames.store(frames as u32, Ordering::Relaxed);
     new.node().hash.store(hash, Ordering::Relaxed);
-    new.node().link.store(END, Ordering::Relaxed);
+    v.link(new).store(END, Ordering::Relaxed);
     let old = elem(v, bucket);
     if let Some(old) = old {
         Record::name(&v.record(slot).other, old);
         old.node().owner.store(owner_of(slot), Ordering::Release);
     }
-    bucket.heads[0].store(new.idx, Ordering::Release);
+    bucket.heads[0].store(v.link_to(new, hash), Ordering::Release);
     new.node().owner.store(LINKED, Ordering::Release);
     if let Some(old) = old {
         v.push(slot, old);
@@ -122,7 +122,9 @@ pub(crate) unsafe fn read(v: View<'_>, id: u32, out: *mut u8) -> bool {
         // SAFETY: an element and `out` have room for `depth` words.
         unsafe {
             mem::copy(out, e.key(), frames * 8);
-            if mem::hash(out, frames * 8, 0) == hash && bucket.heads[0].load(Ordering::Acquire) == e.idx {
+            if mem::hash(out, frames * 8, 0) == hash
+                && bucket.heads[0].load(Ordering::Acquire) & v.h.index_mask == e.idx
+            {
                 mem::zero(out.wrapping_add(frames * 8), v.h.value_size as usize - frames * 8);
                 return true;
             }

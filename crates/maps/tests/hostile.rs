@@ -241,9 +241,7 @@ fn loops_and_held_locks_are_left() {
             // Each element's links lead to itself, and so do the buckets to elements.
             // SAFETY: words of the elements' nodes and of the buckets.
             unsafe {
-                let node = r.data.add((h.elems_off + u64::from(word) * h.stride) as usize).cast::<u32>();
-                node.write(word);
-                node.add(1).write(word);
+                r.data.add((h.links_off + u64::from(word) * 4) as usize).cast::<u32>().write(word);
                 let bucket = r.data.add((h.buckets_off + u64::from(word & h.mask) * 16) as usize).cast::<u32>();
                 bucket.add(2).write(word & h.mask);
                 bucket.add(3).write(word & h.mask);

@@ -308,3 +308,69 @@ fn an_lru_map_takes_everything_and_keeps_what_is_used() {
         assert_eq!(m.entries().len(), 200, "{t}");
     }
 }
+
+/// Threads with keys of their own on one map, of which buckets, elements and free lists are all shared: each result is the
+/// one that there would be without the others.
+#[test]
+fn own_keys_behave_as_if_alone() {
+    for (t, key_size) in [
+        (MapType::Hash, 4),
+        (MapType::Hash, 8),
+        (MapType::Hash, 16),
+        (MapType::Hash, 12),
+        (MapType::PercpuHash, 8),
+        (MapType::LruHash, 8),
+        (MapType::LruPercpuHash, 20),
+    ] {
+        const KEYS: u32 = 12;
+        // Always room for all, and barely so; an LRU map may evict while others keep what they freed.
+        let lru = matches!(t, MapType::LruHash | MapType::LruPercpuHash);
+        let max = THREADS * KEYS * if lru { 2 } else { 1 };
+        let m = Map::create(&MapDef::new("m", t, key_size, 16, max), THREADS).unwrap();
+        let left = on_all(&m, |slot, r| {
+            let mut next = rng(u64::from(slot) + 7);
+            let mut model = BTreeMap::<u32, u64>::new();
+            for round in 0..60_000u64 {
+                let n = next(KEYS);
+                let mut key = [0u32; 5];
+                key[0] = n * THREADS + slot;
+                key[2] = n;
+                let k = key.as_ptr().cast::<u8>();
+                let check = |model: &BTreeMap<u32, u64>| {
+                    // SAFETY: a key of at most 20 bytes; what is there is this slot's alone to change.
+                    let p = unsafe { r.lookup(slot, k) }.cast::<u64>();
+                    // SAFETY: as above.
+                    let found = (!p.is_null()).then(|| unsafe { (*p, *p.add(1)) });
+                    assert_eq!(found, model.get(&n).map(|&v| (v, !v)), "{t}, keys of {key_size}, round {round}");
+                };
+                match next(6) {
+                    0 | 1 => {
+                        // SAFETY: as above.
+                        let result = settled(|| unsafe { r.delete(slot, k) });
+                        let there = model.remove(&n).is_some();
+                        assert_eq!(result, if there { 0 } else { Errno::ENOENT.neg() }, "{t}, keys of {key_size}");
+                    }
+                    2 => check(&model),
+                    _ => {
+                        let flags = u64::from(next(3));
+                        let expected = match (flags, model.contains_key(&n)) {
+                            (NOEXIST, true) => Errno::EEXIST.neg(),
+                            (EXIST, false) => Errno::ENOENT.neg(),
+                            _ => 0,
+                        };
+                        let value = [round << 8 | u64::from(slot), !(round << 8 | u64::from(slot))];
+                        // SAFETY: a value of 16 bytes.
+                        let result = settled(|| unsafe { r.update(slot, k, value.as_ptr().cast(), flags) });
+                        assert_eq!(result, expected, "{t}, keys of {key_size}, round {round}");
+                        if result == 0 {
+                            model.insert(n, value[0]);
+                        }
+                    }
+                }
+                check(&model);
+            }
+            model.len() as i64
+        });
+        assert_eq!(m.entries().len() as i64, left, "{t}, keys of {key_size}");
+    }
+}

@@ -6,7 +6,7 @@ use skep_ebpf::uapi::MapType;
 
 use super::{MapError, is_hollow, validate};
 use crate::header::{MapHeader, PAGE};
-use crate::{free, hash, lpm, lru, pool, queue, sample_type};
+use crate::{free, hash, lpm, pool, queue, sample_type};
 
 /// A map's header and the size of its data region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,8 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         elems_off: 0,
         bits_off: 0,
         prefix_off: 0,
+        links_off: 0,
+        index_mask: 0,
         reserved: [0; 3],
     };
     match def.map_type {
@@ -111,12 +113,12 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         }
         MapType::LruHash => {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
-            place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, value)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
         }
         MapType::LruPercpuHash => {
             h.cpu_stride = value as u32;
             let values = value.checked_mul(u64::from(nslots))?;
-            place_pool(&mut h, up(u64::from(def.key_size), 8)? + lru::MARK, values)?;
+            place_pool(&mut h, up(u64::from(def.key_size), 8)?, values)?;
         }
         MapType::PercpuHash => {
             h.cpu_stride = value as u32;
@@ -150,7 +152,7 @@ fn bloom_bits(entries: u32, functions: u32) -> u32 {
     bits.clamp(64, 1 << 31).next_power_of_two() as u32
 }
 
-/// Places slot records, buckets, hints, and elements with this much before and at the value.
+/// Places slot records, buckets, hints, links, and elements with this much before and at the value.
 fn place_pool(h: &mut MapHeader, key: u64, value: u64) -> Option<()> {
     let buckets = u64::from(h.max_entries).next_power_of_two();
     h.mask = u32::try_from(buckets - 1).ok()?;
@@ -159,7 +161,10 @@ fn place_pool(h: &mut MapHeader, key: u64, value: u64) -> Option<()> {
     h.slots_off = 0;
     h.buckets_off = pool::RECORD * (u64::from(h.nslots) + 2);
     h.bits_off = h.buckets_off + buckets * hash::BUCKET;
-    h.elems_off = up(h.bits_off + free::size(h.elems), 64)?;
+    h.links_off = h.bits_off + free::size(h.elems);
+    h.elems_off = up(h.links_off.checked_add(4 * u64::from(h.elems))?, 64)?;
+    // All bits set is no element's index.
+    h.index_mask = u32::try_from((u64::from(h.elems) + 1).next_power_of_two() - 1).ok()?;
     Some(())
 }
 

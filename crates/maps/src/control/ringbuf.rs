@@ -34,15 +34,22 @@ impl RingConsumer {
         let ring = Ring::new(view);
         let size = ring.mask + 1;
         let (mut records, mut budget) = (0, size);
+        let mut producer = ring.producer.load(Ordering::SeqCst);
+        let mut told = ring.consumer.load(Ordering::Relaxed);
+        // Where producers write, and what they read, is looked at and written once for many records: each time is one less
+        // for them to wait for the memory. Before this stops it has told where it is, and looked again.
         while budget > 0 {
-            let producer = ring.producer.load(Ordering::SeqCst);
             let available = producer.wrapping_sub(self.position);
-            if available == 0 {
-                break;
-            }
             let header = ring.record(self.position).len.load(Ordering::SeqCst);
-            if available <= size && header & BUSY != 0 {
-                break;
+            if available == 0 || (available <= size && header & BUSY != 0) {
+                if told == self.position && producer == ring.producer.load(Ordering::SeqCst) {
+                    break;
+                }
+                told = self.position;
+                ring.consumer.store(told, Ordering::SeqCst);
+                producer = ring.producer.load(Ordering::SeqCst);
+                budget = budget.saturating_sub(8); // nobody keeps us here by what he writes
+                continue;
             }
             let length = u64::from(header & !(BUSY | DISCARD));
             let step = span(length);
@@ -61,6 +68,12 @@ impl RingConsumer {
             }
             self.position = self.position.wrapping_add(step);
             budget = budget.saturating_sub(step);
+            if self.position.wrapping_sub(told) > size / 8 {
+                told = self.position;
+                ring.consumer.store(told, Ordering::SeqCst);
+            }
+        }
+        if told != self.position {
             ring.consumer.store(self.position, Ordering::SeqCst);
         }
         Ok(records)
@@ -84,6 +97,7 @@ fn resync(ring: Ring<'_>, position: u64) {
     // If the lock is held for ever, producers fail until it is recovered, and the next poll comes here again.
     let _guard = Guard::acquire(ring.lock, CONTROL_SLOT);
     ring.pending.store(position, Ordering::Relaxed);
+    ring.seen.store(position, Ordering::Relaxed);
     ring.producer.store(position, Ordering::SeqCst);
     ring.consumer.store(position, Ordering::SeqCst);
 }
