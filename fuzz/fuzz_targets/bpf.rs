@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use skep_ebpf::btf::Btf;
 use skep_subsystem::front::client::{Files, Memory};
 use skep_subsystem::front::object::Object;
+use skep_subsystem::front::token::Delegation;
 use skep_subsystem::front::{Alive, Caps, Client, Config, Errno, Subsystem};
 
 /// Where the client's memory begins.
@@ -56,10 +58,21 @@ fn chosen() -> Option<u32> {
     *CHOSEN.get_or_init(|| std::env::var("SKEP_FUZZ_COMMAND").ok()?.parse().ok())
 }
 
+/// With the types of the kernel that runs here, if it tells them, and a tree of pins that delegates everything.
+fn subsystem() -> Subsystem {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|b| Btf::parse(&b).ok());
+    let config = Config {
+        slots: 2,
+        kernel_btf: types.map(Arc::new),
+        delegate: Some(Delegation::ANY),
+        ..Config::default()
+    };
+    Subsystem::new(config).expect("memory for a subsystem")
+}
+
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     thread_local! {
-        static SUBSYSTEM: Subsystem =
-            Subsystem::new(Config { slots: 2, ..Config::default() }).expect("memory for a subsystem");
+        static SUBSYSTEM: Subsystem = subsystem();
     }
     SUBSYSTEM.with(|subsystem| {
         let Some((&calls, rest)) = bytes.split_first() else { return };
@@ -84,12 +97,19 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             memlock: 1 << 24,
             task: None,
         };
+        // Tokens are made of the first descriptor.
+        let _ = subsystem.open_folder(&client, "/sys/fs/bpf");
         for (cmd, mut attr) in commands {
             // Four billion rounds of a test run would be right, and long.
             if cmd == 10 && attr.len() >= 36 {
                 attr[33..36].fill(0);
             }
             let _ = subsystem.bpf(&client, cmd, &mut attr);
+        }
+        let last = files.0.lock().unwrap().len() as i32 + 3;
+        for fd in 3..last {
+            // Most are no iterators.
+            let _ = subsystem.iter_read(&client, fd, BASE, 4096);
         }
         drop(client);
         files.0.lock().unwrap().clear();

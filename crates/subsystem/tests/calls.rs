@@ -3,6 +3,8 @@
 //!
 //! Where the kernel does not answer this user the comparison is skipped, and only what does not need it is tested.
 
+#[path = "calls/dumps.rs"]
+mod dumps;
 #[path = "calls/fields.rs"]
 mod fields;
 #[path = "calls/iters.rs"]
@@ -15,6 +17,9 @@ mod kinds;
 mod rights;
 #[path = "calls/script.rs"]
 mod script;
+
+use skep_jit::Engine;
+use skep_subsystem::front::Config;
 
 use kernel::{Kernel, Live, Ours};
 use script::{Answer, Script};
@@ -74,6 +79,23 @@ fn answers_are_the_kernels() {
     assert!(differ.is_empty(), "{} of {} differ:\n{}", differ.len(), theirs.len(), differ.join("\n"));
     assert!(idle.is_empty(), "in the ledger, but the same: {idle:?}");
     assert!(theirs.len() >= 500, "{} calls", theirs.len());
+}
+
+/// The kernel's machine code and ours are told of in the same way.
+#[test]
+fn machine_code_is_told_of() {
+    let tell = |kernel: &dyn Kernel| {
+        let mut script = Script::new(kernel);
+        dumps::dumps(&mut script);
+        script.finish()
+    };
+    let ours = tell(&Ours::with(Config { slots: 2, engine: Engine::Jit, ..Config::default() }));
+    let told = |what: &str| ours.iter().find(|(n, _)| n == what).map(|(_, answer)| answer.clone());
+    assert_eq!(told("dump: three functions: functions, lengths, lines"), Some(Answer::Bytes(vec![3, 3, 5])));
+    match Live::open() {
+        Some(live) => assert_eq!(tell(&live), ours),
+        None => eprintln!("skipped: bpf(2) does not answer this user"),
+    }
 }
 
 /// Without the kernel: nothing panics, and what was made goes away again.

@@ -65,11 +65,16 @@ fn name(text: &str) -> CString {
 impl Object {
     /// Opens an object of `bpf/test`.
     pub fn open(file: &str) -> Object {
+        Object::open_path(&object(&format!("test/{file}.bpf.o")))
+    }
+
+    /// Opens any object.
+    pub fn open_path(file: &Path) -> Object {
         warnings();
-        let path = name(&object(&format!("test/{file}.bpf.o")).display().to_string());
+        let path = path(file);
         // SAFETY: the path is a C string.
         let object = unsafe { sys::bpf_object__open_file(path.as_ptr(), null()) };
-        assert!(!object.is_null(), "{file} cannot be opened: {}", warnings());
+        assert!(!object.is_null(), "{} cannot be opened: {}", file.display(), warnings());
         Object(object)
     }
 

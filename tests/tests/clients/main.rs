@@ -5,6 +5,7 @@
 
 mod aya_client;
 mod features;
+mod iters;
 mod libbpf;
 mod probes;
 mod shim;
@@ -22,7 +23,7 @@ fn main() {
     libbpf::listen();
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
-    let suites = [features::TESTS, skeletons::TESTS, probes::TESTS, aya_client::TESTS, untouched::TESTS];
+    let suites = [features::TESTS, skeletons::TESTS, probes::TESTS, iters::TESTS, aya_client::TESTS, untouched::TESTS];
     let tests: Vec<(&str, Test)> = suites.concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {

@@ -7,6 +7,7 @@ use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
+use skep_ebpf::btf::Btf;
 use skep_subsystem::front::{Config, Router, Subsystem};
 
 static ROUTER: OnceLock<Router> = OnceLock::new();
@@ -20,9 +21,28 @@ thread_local! {
 pub fn router() -> &'static Router {
     ROUTER.get_or_init(|| {
         let traced = std::env::var("SKEP_TRACED").ok().and_then(|pid| pid.parse().ok());
-        let config = Config { slots: 4, processes: true, traced, ..Config::default() };
+        let config = Config { slots: 4, processes: true, traced, kernel_btf: types(), ..Config::default() };
         Router::own(Arc::new(Subsystem::new(config).expect("a subsystem"))).expect("a router")
     })
+}
+
+/// The types of the kernel that runs here, read without the C library's functions, which would ask the router.
+fn types() -> Option<Arc<Btf>> {
+    let fd = kernel(libc::SYS_open, [c"/sys/kernel/btf/vmlinux".as_ptr() as u64, 0, 0, 0, 0, 0]);
+    if fd < 0 {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    let mut part = vec![0u8; 1 << 16];
+    loop {
+        let n = kernel(libc::SYS_read, [fd as u64, part.as_mut_ptr() as u64, part.len() as u64, 0, 0, 0]);
+        match usize::try_from(n) {
+            Ok(n) if n > 0 => bytes.extend_from_slice(&part[..n]),
+            _ => break,
+        }
+    }
+    kernel(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
+    Btf::parse(&bytes).ok().map(Arc::new)
 }
 
 /// A system call, as the kernel has it: a negative errno is an error.

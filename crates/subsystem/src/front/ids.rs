@@ -1,8 +1,8 @@
 //! Numbers of objects: given out in a circle, found in constant time, walked in order.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
 use skep_ebpf::Errno;
+
+use super::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The largest number: the kernel's ids are positive `int`s.
 const MAX_ID: u32 = i32::MAX as u32;
@@ -181,10 +181,15 @@ impl<T> Drop for Id<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sync::model;
     use super::*;
 
     #[test]
     fn numbers_go_round() {
+        model(1, go_round);
+    }
+
+    fn go_round() {
         struct Thing {
             id: Id<Thing>,
         }

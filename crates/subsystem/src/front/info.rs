@@ -214,6 +214,13 @@ fn prog_info(
     i.put_u32(48, prog.uid);
     let ids: Vec<u8> = prog.maps().iter().flat_map(|m| m.id.number().to_ne_bytes()).collect();
     i.list(client, (52, 56), 4, &ids)?;
+    // Who wants records says how long he takes them to be.
+    for (count_at, size_at, size) in [(144, 132, 8), (148, 172, 16), (168, 176, 8)] {
+        if (i.u32(count_at) != 0 || i.u32(size_at) != 0) && i.u32(size_at) != size {
+            return Err(Errno::EINVAL);
+        }
+        i.put_u32(size_at, size);
+    }
     i.put(64, &name_bytes(&prog.name));
     i.put_u32(80, prog.offloaded.as_ref().map_or(0, |o| o.ifindex));
     i.put_u32(84, u32::from(program.gpl_compatible()));
@@ -245,9 +252,6 @@ fn prog_info(
     i.list(client, (104, 112), 8, &jited.symbols)?;
     i.list(client, (108, 120), 4, &jited.lengths)?;
     i.list(client, (168, 160), 8, &jited.lines)?;
-    i.put_u32(132, if prog.func_info.1.is_empty() { 8 } else { prog.func_info.0.min(8) });
-    i.put_u32(172, 16);
-    i.put_u32(176, 8);
     i.list(client, (144, 136), 8, &xlated::func_info(prog))?;
     i.list(client, (148, 152), 16, &xlated::line_info(prog))?;
     i.list(client, (180, 184), 8, &prog.tag)?;

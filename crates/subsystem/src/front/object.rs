@@ -20,6 +20,7 @@ use super::link::LinkObject;
 use super::offload::Offloaded;
 use super::perf::{Feed, PerfEvent};
 use super::token::TokenObject;
+use super::users::Users;
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
 
@@ -120,7 +121,7 @@ pub struct MapObject {
     #[expect(dead_code, reason = "held, not looked at")]
     pub(super) told: Option<Told>,
     /// Descriptors and pins.
-    users: AtomicU64,
+    users: Users,
     /// The maps in a map of maps, by key.
     inner: Mutex<HashMap<Vec<u8>, Arc<MapObject>>>,
     /// The programs in a prog array, by index.
@@ -159,7 +160,7 @@ pub struct MapUser(Arc<MapObject>);
 impl MapUser {
     /// Holds the map.
     pub fn new(map: Arc<MapObject>) -> MapUser {
-        map.users.fetch_add(1, Ordering::Relaxed);
+        map.users.add();
         MapUser(map)
     }
 
@@ -177,7 +178,7 @@ impl Clone for MapUser {
 
 impl Drop for MapUser {
     fn drop(&mut self) {
-        if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.users.remove() {
             self.0.clear_programs();
             self.0.events.clear(&self.0.map);
         }
@@ -219,7 +220,7 @@ impl MapObject {
             exclusive,
             inner: Mutex::default(),
             owner: Mutex::default(),
-            users: AtomicU64::new(0),
+            users: Users::default(),
             programs: Mutex::default(),
             events: Feed::default(),
             bell: OnceLock::new(),
@@ -228,7 +229,7 @@ impl MapObject {
 
     /// Descriptors, pins and links that hold it.
     pub fn users(&self) -> u64 {
-        self.users.load(Ordering::Relaxed)
+        self.users.count()
     }
 
     fn clear_programs(&self) {
