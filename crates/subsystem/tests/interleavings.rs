@@ -89,7 +89,7 @@ fn what_is_found_stays() {
         drop(first);
         finder.join().unwrap();
         assert_eq!((ids.len(), ids.next(0), alive.load(Ordering::SeqCst)), (0, None, 0));
-        assert!(ids.get(number).is_none());
+        assert!(ids.get(number).is_none() && ids.is_empty());
     });
 }
 

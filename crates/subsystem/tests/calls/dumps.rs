@@ -69,7 +69,7 @@ pub fn dumps(s: &mut Script<'_>) {
 
 fn tell(s: &mut Script<'_>, name: &str, prog: i64) {
     let mut info = vec![0u8; 232];
-    let mut ask = |s: &mut Script<'_>, what: &str, info: &mut Vec<u8>| {
+    let ask = |s: &mut Script<'_>, what: &str, info: &mut Vec<u8>| {
         let mut attr = Attrs::new(16).u32(0, prog as u32).u32(4, 232).u64(8, info.as_mut_ptr() as u64);
         s.call(&format!("dump: {name}: info, {what}"), INFO, &mut attr);
     };
