@@ -2,4 +2,5 @@
 //! instruction shows in the code.
 
 mod encoding;
+mod known;
 mod peepholes;
