@@ -93,42 +93,37 @@ impl Front {
 
     /// Nanoseconds of opening an object by its number, of maps and programs in turn, and closing it.
     fn open_by_id(&self, live: u32) -> Result<f64, String> {
-        let mut seed = 1u64;
-        let begin = Instant::now();
-        for n in 0..LOOKUPS {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let id = (seed >> 33) % u64::from(live) + 1;
-            let (cmd, size) = if n % 2 == 0 { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
-            let fd = self.bpf(cmd, &[(0, id, 4)], size)?;
+        each(live, |id, is_map| {
+            let (cmd, size) = if is_map { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
+            let fd = self.bpf(cmd, &[(0, id + 1, 4)], size)?;
             self.files.close(fd);
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
+            Ok(())
+        })
     }
 
     /// The same without a descriptor.
     fn look_up(&self, live: u32) -> Result<f64, String> {
-        let mut seed = 1u64;
-        let begin = Instant::now();
-        for n in 0..LOOKUPS {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let id = (seed >> 33) % u64::from(live) + 1;
-            let (cmd, size) = if n % 2 == 0 { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
-            self.bpf_as(&self.looker, cmd, &[(0, id, 4)], size)?;
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
+        each(live, |id, is_map| {
+            let (cmd, size) = if is_map { (MAP_BY_ID, 12) } else { (PROG_BY_ID, 4) };
+            self.bpf_as(&self.looker, cmd, &[(0, id + 1, 4)], size).map(drop)
+        })
     }
 
     /// No object at all: the next number of a number.
     fn next_id(&self, live: u32) -> Result<f64, String> {
-        let mut seed = 1u64;
-        let begin = Instant::now();
-        for n in 0..LOOKUPS {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let id = (seed >> 33) % u64::from(live);
-            self.bpf(if n % 2 == 0 { MAP_NEXT } else { PROG_NEXT }, &[(0, id, 4)], 8)?;
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
+        each(live, |id, is_map| self.bpf(if is_map { MAP_NEXT } else { PROG_NEXT }, &[(0, id, 4)], 8).map(drop))
     }
+}
+
+/// Nanoseconds of a call, with numbers below `live` in no order, for maps and programs in turn.
+fn each(live: u32, mut call: impl FnMut(u64, bool) -> Result<(), String>) -> Result<f64, String> {
+    let mut seed = 1u64;
+    let begin = Instant::now();
+    for n in 0..LOOKUPS {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        call((seed >> 33) % u64::from(live), n % 2 == 0)?;
+    }
+    Ok(begin.elapsed().as_nanos() as f64 / f64::from(LOOKUPS))
 }
 
 /// Figures of `/proc/self/status`, in KiB.

@@ -7,6 +7,7 @@
 
 #[path = "kernel/mod.rs"]
 mod live;
+mod opened;
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -17,46 +18,22 @@ use skep_ebpf::uapi::{AttachType, ProgType};
 use skep_elf::{LoadOptions, Object};
 use skep_verifier::{Options, Outcome, Privilege, verify};
 
+use opened::Opened;
+
 /// What the kernel says to one program; `None` if it was not asked.
 fn kernel(path: &Path, wanted: &str, log: &mut [u8]) -> Option<Result<(), Errno>> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    // SAFETY: the path is a C string; null is checked; all else belongs to the open object, which is closed at the end.
+    let opened = Opened::for_program(path, wanted)?;
+    // SAFETY: the object is open, and closed before the log goes.
     unsafe {
-        let object = sys::bpf_object__open_file(path.as_ptr(), std::ptr::null());
-        if object.is_null() {
+        sys::bpf_program__set_log_level(opened.program, 1);
+        sys::bpf_program__set_log_buf(opened.program, log.as_mut_ptr().cast(), log.len() as u64);
+        if sys::bpf_object__prepare(opened.object) != 0 {
             return None;
         }
-        let mut program = sys::bpf_object__next_program(object, std::ptr::null_mut());
-        let mut found = std::ptr::null_mut();
-        while !program.is_null() {
-            let name = CStr::from_ptr(sys::bpf_program__name(program));
-            let this = name.to_str() == Ok(wanted);
-            sys::bpf_program__set_autoload(program, this);
-            if this {
-                found = program;
-                sys::bpf_program__set_log_level(program, 1);
-                sys::bpf_program__set_log_buf(program, log.as_mut_ptr().cast(), log.len() as u64);
-            }
-            program = sys::bpf_object__next_program(object, program);
-        }
-        let mut map = sys::bpf_object__next_map(object, std::ptr::null());
-        while !map.is_null() {
-            sys::bpf_map__set_pin_path(map, std::ptr::null());
-            if sys::bpf_map__max_entries(map) == 0 && sys::bpf_map__type(map) != sys::BPF_MAP_TYPE_PERF_EVENT_ARRAY {
-                sys::bpf_map__set_max_entries(map, 1);
-            }
-            map = sys::bpf_object__next_map(object, map);
-        }
-        let answer = if found.is_null() || sys::bpf_object__prepare(object) != 0 {
-            None
-        } else {
-            match sys::bpf_object__load(object) {
-                0 => Some(Ok(())),
-                e => Some(Err(Errno(-e))),
-            }
-        };
-        sys::bpf_object__close(object);
-        answer
+        Some(match sys::bpf_object__load(opened.object) {
+            0 => Ok(()),
+            e => Err(Errno(-e)),
+        })
     }
 }
 

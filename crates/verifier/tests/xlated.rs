@@ -9,9 +9,9 @@ mod align;
 #[path = "differential/generator/mod.rs"]
 mod generator;
 mod kernel;
+mod opened;
 mod typed;
 
-use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use skep_elf::{LoadOptions, Object};
 use skep_verifier::{KernelProfile, Options, Verified, verify};
 
 use align::{Ledger, align};
+use opened::Opened;
 
 fn env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default)
@@ -82,38 +83,13 @@ fn random_programs_are_rewritten_as_the_kernel_does() {
 
 /// The instructions that the kernel has of one program of an object; `None` if it was not asked, or does not want it.
 fn of_object(path: &Path, wanted: &str) -> Option<Vec<Insn>> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    // SAFETY: the path is a C string; null is checked; all else belongs to the open object, which is closed at the end.
+    let opened = Opened::for_program(path, wanted)?;
+    // SAFETY: the object is open; its program's descriptor is, too, once it is loaded.
     unsafe {
-        let object = sys::bpf_object__open_file(path.as_ptr(), std::ptr::null());
-        if object.is_null() {
-            return None;
+        match sys::bpf_object__load(opened.object) {
+            0 => kernel::xlated(BorrowedFd::borrow_raw(sys::bpf_program__fd(opened.program))),
+            _ => None,
         }
-        let mut program = sys::bpf_object__next_program(object, std::ptr::null_mut());
-        let mut found = std::ptr::null_mut();
-        while !program.is_null() {
-            let this = CStr::from_ptr(sys::bpf_program__name(program)).to_str() == Ok(wanted);
-            sys::bpf_program__set_autoload(program, this);
-            if this {
-                found = program;
-            }
-            program = sys::bpf_object__next_program(object, program);
-        }
-        let mut map = sys::bpf_object__next_map(object, std::ptr::null());
-        while !map.is_null() {
-            sys::bpf_map__set_pin_path(map, std::ptr::null());
-            if sys::bpf_map__max_entries(map) == 0 && sys::bpf_map__type(map) != sys::BPF_MAP_TYPE_PERF_EVENT_ARRAY {
-                sys::bpf_map__set_max_entries(map, 1);
-            }
-            map = sys::bpf_object__next_map(object, map);
-        }
-        let answer = if found.is_null() || sys::bpf_object__load(object) != 0 {
-            None
-        } else {
-            kernel::xlated(BorrowedFd::borrow_raw(sys::bpf_program__fd(found)))
-        };
-        sys::bpf_object__close(object);
-        answer
     }
 }
 

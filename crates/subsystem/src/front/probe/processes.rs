@@ -181,6 +181,11 @@ fn errno(error: &AttachError) -> Errno {
     }
 }
 
+/// True for a place that says itself that it is not a function's start.
+fn inside(what: &What) -> bool {
+    matches!(what, What::Symbol { offset: 1.., .. })
+}
+
 /// The errno of what could not be placed. What a process does not have may come later.
 fn refusal(attached: &attach::Attached) -> Option<Errno> {
     attached.probes.iter().find_map(|p| p.result.as_ref().err().filter(|e| !e.is_absence())).map(errno)
@@ -452,6 +457,7 @@ impl ProbeSites for Processes {
         let target = target_of(pid, point)?;
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         Some(match known.resolve(pid, &target) {
+            Ok(_) if point.when == When::Return && inside(&point.what) => Err(Missing::NotTheStart),
             Ok(found) => found.first().map(|address| Found { address: *address }).ok_or(Missing::NoFunction),
             Err(_) => Err(Missing::NoFunction),
         })

@@ -407,13 +407,18 @@ fn string(at: u64) -> Vec<u8> {
 /// The values of arguments, as they stand in a record from byte `at` on.
 pub fn fetch(arguments: &[Argument], regs: &PtRegs, at: usize) -> Vec<u8> {
     let regs = words(regs);
-    let fixed_len: usize = arguments.iter().map(|a| a.size() as usize).sum();
+    let fixed_len = len(arguments);
     let (mut fixed, mut dynamic) = (Vec::with_capacity(fixed_len), Vec::new());
     for argument in arguments {
         argument.put(&regs, &mut fixed, &mut dynamic, at + fixed_len);
     }
     fixed.extend(dynamic);
     fixed
+}
+
+/// Bytes of all arguments in a record, without what strings take behind them.
+pub fn len(arguments: &[Argument]) -> usize {
+    arguments.iter().map(|a| a.size() as usize).sum()
 }
 
 /// A line of a format file, and what the print format says, for each argument; the first begins at byte `at`.

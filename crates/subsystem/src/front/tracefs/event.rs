@@ -353,7 +353,8 @@ impl Probe {
                 let values = args::fetch(&self.args, regs, record.len());
                 record.extend(values);
             }
-            None => record.extend(args::fetch(&[], &PtRegs::default(), 0)),
+            // The record is what the format file says, whoever fetched it.
+            None => record.resize(record.len() + args::len(&self.args), 0),
         }
         record
     }
