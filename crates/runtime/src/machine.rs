@@ -162,6 +162,7 @@ impl Machine {
     ///
     /// # Safety
     /// As [`Machine::run`], and `image` was made for the maps of this session.
+    #[inline]
     pub unsafe fn run_image(&mut self, image: *const Image, ctx: *mut u8) -> Run {
         // SAFETY: the promises of `new` and of the caller.
         unsafe { self.run_budgeted(image, ctx, (*self.env.control).budget) }
@@ -171,6 +172,7 @@ impl Machine {
     ///
     /// # Safety
     /// As [`Machine::run_image`].
+    #[inline]
     unsafe fn run_budgeted(&mut self, image: *const Image, ctx: *mut u8, budget: u64) -> Run {
         let env = &mut self.env;
         env.ctx = ctx;

@@ -133,6 +133,11 @@ fn what_once_went_wrong() {
         "r0 += r1\nw0 %= -4\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
         "r0 += r1\nr0 *= 6\nif r0 != 0 goto pc+1\nr1 = 5\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
         "r7 = r0\nr7 += r1\ncall get_current_pid_tgid#14\nr0 = 5\nif r7 != 0 goto pc+1\nr0 = 6\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r7\n",
+        // With numbers blinded, an address was forgotten that refers to the register that is loaded.
+        "*(u64 *)(r10 -16) = r0\n*(u64 *)(r10 -8) = r1\nr1 &= 7\nr2 = r10\nr2 += -16\nr2 += r1\nr1 = *(u8 *)(r2 +0)\n\
+         r1 += 128\n*(u8 *)(r2 +0) = r1\nr0 = *(u64 *)(r10 -16)\n*(u64 *)(r6 +0) = r0\n",
+        // A quotient with a sign was taken for one without: its upper half is not zero.
+        "r0 s/= -3\nw1 = w0\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
     ];
     let maps: Arc<[MapDef]> = maker::maps().into();
     let mut world = World::new(&maps, &[]);
