@@ -48,6 +48,7 @@ errnos! {
     EROFS = 30, "read-only";
     EDOM = 33, "argument out of domain";
     ERANGE = 34, "out of range";
+    EDEADLK = 35, "deadlock";
     ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "not implemented";
     ELOOP = 40, "too many levels";
@@ -60,6 +61,7 @@ errnos! {
     EOPNOTSUPP = 95, "operation not supported";
     EAFNOSUPPORT = 97, "address family not supported";
     EADDRNOTAVAIL = 99, "address not available";
+    ETIMEDOUT = 110, "timed out";
     ESTALE = 116, "stale handle";
     ENOTSUPP = 524, "not supported";
 }

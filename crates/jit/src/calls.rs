@@ -3,7 +3,10 @@
 use skep_ebpf::insn::{MAX_CALL_FRAMES, STACK_SIZE};
 use skep_runtime::env::STACK_BYTES;
 
-use crate::{CompileError, Source};
+use crate::{CompileError, Source, special};
+
+/// Bytes of stack that a function with a `may_goto` needs to count its rounds: the lowest of its frame.
+pub(crate) const MAY_GOTO_STACK: u32 = 8;
 
 /// A function of the program.
 #[derive(Clone, Copy, Debug)]
@@ -33,15 +36,23 @@ pub(crate) fn subprog_of(subprogs: &[Subprog], insn: usize) -> usize {
     subprogs.partition_point(|s| s.start as usize <= insn).saturating_sub(1)
 }
 
-/// The longest chain of calls from the main function, in stack and in frames.
+/// The longest chain of calls from the main function and from that which exceptions end in, in stack and in frames.
+///
+/// A helper that calls back counts as a call of the function that it is given; of all whose address is taken, if that is
+/// not always the same.
 pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> {
     let subprogs = source.subprogs;
     let mut calls = vec![Vec::new(); subprogs.len()];
     for (i, insn) in source.insns.iter().enumerate() {
+        let Some(callees) = calls.get_mut(subprog_of(subprogs, i)) else { continue };
         if insn.is_subprog_call() {
             let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
-            if let Some(callees) = calls.get_mut(subprog_of(subprogs, i)) {
-                callees.push(subprog_of(subprogs, target));
+            callees.push(subprog_of(subprogs, target));
+        }
+        if let Some(site) = source.special.callbacks.get(&(i as u32)) {
+            match site.function {
+                Some(function) => callees.push(function as usize),
+                None => callees.extend(special::named_functions(source.insns, subprogs)),
             }
         }
     }
@@ -56,10 +67,13 @@ pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> 
             chains[i] = Chain { stack: subprog.frame() + below.stack, frames: 1 + below.frames };
         }
     }
-    let main = chains.first().copied().unwrap_or_default();
+    let mut main = chains.first().copied().unwrap_or_default();
+    if let Some(last) = source.special.catches.and_then(|f| chains.get(f as usize)) {
+        main = Chain { stack: main.stack.max(last.stack), frames: main.frames.max(last.frames) };
+    }
     let fits = main.frames as usize <= MAX_CALL_FRAMES
         && main.stack as usize <= STACK_BYTES
-        && subprogs.iter().all(|s| s.stack as usize <= STACK_SIZE);
+        && subprogs.iter().all(|s| s.stack <= STACK_SIZE as u32 + MAY_GOTO_STACK);
     if !fits {
         return Err(CompileError::Calls {
             program: source.name.into(),

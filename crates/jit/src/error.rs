@@ -35,15 +35,15 @@ pub enum CompileError {
         /// What to know about it.
         reason: &'static str,
     },
-    /// A kernel function is called.
-    #[error("program {program}: instruction {insn} calls a kernel function (BTF id {btf_id}), which cannot be run")]
+    /// A kernel function is called that is not built in.
+    #[error("program {program}: instruction {insn} calls the kernel's function {name}, which is not built in yet")]
     Kfunc {
         /// Program.
         program: String,
         /// Index of the call.
         insn: u32,
-        /// Its id.
-        btf_id: i32,
+        /// Its name.
+        name: String,
     },
     /// An instruction cannot be run.
     #[error("program {program}: instruction {insn}: {what} (opcode {code:#04x}) cannot be run")]

@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod fuse;
 mod lower;
+mod special;
 mod tuning;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -186,8 +187,13 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         return Err(CompileError::Kernel { program, insn: need.insn, what });
     }
     let known = verified.rewritten();
-    let subprogs: Vec<calls::Subprog> =
-        known.functions().iter().map(|f| calls::Subprog { start: f.start, stack: f.stack_depth }).collect();
+    let at_origin = |insn: u32| known.origin(insn as usize);
+    let special = special::Special::of(verified).map_err(|e| e.at(at_origin))?;
+    let subprog = |f: &skep_verifier::rewrite::Function| {
+        let rounds = if f.may_goto { calls::MAY_GOTO_STACK } else { 0 };
+        calls::Subprog { start: f.start, stack: f.stack_depth + rounds }
+    };
+    let subprogs: Vec<calls::Subprog> = known.functions().iter().map(subprog).collect();
     let source = Source {
         name: &program.name,
         prog_type: program.prog_type,
@@ -195,12 +201,13 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         subprogs: &subprogs,
         maps: &program.maps,
         known: Some(known),
+        special: &special,
     };
     // Loads from kernel objects are not machine code yet.
     let objects = (0..known.insns().len()).any(|n| source.is_object_access(n));
     let options = &Options { engine: if objects { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
-    translate_with(&source, options, tuning).map_err(|e| e.at(|insn| known.origin(insn as usize)))
+    translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))
 }
 
 /// What is compiled.
@@ -212,6 +219,7 @@ struct Source<'a> {
     maps: &'a [MapDef],
     /// What the verifier knows of the instructions.
     known: Option<&'a Rewritten>,
+    special: &'a special::Special,
 }
 
 impl Source<'_> {
@@ -254,7 +262,7 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
     }
     let slots = if native.is_some() { code.len() } else { lowered.code.len() };
     Ok(Compiled {
-        words: words(source, &code, slots as u32, [flags, lowered.nmaps], chain),
+        words: words(source, &code, slots as u32, [flags, lowered.nmaps, u32::from(lowered.may_goto)], chain),
         name: source.name.into(),
         prog_type: source.prog_type,
         engine: options.engine,
@@ -266,7 +274,7 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
 }
 
 /// Head and code of an image.
-fn words(source: &Source<'_>, code: &[u8], slots: u32, more: [u32; 2], chain: calls::Chain) -> Vec<u64> {
+fn words(source: &Source<'_>, code: &[u8], slots: u32, more: [u32; 3], chain: calls::Chain) -> Vec<u64> {
     let mut name = [0u8; 16];
     for (to, from) in name.iter_mut().take(15).zip(source.name.bytes()) {
         *to = from;

@@ -9,6 +9,7 @@ use skep_runtime::op::{Code, Op};
 
 use crate::calls::subprog_of;
 use crate::error::unsupported;
+use crate::special::{self, Kfunc};
 use crate::{CompileError, Engine, Options, Source};
 
 /// Code and what it refers to.
@@ -18,6 +19,8 @@ pub(crate) struct Lowered {
     pub(crate) maps: BTreeSet<u32>,
     /// Handles that the table of maps must have.
     pub(crate) nmaps: u32,
+    /// A 16th of the main function's frame if that has a `may_goto`.
+    pub(crate) may_goto: u8,
 }
 
 /// What is wrong with an instruction.
@@ -31,6 +34,7 @@ pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, C
         helpers: BTreeSet::new(),
         maps: BTreeSet::new(),
         nmaps: 0,
+        may_goto: may_goto_frame(source, 0),
     };
     let mut insns = source.insns.iter().enumerate();
     while let Some((i, &insn)) = insns.next() {
@@ -39,11 +43,19 @@ pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, C
         match insn.code {
             LD_IMM64 => {
                 let (_, &high) = insns.next().ok_or_else(|| refused("half a 64-bit immediate"))?;
-                out.wide(insn, high, source, options).map_err(refused)?;
+                if insn.src() == pseudo::FUNC {
+                    out.function(insn, i, source).map_err(refused)?;
+                } else {
+                    out.wide(insn, high, source, options).map_err(refused)?;
+                }
             }
             CALL => out.call(insn, i, source)?,
             _ if source.is_object_access(i) => out.code.push(object(insn).map_err(refused)?),
             _ if !all && is_plain(insn) => {}
+            _ if special::is_may_goto(insn) => {
+                let a = frame_of(source, i);
+                out.code.push(Code { op: Op::MayGoto, dst: 0, a, imm: i32::from(insn.off) });
+            }
             _ => out.code.push(single(insn).map_err(refused)?),
         }
     }
@@ -91,7 +103,6 @@ impl Lowered {
             }
             pseudo::MAP_FD | pseudo::MAP_VALUE => return Err("a map by its file descriptor"),
             pseudo::BTF_ID => return Err("the address of a kernel variable"),
-            pseudo::FUNC => return Err("the address of a function"),
             _ => return Err("a 64-bit immediate of unknown kind"),
         };
         self.code.push(Code { op, dst: insn.dst(), a: 0, imm });
@@ -99,13 +110,24 @@ impl Lowered {
         Ok(())
     }
 
+    /// The address of a function.
+    fn function(&mut self, insn: Insn, i: usize, source: &Source<'_>) -> Result<(), What> {
+        let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
+        let found = source.subprogs.iter().position(|s| s.start as usize == target);
+        let found = found.ok_or("the address of a function that the program does not have")?;
+        let may_goto = i32::from(may_goto_frame(source, found));
+        self.code.push(Code { op: Op::LdFunc, dst: insn.dst(), a: 0, imm: insn.imm });
+        self.code.push(Code { op: Op::Trap, dst: 0, a: 0, imm: may_goto });
+        Ok(())
+    }
+
     fn call(&mut self, insn: Insn, i: usize, source: &Source<'_>) -> Result<(), CompileError> {
         let at = i as u32;
         let code = match insn.src() {
             call::SUBPROG => {
-                let caller = source.subprogs.get(subprog_of(source.subprogs, i));
-                let frame = caller.map_or(0, |s| s.frame()) as u16;
-                Code { op: Op::CallSub, dst: 0, a: frame, imm: insn.imm }
+                let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
+                let dst = may_goto_frame(source, subprog_of(source.subprogs, target));
+                Code { op: Op::CallSub, dst, a: frame_of(source, i), imm: insn.imm }
             }
             call::HELPER => {
                 let id = insn.imm as u32;
@@ -114,6 +136,11 @@ impl Lowered {
                     return Err(CompileError::Helper { program: source.name.into(), name, id, insn: at, reason });
                 }
                 self.helpers.insert(id);
+                if helpers::calls_back(id) || helpers::may_end(id) {
+                    let entry = helpers::index(id).unwrap_or(0) as i32;
+                    self.code.push(Code { op: Op::CallBack, dst: 0, a: frame_of(source, i), imm: entry });
+                    return Ok(());
+                }
                 let op = match id {
                     1 => Op::CallLookup,
                     helpers::TAIL_CALL => Op::TailCall,
@@ -121,11 +148,36 @@ impl Lowered {
                 };
                 Code { op, dst: 0, a: 0, imm: insn.imm }
             }
-            _ => return Err(CompileError::Kfunc { program: source.name.into(), insn: at, btf_id: insn.imm }),
+            _ => match source.special.kfuncs.get(&at) {
+                Some(&Kfunc::Entry { entry, .. }) => Code { op: Op::CallEntry, dst: 0, a: 0, imm: entry as i32 },
+                Some(Kfunc::Throw) => {
+                    let catches = source.special.catches.map(|f| f as usize);
+                    let start = catches.and_then(|f| source.subprogs.get(f)).map(|s| i64::from(s.start));
+                    let imm = start.map_or(-1, |s| (s - i as i64 - 1) as i32);
+                    Code { op: Op::Throw, dst: catches.map_or(0, |f| may_goto_frame(source, f)), a: 0, imm }
+                }
+                None => {
+                    let (program, name) = (source.name.into(), format!("BTF id {}", insn.imm));
+                    return Err(CompileError::Kfunc { program, insn: at, name });
+                }
+            },
         };
         self.code.push(code);
         Ok(())
     }
+}
+
+/// Bytes of the frame of the function that an instruction belongs to.
+fn frame_of(source: &Source<'_>, i: usize) -> u16 {
+    source.subprogs.get(subprog_of(source.subprogs, i)).map_or(0, |s| s.frame()) as u16
+}
+
+/// A 16th of a function's frame if it has a `may_goto`, else 0.
+fn may_goto_frame(source: &Source<'_>, function: usize) -> u8 {
+    let Some(s) = source.subprogs.get(function) else { return 0 };
+    let end = source.subprogs.get(function + 1).map_or(source.insns.len(), |s| s.start as usize);
+    let body = source.insns.get(s.start as usize..end).unwrap_or_default();
+    if special::has_may_goto(body) { (s.frame() / 16) as u8 } else { 0 }
 }
 
 /// An instruction of one slot that is not a call.
@@ -217,7 +269,6 @@ fn jump(insn: Insn) -> Result<Code, What> {
         jmp::JSGE => [Jsge64X, Jsge64K, Jsge32X, Jsge32K],
         jmp::JSLT => [Jslt64X, Jslt64K, Jslt32X, Jslt32K],
         jmp::JSLE => [Jsle64X, Jsle64K, Jsle32X, Jsle32K],
-        jmp::JCOND => return Err("`may_goto`"),
         _ => return Err("an unknown jump"),
     };
     let op = pick(insn, insn.class() == class::JMP, family);

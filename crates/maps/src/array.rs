@@ -6,8 +6,8 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::update::{EXIST, LOCK, NOEXIST};
 
 use crate::header::View;
-use crate::mem;
 use crate::sync::{AtomicU32, Ordering};
+use crate::{mem, spin};
 
 /// The key of an array.
 ///
@@ -35,7 +35,7 @@ pub(crate) fn lookup_cpu(v: View<'_>, index: u32, cpu: u32) -> *mut u8 {
     v.at(u64::from(index) * v.h.stride + u64::from(cpu) * u64::from(v.h.cpu_stride))
 }
 
-/// The checks of an update, in the kernel's order. `BPF_F_LOCK` needs a spin lock in the value; there is none.
+/// The checks of an update, in the kernel's order. Updates with `BPF_F_LOCK` do not come here, if the value has a lock.
 fn check(v: View<'_>, index: u32, flags: u64) -> i64 {
     if flags & !LOCK > EXIST {
         return Errno::EINVAL.neg();
@@ -58,7 +58,7 @@ pub(crate) unsafe fn update(v: View<'_>, index: u32, value: *const u8, flags: u6
     let err = check(v, index, flags);
     if err == 0 {
         // SAFETY: the index is below `max_entries`, so the value lies in the region.
-        unsafe { mem::copy(lookup(v, index), value, v.h.value_size as usize) };
+        unsafe { spin::copy_value(v, lookup(v, index), value) };
     }
     err
 }

@@ -49,11 +49,11 @@ use skep_ebpf::uapi::update::{ANY, EXIST, NOEXIST};
 
 use crate::header::View;
 use crate::key::{Key, by_size};
-use crate::mem;
 #[cfg(feature = "control")]
 use crate::pool::END;
 use crate::pool::{Elem, Empty, LINKED, Record};
 use crate::sync::{self, AtomicU32, FREE, Guard, Ordering, fence, owner_of};
+use crate::{mem, spin};
 
 /// Elements one walk may visit. No honest chain is as long.
 const MAX_WALK: u32 = 1 << 16;
@@ -413,13 +413,17 @@ pub(crate) unsafe fn update(v: View<'_>, slot: u32, key: *const u8, value: *cons
 /// As [`update`].
 #[inline]
 pub(crate) unsafe fn update_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
-    // BPF_F_LOCK needs a spin lock in the value; there is none.
+    // Updates with BPF_F_LOCK do not come here, if the value has a lock.
     if !matches!(flags, ANY | NOEXIST | EXIST) {
         return Errno::EINVAL.neg();
     }
     // SAFETY: the caller's promises; a value stands at `value_off` in each element.
     unsafe {
-        put::<K>(v, slot, key, flags, |e| mem::copy(e.at(u64::from(v.h.value_off)), value, v.h.value_size as usize))
+        put::<K>(v, slot, key, flags, |e| {
+            let at = e.at(u64::from(v.h.value_off));
+            mem::copy(at, value, v.h.value_size as usize);
+            spin::clear(v, at);
+        })
     }
 }
 

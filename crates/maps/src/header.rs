@@ -6,7 +6,7 @@ use skep_ebpf::uapi::MapType;
 use crate::perf::{Part, Sample};
 use crate::recover::{self, Recovered};
 use crate::user_ring::{Drain, MAX_SAMPLES, Next};
-use crate::{array, bloom, hash, lpm, lru, perf, queue, ringbuf, stack};
+use crate::{array, bloom, hash, lpm, lru, perf, queue, ringbuf, spin, stack};
 
 /// The pseudo slot of the controller. It has locks and a slot record, but no per-CPU values.
 pub const CONTROL_SLOT: u32 = u32::MAX - 1;
@@ -65,8 +65,10 @@ pub struct MapHeader {
     pub links_off: u64,
     /// The bits of a link that are an element's index; the others are of its key's hash.
     pub index_mask: u32,
+    /// Where the spin lock stands in a value, plus 1; 0 if there is none.
+    pub lock: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 const _: () = assert!(size_of::<MapHeader>() == 128);
@@ -186,6 +188,12 @@ impl MapRef {
                 _ => Errno::ENOTSUPP.neg(),
             }
         }
+    }
+
+    /// Writes a value to where one of this map stands, but for its spin lock.
+    pub unsafe fn copy_value(self, at: *mut u8, value: *const u8) {
+        // SAFETY: as in `lookup`; `at` is what it returned.
+        unsafe { spin::copy_value(self.view(), at, value) };
     }
 
     /// Frees the locks of a slot, and completes or undoes what it was doing: its thread is dead or has left the program for

@@ -54,6 +54,7 @@ mod queue;
 mod recover;
 mod ringbuf;
 mod sized;
+pub mod spin;
 mod stack;
 mod sync;
 mod user_ring;

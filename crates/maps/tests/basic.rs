@@ -165,7 +165,7 @@ fn a_dead_slots_reservation_is_discarded() {
 
 #[test]
 fn perf_rings() {
-    let options = Options { perf_ring_bytes: 4096, sample_type: sample_type::KNOWN };
+    let options = Options { perf_ring_bytes: 4096, sample_type: sample_type::KNOWN, ..Options::default() };
     let m = Map::create_with(&MapDef::new("p", MapType::PerfEventArray, 4, 4, 100), SLOTS, options).unwrap();
     let sample = Sample { ip: 1, pid: 2, tid: 3, time: 4 };
     let out = |slot, flags, len: usize| {

@@ -7,6 +7,10 @@
 //! finds in the environment: the table of map handles, and the table of functions of the runtime ([`Table`]), which it
 //! calls with r1 to r5 and the environment as arguments. A tail call jumps to the other program's code with the same
 //! three arguments.
+//!
+//! Functions of the program that the runtime calls back get their arguments in the places of r1 to r5, the environment in
+//! r12 and their frame pointer in rbp. A run that is over leaves them by the stack pointer in `entry_sp`, which is the
+//! runtime's while it calls; so code tests [`OVER_BUDGET`] behind a helper that calls back.
 
 use core::mem::offset_of;
 
@@ -34,6 +38,15 @@ pub const TABLE: i32 = offset_of!(Env, table) as i32;
 pub const FUEL: i32 = offset_of!(Env, fuel) as i32;
 /// The stack pointer behind the call of the program; what is there is where a run that is ended returns to.
 pub const ENTRY_SP: i32 = offset_of!(Env, entry_sp) as i32;
+/// Where the frame of a function begins that a helper calls back: stored before the helper is called.
+pub const CALLBACK_FP: i32 = offset_of!(Env, callback_fp) as i32;
+/// The stack pointer of the main function that exceptions end in. A main function that catches keeps what is there, and
+/// its frame pointer, on its stack.
+pub const THROW_SP: i32 = offset_of!(Env, throw_sp) as i32;
+/// Most rounds of `bpf_loop` and of a numbers' iterator.
+pub const MAX_LOOPS: u32 = 1 << 23;
+/// Rounds of the loops of one call of a function that has a `may_goto`.
+pub const MAY_GOTO_ROUNDS: u32 = 1 << 23;
 /// A byte: the budget was spent.
 pub const OVER_BUDGET: i32 = offset_of!(Env, over_budget) as i32;
 

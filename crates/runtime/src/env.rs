@@ -18,7 +18,7 @@ pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES
 /// Ring buffer records that a program may hold at once.
 pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
-pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 32;
+pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 40;
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -46,7 +46,10 @@ pub struct SlotArea {
     pub(crate) reserved: [Reservation; RESERVED],
     /// How many of `reserved` are in use; not zero after a run was left in the middle.
     pub(crate) nreserved: u32,
-    pub(crate) pad: u32,
+    /// What the run has written into `lock`.
+    pub(crate) lock_word: u32,
+    /// Address of the spin lock that it holds, or 0.
+    pub(crate) lock: u64,
     /// State of `get_prandom_u32`; 0 before its first use.
     pub(crate) random: u64,
     /// What `get_current_pid_tgid` found last; 0 before.
@@ -59,13 +62,21 @@ pub struct SlotArea {
 const _: () = assert!(size_of::<SlotArea>() == SLOT_STACK);
 
 impl SlotArea {
-    /// Gives back the records that a run left reserved: the consumer of the ring would wait for them forever.
+    /// Gives back the lock that a run left taken, and the records that it left reserved: the consumer of the ring would
+    /// wait for them forever.
     ///
     /// # Safety
     /// The caller holds the slot, and the reservations are of this process.
     pub(crate) unsafe fn discard_reserved(this: *mut SlotArea) {
         // SAFETY: the slot is the caller's, so the area is not in use elsewhere.
         let (reserved, count) = unsafe { (&(*this).reserved, &mut (*this).nreserved) };
+        // SAFETY: as above; a lock that is noted is there.
+        unsafe {
+            if (*this).lock != 0 {
+                skep_maps::spin::release((*this).lock as *mut u8, (*this).lock_word);
+                (*this).lock = 0;
+            }
+        }
         for r in reserved.iter().take(*count as usize) {
             // SAFETY: `map` is a handle of this process; a sample that is not of the ring is left alone.
             unsafe { (*r.map).ringbuf_commit(r.sample, 0, true) };
@@ -153,15 +164,26 @@ pub struct Env {
     pub(crate) over_budget: bool,
     /// What machine code calls.
     pub(crate) table: *const Table,
-    /// Machine code: what is left of the budget.
+    /// What is left of the budget (the interpreter keeps it here while a helper calls back).
     pub(crate) fuel: u64,
     /// Machine code: where a run that is ended returns to.
     pub(crate) entry_sp: u64,
     /// Machine code: the stack pointer at the run's first tail call; 0 before.
     pub(crate) stack_top: u64,
-    /// Machine code: tail calls so far.
+    /// Tail calls so far.
     pub(crate) tail_calls: u32,
-    pub(crate) pad: u32,
+    /// The program is machine code.
+    pub(crate) native: bool,
+    /// Interpreter: instructions are counted.
+    pub(crate) counting: bool,
+    /// Where the frame of a function begins that the helper calls which is called now.
+    pub(crate) callback_fp: u64,
+    /// Interpreter: where the frames begin that such a function leaves behind.
+    pub(crate) frame: *mut Frame,
+    /// Machine code: the stack pointer of the main function that exceptions end in.
+    pub(crate) throw_sp: u64,
+    /// Interpreter: instructions that such functions executed, if they are counted.
+    pub(crate) executed: u64,
     /// The kernel objects that the program was given: where they begin, and their bytes. See [`Env::object`].
     pub(crate) objects: u64,
     pub(crate) objects_len: u64,
@@ -200,7 +222,12 @@ impl Env {
             entry_sp: 0,
             stack_top: 0,
             tail_calls: 0,
-            pad: 0,
+            native: false,
+            counting: false,
+            callback_fp: 0,
+            frame: null_mut(),
+            throw_sp: 0,
+            executed: 0,
             objects: 0,
             objects_len: 0,
             seq: null_mut(),

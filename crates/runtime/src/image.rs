@@ -43,8 +43,10 @@ pub struct Image {
     pub flags: u32,
     /// Handles that the table of maps must have for it: the highest index of a map that it names, plus 1.
     pub nmaps: u32,
+    /// A 16th of the main function's frame if that has a `may_goto`, else 0.
+    pub may_goto: u32,
     /// Zero.
-    pub reserved: [u32; 4],
+    pub reserved: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Image>() == 64);

@@ -14,6 +14,8 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use skep_ebpf::insn::MAX_TAIL_CALLS;
 
+use crate::abi::MAY_GOTO_ROUNDS;
+use crate::callback::FRAME_SHIFT;
 use crate::env::{Env, Frame, SAVED_FRAMES, STACK_BYTES};
 use crate::image::{self, Image};
 use crate::op::{Code, Op};
@@ -30,9 +32,8 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         if !fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
             return 0;
         }
-        env.prog_type = (*image).prog_type;
-        env.over_budget = false;
-        execute::<false>(env, image, if budget == 0 { u64::MAX } else { budget }).0
+        begin(env, image, budget);
+        execute::<false>(env, &Start::of(env, image)).0
     }
 }
 
@@ -44,10 +45,93 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
 pub(crate) unsafe fn count(env: &mut Env, image: *const Image) -> u64 {
     // SAFETY: as in `run`.
     unsafe {
-        env.prog_type = (*image).prog_type;
-        if fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) { execute::<true>(env, image, u64::MAX).1 } else { 0 }
+        if !fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
+            return 0;
+        }
+        begin(env, image, 0);
+        env.counting = true;
+        let (_, executed) = execute::<true>(env, &Start::of(env, image));
+        env.counting = false;
+        executed + env.executed
     }
 }
+
+/// Makes an environment ready for a run.
+///
+/// # Safety
+/// As [`run`].
+unsafe fn begin(env: &mut Env, image: *const Image, budget: u64) {
+    // SAFETY: the caller's promise.
+    env.prog_type = unsafe { (*image).prog_type };
+    env.over_budget = false;
+    env.native = false;
+    env.tail_calls = 0;
+    env.executed = 0;
+    env.fuel = if budget == 0 { u64::MAX } else { budget };
+}
+
+/// Where and with what the interpreter begins: a program, or a function that a helper calls.
+pub(crate) struct Start {
+    pub(crate) pc: *const Code,
+    pub(crate) fp: u64,
+    /// The frames from here on are free.
+    pub(crate) frame: *mut Frame,
+    /// r1 to r5.
+    pub(crate) args: [u64; 5],
+    /// Of a function that has a `may_goto`: bytes of its frame, divided by 16.
+    pub(crate) may_goto: u8,
+}
+
+impl Start {
+    /// The begin of a program.
+    ///
+    /// # Safety
+    /// As [`run`].
+    unsafe fn of(env: &Env, image: *const Image) -> Start {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Start {
+                pc: Image::code(image),
+                fp: (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64,
+                frame: (&raw mut (*env.area).frames).cast(),
+                args: [env.ctx as u64, 0, 0, 0, 0],
+                may_goto: (*image).may_goto as u8,
+            }
+        }
+    }
+}
+
+/// Calls a function of the program that runs in `env`, and returns its r0.
+///
+/// # Safety
+/// As [`run`]; there is room for the function's frame and what it leaves behind.
+pub(crate) unsafe fn call(env: &mut Env, start: &Start) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "control")]
+        if env.counting {
+            let (r0, executed) = execute::<true>(env, start);
+            env.executed += executed;
+            return r0;
+        }
+        execute::<false>(env, start).0
+    }
+}
+
+/// Lets a function that is entered with this frame pointer go through its loops.
+///
+/// # Safety
+/// The frame is `16 * frame` bytes of the slot's stack.
+#[inline(always)]
+unsafe fn allow_loops(fp: u64, frame: u8) {
+    if frame != 0 {
+        // SAFETY: the lowest word of the frame.
+        unsafe { *(fp.wrapping_sub(16 * u64::from(frame)) as *mut u64) = u64::from(MAY_GOTO_ROUNDS) };
+    }
+}
+
+/// Set in a saved address: what runs above was entered by a tail call.
+const TAIL_CALLED: usize = 1;
 
 /// True if the image's longest call chain fits in this much stack and this many frames, and its maps are here: a program
 /// may be newer than the memory of a traced process.
@@ -91,21 +175,21 @@ pub(crate) unsafe fn tail_call_target(
 /// # Safety
 /// As [`run`], and the image has been checked to fit.
 #[inline(never)]
-unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut budget: u64) -> (u64, u64) {
+unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64) {
     let mut executed = 0u64;
-    let mut pc: *const Code = Image::code(image);
-    let mut tail_calls = 0u32;
+    let mut pc: *const Code = start.pc;
+    let mut budget = env.fuel;
     let mut regs = [0u64; 11];
     let r = regs.as_mut_ptr();
 
     // SAFETY: for the whole body: the invariants at the head of this module. Registers are 0 to 10; the code ends in an
     // exit or a jump; loads and stores are those that the verifier has allowed, unaligned ones among them.
     unsafe {
-        let stack_base = (&raw mut (*env.area).stack).cast::<u8>() as u64;
-        let frames_base = (&raw mut (*env.area).frames).cast::<Frame>();
+        let frames_base = start.frame;
         let mut frame = frames_base;
-        *r.add(1) = env.ctx as u64;
-        *r.add(10) = stack_base + STACK_BYTES as u64;
+        ptr::copy_nonoverlapping(start.args.as_ptr(), r.add(1), 5);
+        *r.add(10) = start.fp;
+        allow_loops(start.fp, start.may_goto);
 
         // The destination register.
         macro_rules! d {
@@ -254,11 +338,12 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
         macro_rules! leave {
             () => {{
                 if frame == frames_base {
+                    env.fuel = budget;
                     return (*r, executed);
                 }
                 frame = frame.sub(1);
                 ptr::copy_nonoverlapping((*frame).saved.as_ptr(), r.add(6), 5);
-                pc = (*frame).pc;
+                pc = (*frame).pc.map_addr(|a| a & !TAIL_CALLED);
             }};
         }
         // A load from the packet; where there is none the function ends with 0.
@@ -283,7 +368,10 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                 executed += 1 + u64::from((*pc).op as u8 >= Op::MovAdd64 as u8);
             }
             match (*pc).op {
-                Op::Trap => return (0, executed),
+                Op::Trap => {
+                    env.fuel = budget;
+                    return (0, executed);
+                }
 
                 Op::Add64X => set!(d!().wrapping_add(s!())),
                 Op::Add64K => set!(d!().wrapping_add(k!())),
@@ -480,6 +568,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                     (*frame).pc = pc.add(1);
                     frame = frame.add(1);
                     *r.add(10) -= u64::from((*pc).a);
+                    allow_loops(*r.add(10), (*pc).dst);
                     pc = pc.offset((*pc).imm as isize + 1);
                 }
                 Op::CallHelper => {
@@ -494,18 +583,67 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, image: *const Image, mut bud
                 }
                 Op::TailCall => {
                     spend!();
-                    let stack = (*r.add(10) - stack_base) as usize;
-                    let left = SAVED_FRAMES + 1 - frame.offset_from_unsigned(frames_base);
-                    match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, tail_calls) {
+                    let stack = (*r.add(10) - (&raw const (*env.area).stack) as u64) as usize;
+                    let left = SAVED_FRAMES + 1 - frame.offset_from_unsigned((&raw mut (*env.area).frames).cast());
+                    match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, env.tail_calls) {
                         Some(image) if (*image).flags & image::NATIVE == 0 => {
-                            tail_calls += 1;
+                            env.tail_calls += 1;
                             *r.add(1) = env.ctx as u64;
+                            allow_loops(*r.add(10), (*image).may_goto as u8);
+                            if frame != frames_base {
+                                let caller = &raw mut (*frame.sub(1)).pc;
+                                *caller = (*caller).map_addr(|a| a | TAIL_CALLED);
+                            }
                             pc = Image::code(image);
                         }
                         _ => next!(),
                     }
                 }
                 Op::Exit => leave!(),
+
+                Op::CallEntry => {
+                    spend!();
+                    let f = helpers::function((*pc).imm as usize);
+                    *r = f(*r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5), env);
+                    next!();
+                }
+                Op::CallBack => {
+                    spend!();
+                    env.callback_fp = *r.add(10) - u64::from((*pc).a);
+                    env.frame = frame;
+                    env.fuel = budget;
+                    let f = helpers::function((*pc).imm as usize);
+                    *r = f(*r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5), env);
+                    budget = env.fuel;
+                    if env.over_budget {
+                        break;
+                    }
+                    next!();
+                }
+                Op::LdFunc => {
+                    let may_goto = (*pc.add(1)).imm as u64;
+                    d!() = pc.offset((*pc).imm as isize + 1) as u64 | may_goto << FRAME_SHIFT;
+                    pc = pc.add(2);
+                }
+                Op::MayGoto => {
+                    let left = (*r.add(10) - u64::from((*pc).a)) as *mut i64;
+                    *left -= 1;
+                    if *left < 0 { jump!(pc, (*pc).imm) } else { next!() }
+                }
+                Op::Throw => {
+                    // All that this program has called is left behind.
+                    while frame != frames_base && (*frame.sub(1)).pc.addr() & TAIL_CALLED == 0 {
+                        frame = frame.sub(1);
+                        *r.add(10) = (*frame).saved[4];
+                    }
+                    *r = *r.add(1);
+                    if (*pc).imm == -1 {
+                        leave!();
+                    } else {
+                        allow_loops(*r.add(10), (*pc).dst);
+                        pc = pc.offset((*pc).imm as isize + 1);
+                    }
+                }
 
                 Op::MovAdd64 => {
                     d!() = s!().wrapping_add((*pc.add(1)).imm as i64 as u64);

@@ -5,6 +5,7 @@
 #![cfg_attr(not(feature = "control"), no_std)]
 
 pub mod abi;
+mod callback;
 mod clock;
 pub mod env;
 mod format;

@@ -35,16 +35,12 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
             return 0;
         }
         (env.prog_type, env.over_budget) = ((*image).prog_type, false);
-        (env.tail_calls, env.stack_top) = (0, 0);
+        (env.tail_calls, env.stack_top, env.native) = (0, 0, true);
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
         let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64;
+        env.fuel = if budget == 0 || flags & image::UNWINDS == 0 { u64::MAX } else { budget };
         let env: *mut Env = env;
-        if flags & image::UNWINDS != 0 {
-            (*env).fuel = if budget == 0 { u64::MAX } else { budget };
-            enter(env, (*env).ctx, fp, code)
-        } else {
-            code(env, (*env).ctx, fp)
-        }
+        if flags & image::UNWINDS != 0 { enter(env, (*env).ctx, fp, code) } else { code(env, (*env).ctx, fp) }
     }
 }
 

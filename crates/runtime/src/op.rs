@@ -68,7 +68,8 @@ pub enum Op {
     Jlt64X, Jlt64K, Jlt32X, Jlt32K, Jle64X, Jle64K, Jle32X, Jle32K,
     Jsgt64X, Jsgt64K, Jsgt32X, Jsgt32K, Jsge64X, Jsge64K, Jsge32X, Jsge32K,
     Jslt64X, Jslt64K, Jslt32X, Jslt32K, Jsle64X, Jsle64K, Jsle32X, Jsle32K,
-    /// Call of the subprogram at distance `imm`; `a` is the caller's stack use in bytes.
+    /// Call of the subprogram at distance `imm`; `a` is the caller's stack use in bytes, `dst` a 16th of the callee's if that
+    /// has a `may_goto`, else 0.
     CallSub,
     /// Call of helper `imm`.
     CallHelper,
@@ -76,6 +77,17 @@ pub enum Op {
     CallLookup,
     /// The helper `tail_call`.
     TailCall,
+    /// Call of the function of the runtime at place `imm` of its table.
+    CallEntry,
+    /// The same, of one that calls back; `a` is the caller's stack use in bytes.
+    CallBack,
+    /// Address of the function at distance `imm`; if that has a `may_goto`, a 16th of its frame is in the next slot's `imm`.
+    LdFunc,
+    /// Jump by `imm` once the function has gone through enough loops; what is left is at its frame pointer less `a`.
+    MayGoto,
+    /// Ends what this program has called, and goes on at distance `imm`, in the main function's frame; with -1 it ends the
+    /// program with r1. `dst` is as in `CallSub`.
+    Throw,
     Exit,
     // Fused operations.
     /// `rD = rS; rD += imm` (the sum's immediate is the next slot's).

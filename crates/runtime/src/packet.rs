@@ -50,8 +50,8 @@ pub(crate) unsafe fn bounds(ctx: *const u8, pointers: usize) -> [u64; 3] {
 pub(crate) unsafe fn load(ctx: *const u8, prog_type: u32, at: i32, size: u64) -> Option<u32> {
     // SAFETY: the caller's promise.
     let [data, end, meta] = unsafe { bounds(ctx, SKB_POINTERS) };
-    // Socket filters see the packet behind its link header.
-    let l2 = prog_type != ProgType::SocketFilter as u32;
+    // All but these see the packet behind its link header.
+    let l2 = matches!(ProgType::from_u32(prog_type), Some(ProgType::SchedCls | ProgType::SchedAct));
     let start = match at {
         0.. => data.checked_add(at as u64)?,
         NET_OFF..0 => data.checked_add(if l2 { ETH_HLEN } else { 0 })?.checked_add((at - NET_OFF) as u64)?,

@@ -255,6 +255,7 @@ unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, key: u64, me: u6
             let claim = claim(proc, index);
             if claim.load(Acquire) == key {
                 (*proc.area(index)).nreserved = 0; // the maps tell what was reserved
+                (*proc.area(index)).lock = 0; // others see that its holder is gone
                 if slot.owner.load(Acquire) == me {
                     recover_maps(proc, index);
                 }

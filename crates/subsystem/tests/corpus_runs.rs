@@ -35,7 +35,8 @@ fn run_by(object: &Object, row: &Value, options: &LoadOptions, engine: Engine) -
     let load = |name: &str| {
         let mut program = object.program(name, options).map_err(|_| "link".to_owned())?;
         program.flags |= row["prog_flags"].as_u64().unwrap_or(0) as u32;
-        verify(program, &skep_verifier::Options::default()).map_err(|_| "verify".to_owned())
+        verify(program, &skep_verifier::Options { btf: options.btf.clone(), ..skep_verifier::Options::default() })
+            .map_err(|_| "verify".to_owned())
     };
     let called = object.maps().iter().flat_map(|m| &m.values).filter_map(|(_, v)| match v {
         InitialValue::Program(called) if called != name => Some(called.as_str()),
@@ -50,7 +51,8 @@ fn run_by(object: &Object, row: &Value, options: &LoadOptions, engine: Engine) -
         SessionError::Compile(e) => format!("compile: {e}"),
         e => format!("session: {e}"),
     })?;
-    let input = TestInput { data: Some(&[0; 64]), ctx: None, repeat: 1 };
+    let data = (row["type"] != "syscall").then_some(&[0; 64][..]);
+    let input = TestInput { data, ctx: None, repeat: 1 };
     session.test_run(0, &input).map(|o| o.retval.cast_signed()).map_err(|e| format!("run: {e}"))
 }
 
@@ -73,7 +75,7 @@ fn return_values_are_the_kernels() {
     let (mut equal, mut other, mut wrong) = (0, BTreeMap::<String, u32>::new(), Vec::new());
     let mut objects = BTreeMap::<String, Option<Object>>::new();
     for row in rows.filter(|r| r["retval"].is_number()) {
-        let types = ["socket_filter", "sched_cls", "xdp", "raw_tracepoint"];
+        let types = ["socket_filter", "sched_cls", "xdp", "raw_tracepoint", "syscall", "cgroup_skb"];
         if !types.contains(&row["type"].as_str().unwrap_or_default()) {
             continue;
         }

@@ -86,7 +86,7 @@ use skep_ebpf::uapi::{MapType, prog_flags};
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
 pub use host::{HostContext, HostField, HostKind};
 pub use needs_kernel::NeedsKernel;
-pub use object::{check_map_types, has_special_fields};
+pub use object::{check_map_types, has_special_fields, spin_lock_of};
 pub use privilege::Privilege;
 pub use profile::KernelProfile;
 pub use reason::Reason;
@@ -218,6 +218,11 @@ impl Verified {
     /// How often each instruction was looked at.
     pub fn visits(&self) -> &[u32] {
         &self.visits
+    }
+
+    /// The kernel's types that it was judged by: what its calls of kernel functions name.
+    pub fn kernel_types(&self) -> Option<&Btf> {
+        self.btf.as_deref()
     }
 
     /// Why only a kernel could run it: it handles the kernel's own objects.

@@ -18,7 +18,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("libbpf: a pinned link outlives its loader", pinned_link),
     ("libbpf: a USDT probe with its semaphore", usdt),
     ("libbpf: maps in maps", maps_in_maps),
-    ("libbpf: what cannot be run here is refused by name", refused),
+    ("libbpf: functions that helpers call back", callbacks),
+    ("libbpf: spin locks", locks),
 ];
 
 /// A process with a function `work`, called as often as it is told.
@@ -263,14 +264,25 @@ fn maps_in_maps() {
     assert_eq!(object.map("inner_a").get::<u64>(0), 101);
 }
 
-/// Helpers that no engine has yet: the log says which.
-fn refused() {
-    for (file, helper) in [("client_lock", "bpf_spin_lock#93"), ("client_loop", "bpf_loop#181")] {
-        let object = Object::open(file);
-        // SAFETY: the object is open.
-        let r = unsafe { sys::bpf_object__load(object.0) };
-        assert_eq!(r, -524, "{file}");
-        let log = crate::libbpf::warnings();
-        assert!(log.contains(helper), "{file}: {log}");
+/// Functions that helpers call back.
+fn callbacks() {
+    let object = Object::loaded("client_loop");
+    for key in 0..8u32 {
+        assert_eq!(object.map("values").set(key, &(u64::from(key) * 5)), 0);
     }
+    assert_eq!(object.program("looped").test_run(), 10);
+    let sums = object.section::<[u64; 2]>(".bss");
+    // SAFETY: mapped as long as the object is open.
+    let mut sums = unsafe { sums.read_volatile() };
+    sums.sort_unstable();
+    assert_eq!(sums, [45, 140]);
+}
+
+/// A value with a lock is changed under it, and its lock is never seen.
+fn locks() {
+    let object = Object::loaded("client_lock");
+    let values = object.map("values");
+    assert_eq!(values.set(0, &[7u32, 1, 10, 0]), 0);
+    assert_eq!((object.program("add").test_run(), object.program("add").test_run()), (0, 0));
+    assert_eq!(values.get::<[u32; 4]>(0), [0, 3, 14, 0]);
 }

@@ -33,6 +33,7 @@ fn interpreted(verified: &Verified) -> Compiled {
         subprogs: &subprogs,
         maps: &program.maps,
         known: None,
+        special: &crate::special::NONE,
     };
     let options = Options { engine: Engine::Interpreter, ..Options::default() };
     translate_with(&source, &options, &Tuning::of(&options)).unwrap()

@@ -38,7 +38,8 @@ fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result
     starts.sort_unstable();
     starts.dedup();
     let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 128 }).collect();
-    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[], known: None }, options)
+    let special = &crate::special::NONE;
+    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[], known: None, special }, options)
 }
 
 /// A session without maps, links and programs.

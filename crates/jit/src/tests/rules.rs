@@ -151,7 +151,7 @@ fn refusals_name_the_thing() {
     );
     assert!(helper(36).contains("bpf_probe_write_user#36"));
     let kfunc = compile(ProgType::Kprobe, &[insn(CALL, 0, 2, 0, 77), exit()]).unwrap_err();
-    assert_eq!(kfunc, CompileError::Kfunc { program: "test".into(), insn: 0, btf_id: 77 });
+    assert_eq!(kfunc, CompileError::Kfunc { program: "test".into(), insn: 0, name: "BTF id 77".into() });
     let map = compile(ProgType::Kprobe, &[insn(0x18, 1, 5, 0, 0), insn(0, 0, 0, 0, 0), exit()]).unwrap_err();
     assert!(map.to_string().contains("a map that the program does not have"), "{map}");
 }

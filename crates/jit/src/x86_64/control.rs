@@ -18,13 +18,18 @@ const LOOKUP: u32 = 1;
 const PROCESSOR: u32 = 8;
 
 impl Emitter<'_> {
+    /// Where a spent budget leads.
+    pub(crate) fn over(&mut self) -> Label {
+        match self.over {
+            Some(over) => over,
+            None => *self.over.insert(self.layout.label()),
+        }
+    }
+
     /// Takes one from the budget.
-    fn spend(&mut self) {
+    pub(crate) fn spend(&mut self) {
         if self.budget {
-            let over = match self.over {
-                Some(over) => over,
-                None => *self.over.insert(self.layout.label()),
-            };
+            let over = self.over();
             self.asm().dec_mem(Mem::at(ENV, abi::FUEL));
             self.layout.jcc(Cc::E, over);
         }
@@ -198,7 +203,7 @@ impl Emitter<'_> {
     }
 
     /// Puts the arguments of a call in their places and everything else where it survives the call.
-    fn arguments(&mut self, arguments: u16) {
+    pub(crate) fn arguments(&mut self, arguments: u16) {
         self.forget(self.after & !0x3f | arguments);
         while let Some(r) = bits(self.pending & arguments).next() {
             self.force(r);
@@ -243,7 +248,7 @@ impl Emitter<'_> {
     }
 
     /// Calls an entry of the run's table with the arguments in place.
-    fn call_out(&mut self, entry: u32) {
+    pub(crate) fn call_out(&mut self, entry: u32) {
         let asm = self.asm();
         asm.load(Size::Dw, R11, Mem::at(ENV, abi::TABLE));
         asm.load(Size::Dw, R11, Mem::at(R11, entry as i32 * 8));

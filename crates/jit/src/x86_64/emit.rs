@@ -47,12 +47,20 @@ pub(crate) struct Emitter<'a> {
     pub(crate) fail: Option<Label>,
     /// Where its look-ups that find nothing go, and where they go on.
     pub(crate) nulls: Vec<(Label, Label)>,
+    /// Where its loops of too many rounds go, and where they go on.
+    pub(crate) too_many: Vec<(Label, Label)>,
     /// Its first epilogue.
     leave: Option<Label>,
     /// Where a spent budget leads.
     pub(crate) over: Option<Label>,
     /// Entry of each function.
     pub(crate) entries: Vec<Label>,
+    /// Where exceptions end, in the main function, if there are any.
+    pub(crate) landing: Option<Label>,
+    /// The function that they end in, by its index in the program.
+    pub(crate) catches: Option<u32>,
+    /// The main function is emitted, and exceptions may end in it.
+    pub(crate) lands: bool,
     blinding: Option<u64>,
 }
 
@@ -78,6 +86,7 @@ impl<'a> Emitter<'a> {
     ) -> Emitter<'a> {
         let mut layout = Layout::new(ops.len() + 1);
         let entries = flow.functions.iter().map(|_| layout.label()).collect();
+        let landing = source.special.throws().then(|| layout.label());
         Emitter {
             ops,
             flow,
@@ -99,9 +108,13 @@ impl<'a> Emitter<'a> {
             pushed: Vec::new(),
             fail: None,
             nulls: Vec::new(),
+            too_many: Vec::new(),
             leave: None,
             over: None,
             entries,
+            landing,
+            catches: source.special.catches,
+            lands: false,
             blinding: tuning.blinding,
         }
     }
@@ -144,14 +157,20 @@ impl<'a> Emitter<'a> {
             self.layout.align(LOOP_ALIGN);
         }
         self.layout.bind(self.entries[n]);
+        self.lands = n == 0 && self.landing.is_some();
+        let fp = function.uses_fp || self.lands;
         if n == 0 {
-            let env = function.uses_env || self.budget;
-            self.pushed.extend(function.uses_fp.then_some(FP));
+            let env = function.uses_env || self.budget || self.lands;
+            self.pushed.extend(fp.then_some(FP));
             self.pushed.extend(env.then_some(ENV));
         }
-        self.pushed.extend(function.saved.iter().map(|&r| regs::of(r)));
+        match self.lands {
+            // What functions that are left in the middle have saved nobody restores but this one.
+            true => self.pushed.extend(regs::CALLEE_SAVED.map(regs::of)),
+            false => self.pushed.extend(function.saved.iter().map(|&r| regs::of(r))),
+        }
         // The stack is to be at a multiple of 16 where something is called; the return address is on it.
-        if function.calls_out && self.pushed.len().is_multiple_of(2) {
+        if (function.calls_out || self.lands) && self.pushed.len().is_multiple_of(2) {
             self.pushed.push(RCX);
         }
         for i in 0..self.pushed.len() {
@@ -163,13 +182,15 @@ impl<'a> Emitter<'a> {
             if self.pushed.contains(&ENV) {
                 asm.mov_rr(true, ENV, RDI);
             }
-            if function.uses_fp {
+            if fp {
                 asm.mov_rr(true, FP, RDX);
             }
             if function.needs & 2 != 0 {
                 asm.mov_rr(true, RDI, RSI);
             }
         }
+        self.prepare_loops();
+        self.prepare_landing();
         for block in function.blocks.iter().filter(|b| b.reachable) {
             self.block(block);
         }
@@ -178,11 +199,13 @@ impl<'a> Emitter<'a> {
             self.asm().zero(RAX);
             self.layout.jmp(back);
         }
+        self.emit_too_many();
         if let Some(fail) = self.fail {
             self.layout.bind(fail);
             self.asm().zero(RAX);
             self.epilogue();
         }
+        self.land();
     }
 
     fn block(&mut self, block: &Block) {
@@ -275,6 +298,12 @@ impl<'a> Emitter<'a> {
             Op::Branch { cond, target } => self.branch(i, cond, target),
             Op::Select { cond, wide, dst, src } => self.select(i, cond, wide, dst, src),
             Op::Helper { id, args } => return self.helper(i, end, id, args),
+            Op::Function { dst, start } => self.function_address(dst, start),
+            Op::Entry { entry, args, calls_back } => self.call_entry(entry, args, calls_back),
+            Op::Ending { entry, args } => self.call_ending(entry, args),
+            Op::Loop { start } => self.call_loop(start),
+            Op::MayGoto { target } => self.may_goto(i, target),
+            Op::Throw => self.throw(),
             Op::Sub { target } => self.call_function(target),
             Op::TailCall => self.tail_call(),
             Op::Exit => {
@@ -316,6 +345,7 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn pop_all(&mut self) {
+        self.forget_landing();
         for i in (0..self.pushed.len()).rev() {
             let r = self.pushed[i];
             self.asm().pop(r);

@@ -34,6 +34,8 @@ pub(crate) struct Function {
     pub(crate) calls_out: bool,
     /// It reaches for the environment, or a function that it calls does.
     pub(crate) uses_env: bool,
+    /// It has a `may_goto`.
+    pub(crate) counts: bool,
     /// Bytes of its frame.
     pub(crate) frame: u32,
 }
@@ -94,12 +96,12 @@ fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> (Vec<u32>, Vec<(usize, u32)>)
                 mark(&mut leader, target as usize);
                 leader[i + 1] += FALLS;
             }
-            Op::Branch { target, .. } => {
+            Op::Branch { target, .. } | Op::MayGoto { target } => {
                 mark(&mut leader, target as usize);
                 leader[i + 1] += FALLS;
             }
             Op::Exit | Op::Trap => leader[i + 1] += FALLS,
-            Op::Sub { target } => subs.push((i, target)),
+            Op::Sub { target } | Op::Loop { start: target } => subs.push((i, target)),
             _ => {}
         }
     }
@@ -159,12 +161,12 @@ fn blocks(ops: &[Op], leader: &[u32], start: usize, end: usize) -> Vec<Block> {
         let falls = (n + 1 < blocks.len()).then_some(n as u32 + 1);
         let next = match ops[blocks[n].end - 1] {
             Op::Jump { target } => [find(&blocks, target), None],
-            Op::Branch { target, .. } => [falls, find(&blocks, target)],
+            Op::Branch { target, .. } | Op::MayGoto { target } => [falls, find(&blocks, target)],
             Op::Exit | Op::Trap => [None; 2],
             _ => [falls, None],
         };
         blocks[n].next = next;
-        if let Op::Jump { target } | Op::Branch { target, .. } = ops[blocks[n].end - 1]
+        if let Op::Jump { target } | Op::Branch { target, .. } | Op::MayGoto { target } = ops[blocks[n].end - 1]
             && target as usize <= blocks[n].start
             && let Some(head) = find(&blocks, target)
         {
@@ -207,11 +209,12 @@ impl Flow {
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
                 f.uses_env |= c.uses_env;
-                self.effects[i].uses = c.needs;
+                self.effects[i].uses |= c.needs;
             }
         }
         self.liveness(&mut f);
         let (saved, traits) = self.zeros(&mut f.blocks);
+        f.counts = traits & trait_bits::COUNTS != 0;
         f.uses_fp |= traits & trait_bits::FP != 0;
         f.calls_out |= traits & trait_bits::OUT != 0;
         f.uses_env |= traits & trait_bits::ENV != 0;

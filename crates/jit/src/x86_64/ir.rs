@@ -5,9 +5,11 @@
 use skep_ebpf::Insn;
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{CALL, EXIT, JA, JA32, LD_IMM64, alu, atomic, call, class, jmp, mode, pseudo, size};
-use skep_runtime::helpers::TAIL_CALL;
+use skep_runtime::helpers::{self, TAIL_CALL};
 
 use super::asm::{Cc, Size};
+use crate::Source;
+use crate::special::{Kfunc, is_may_goto};
 
 /// A register of the program or a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +80,8 @@ pub(crate) enum Op {
     Imm64 { dst: u8, value: u64 },
     Map { dst: u8, index: u32 },
     MapValue { dst: u8, index: u32, off: u32 },
+    /// The address of the function that starts there.
+    Function { dst: u8, start: u32 },
     Load { size: Size, signed: bool, dst: u8, base: u8, off: i16 },
     Store { size: Size, base: u8, off: i16, src: Src },
     /// Without result.
@@ -90,6 +94,13 @@ pub(crate) enum Op {
     /// Unless the condition holds, `dst = src`.
     Select { cond: Cond, wide: bool, dst: u8, src: Src },
     Helper { id: u32, args: u8 },
+    /// A helper or kernel function, by its place in the table. A helper may call back, and may end the run.
+    Entry { entry: u32, args: u8, calls_back: bool },
+    Ending { entry: u32, args: u8 },
+    /// `bpf_loop` without flags that calls the function which starts there.
+    Loop { start: u32 },
+    MayGoto { target: u32 },
+    Throw,
     Sub { target: u32 },
     TailCall,
     Exit,
@@ -109,27 +120,51 @@ fn width(insn: Insn) -> Size {
 }
 
 /// Takes all instructions apart; one [`Op`] per slot.
-pub(crate) fn decode(insns: &[Insn]) -> Vec<Op> {
+pub(crate) fn decode(source: &Source<'_>) -> Vec<Op> {
+    let insns = source.insns;
     let mut ops = Vec::with_capacity(insns.len());
     let mut all = insns.iter().enumerate();
     while let Some((i, &insn)) = all.next() {
         if insn.code == LD_IMM64 {
             let high = all.next().map_or(0, |(_, h)| h.imm);
             ops.push(match insn.src() {
+                pseudo::FUNC => Op::Function { dst: insn.dst(), start: (i as i64 + 1 + i64::from(insn.imm)) as u32 },
                 pseudo::MAP_IDX => Op::Map { dst: insn.dst(), index: insn.imm as u32 },
                 pseudo::MAP_IDX_VALUE => Op::MapValue { dst: insn.dst(), index: insn.imm as u32, off: high as u32 },
                 _ => Op::Imm64 { dst: insn.dst(), value: u64::from(insn.imm as u32) | (high as u64) << 32 },
             });
             ops.push(Op::Nop);
         } else {
-            ops.push(single(insn, i));
+            ops.push(special_call(source, insn, i).unwrap_or_else(|| single(insn, i)));
         }
     }
     ops
 }
 
+/// A call of a kernel function or of a helper that calls back.
+fn special_call(source: &Source<'_>, insn: Insn, i: usize) -> Option<Op> {
+    if insn.code != CALL {
+        return None;
+    }
+    if let Some(site) = source.special.callbacks.get(&(i as u32)) {
+        let start = site.function.filter(|_| site.plain_loop).and_then(|f| source.subprogs.get(f as usize));
+        return Some(match start {
+            Some(s) => Op::Loop { start: s.start },
+            None => Op::Entry { entry: helpers::index(insn.imm as u32).unwrap_or(0), args: 4, calls_back: true },
+        });
+    }
+    if insn.is_helper_call() && helpers::may_end(insn.imm as u32) {
+        return Some(Op::Ending { entry: helpers::index(insn.imm as u32).unwrap_or(0), args: 1 });
+    }
+    Some(match *source.special.kfuncs.get(&(i as u32))? {
+        Kfunc::Entry { entry, args } => Op::Entry { entry, args, calls_back: false },
+        Kfunc::Throw => Op::Throw,
+    })
+}
+
 pub(crate) fn single(insn: Insn, i: usize) -> Op {
     match insn.class() {
+        class::JMP if is_may_goto(insn) => Op::MayGoto { target: (i as i64 + 1 + i64::from(insn.off)) as u32 },
         class::ALU | class::ALU64 => arithmetic(insn),
         class::JMP | class::JMP32 => jump(insn, i),
         class::LD => {
@@ -325,6 +360,8 @@ pub(crate) mod trait_bits {
     pub(crate) const ENV: u8 = 8;
     /// The function ends there.
     pub(crate) const ENDS: u8 = 16;
+    /// It counts rounds.
+    pub(crate) const COUNTS: u8 = 32;
 }
 
 /// When the upper half of a result is zero.
@@ -342,7 +379,7 @@ mod rule {
     pub(super) const DST_EXTENDED: u8 = 32;
 }
 
-use trait_bits::{ENDS, ENV, FP, OUT, PURE};
+use trait_bits::{COUNTS, ENDS, ENV, FP, OUT, PURE};
 
 impl Effects {
     /// Nothing at all.
@@ -464,6 +501,7 @@ impl Op {
             Op::Swap { size: Size::Dw, dst } => Effects::result(dst, both(dst), 0, 0),
             Op::Swap { dst, .. } | Op::Low16 { dst } => Effects::result(dst, low(dst), 0, rule::ALWAYS),
             Op::Imm64 { dst, value } => Effects::result(dst, 0, 0, if value >> 32 == 0 { rule::ALWAYS } else { 0 }),
+            Op::Function { dst, .. } => Effects::result(dst, 0, 0, 0),
             Op::Map { dst, .. } | Op::MapValue { dst, .. } => {
                 let e = Effects::result(dst, 0, 0, 0);
                 Effects { traits: e.traits | ENV, ..e }
@@ -503,6 +541,22 @@ impl Op {
             Op::Helper { args, .. } => {
                 let args = (1 << (args + 1)) - 2;
                 Effects::call(args | args << 16)
+            }
+            Op::Entry { args, calls_back, .. } => {
+                let args = (1 << (args + 1)) - 2;
+                let e = Effects::call(args | args << 16);
+                Effects { traits: e.traits | if calls_back { FP } else { 0 }, ..e }
+            }
+            Op::Ending { args, .. } => {
+                let args = (1 << (args + 1)) - 2;
+                Effects::call(args | args << 16)
+            }
+            // The function that it calls says whether the frame pointer is needed.
+            Op::Loop { .. } => Effects::call(both(1) | both(3)),
+            Op::MayGoto { .. } => Effects { traits: FP | COUNTS, ..Effects::NONE },
+            Op::Throw => {
+                let e = Effects::call(both(1));
+                Effects { traits: e.traits | FP, ..e }
             }
             Op::TailCall => {
                 let e = Effects::call(both(1) | both(2) | both(3));

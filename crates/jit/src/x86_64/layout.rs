@@ -5,6 +5,7 @@
 //! changes (each round only brings code closer together), and then writes everything.
 
 use super::asm::{Asm, Cc};
+use super::regs::Reg;
 
 /// A place in the code that jumps can lead to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +16,8 @@ enum Kind {
     Jmp,
     Jcc(Cc),
     Call,
+    /// The address of the target into this register.
+    Lea(Reg),
     /// The next byte is at a multiple of this.
     Align(u8),
 }
@@ -100,6 +103,11 @@ impl Layout {
         self.item(Kind::Call, target, 5);
     }
 
+    /// Loads the address of a label.
+    pub(crate) fn lea(&mut self, dst: Reg, target: Label) {
+        self.item(Kind::Lea(dst), target, 7);
+    }
+
     /// What follows starts at a multiple of `n`, a power of two.
     pub(crate) fn align(&mut self, n: u8) {
         self.item(Kind::Align(n), Label(0), n - 1);
@@ -169,6 +177,7 @@ impl Layout {
                 (Kind::Jmp, _) => out.bytes.push(0xe9),
                 (Kind::Jcc(cc), _) => out.bytes.extend_from_slice(&[0x0f, 0x80 | cc as u8]),
                 (Kind::Call, _) => out.bytes.push(0xe8),
+                (Kind::Lea(r), _) => out.bytes.extend_from_slice(&[0x48 | (r.0 >> 3) << 2, 0x8d, (r.0 & 7) << 3 | 5]),
             }
             if item.size > 2 && !matches!(item.kind, Kind::Align(_)) {
                 out.bytes.extend_from_slice(&long);

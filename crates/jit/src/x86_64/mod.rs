@@ -9,6 +9,7 @@
 
 mod alu;
 mod asm;
+mod callbacks;
 mod control;
 mod div;
 mod effects;
@@ -39,7 +40,7 @@ pub(crate) struct Native {
 
 /// Translates a program that was [lowered](crate::lower).
 pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Native {
-    let mut ops = ir::decode(source.insns);
+    let mut ops = ir::decode(source);
     let known = source.known.filter(|_| tuning.optimise);
     let changed = known.map(|known| known::constants(&mut ops, known)).unwrap_or_default();
     let effects = effects::of(source.insns, &ops, &changed);

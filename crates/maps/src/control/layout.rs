@@ -24,11 +24,13 @@ pub struct Options {
     pub perf_ring_bytes: u32,
     /// What a perf record holds ([`sample_type`]); raw data is always there.
     pub sample_type: u32,
+    /// Where a value has a spin lock.
+    pub spin_lock: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { perf_ring_bytes: 64 << 10, sample_type: sample_type::RAW }
+        Options { perf_ring_bytes: 64 << 10, sample_type: sample_type::RAW, spin_lock: None }
     }
 }
 
@@ -46,6 +48,16 @@ pub fn layout_with(def: &MapDef, nslots: u32, options: Options) -> Result<Layout
         if !ring.is_power_of_two() || u64::from(ring) < PAGE || options.sample_type & !sample_type::KNOWN != 0 {
             return Err(refused(Errno::EINVAL, "a perf ring is a power of two of pages, with known sample fields"));
         }
+    }
+    if let Some(at) = options.spin_lock
+        && (!matches!(def.map_type, MapType::Array | MapType::Hash)
+            || !at.is_multiple_of(4)
+            || at.checked_add(4).is_none_or(|end| end > def.value_size))
+    {
+        return Err(refused(
+            Errno::EOPNOTSUPP,
+            "arrays and hash maps have spin locks, in aligned words of their values",
+        ));
     }
     // The kernel fails to allocate where this overflows.
     let header = place(def, nslots, options).ok_or_else(|| refused(Errno::ENOMEM, "the map is too large"))?;
@@ -78,7 +90,8 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         prefix_off: 0,
         links_off: 0,
         index_mask: 0,
-        reserved: [0; 3],
+        lock: options.spin_lock.and_then(|at| at.checked_add(1)).unwrap_or(0),
+        reserved: [0; 2],
     };
     match def.map_type {
         MapType::Array => {}

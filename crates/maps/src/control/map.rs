@@ -18,7 +18,7 @@ use crate::header::{CONTROL_SLOT, MapHeader, MapRef, View};
 use crate::pool::Elem;
 use crate::recover::Recovered;
 use crate::sync::Ordering;
-use crate::{array, hash, lru, mem, perf, pool, stack};
+use crate::{array, hash, lru, mem, perf, pool, spin, stack};
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
@@ -184,11 +184,37 @@ impl Map {
             return Err(Errno::EINVAL);
         }
         self.may_read()?;
-        if flags & LOCK != 0 {
-            return Err(Errno::EINVAL); // no value has a spin lock
+        if flags & LOCK != 0 && self.header.spin_lock().is_none() {
+            return Err(Errno::EINVAL);
         }
         Self::check_len(key, self.def.key_size as usize)?;
-        self.get(key)
+        if flags & LOCK == 0 {
+            return self.get(key);
+        }
+        let mut value = Err(Errno::ENOENT);
+        self.with_locked(key, |at| value = Ok(self.read(at)))?;
+        value
+    }
+
+    /// Does something with the value of a key under its spin lock, if the key is there.
+    fn with_locked(&self, key: &[u8], mut with: impl FnMut(*mut u8)) -> Result<(), Errno> {
+        let off = self.header.spin_lock().ok_or(Errno::EINVAL)?;
+        let _control = self.lock_control();
+        // SAFETY: the key has the map's key size; the value lives as long as the map.
+        unsafe {
+            let at = self.map_ref().lookup(CONTROL_SLOT, key.as_ptr());
+            if at.is_null() {
+                return Ok(());
+            }
+            let lock = at.wrapping_add(off);
+            // Who runs programs is not known here: a dead holder's lock is taken over by the next program.
+            if !spin::acquire(lock, spin::CONTROLLER, |_| false) {
+                return Err(Errno::EBUSY);
+            }
+            with(at);
+            spin::release(lock, spin::CONTROLLER);
+        }
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Vec<u8>, Errno> {
@@ -246,14 +272,18 @@ impl Map {
     fn read(&self, at: *const u8) -> Vec<u8> {
         let mut out = vec![0; self.value_size()];
         // SAFETY: the callers pass where a value of this size stands.
-        unsafe { mem::copy(out.as_mut_ptr(), at, out.len()) };
+        unsafe {
+            mem::copy(out.as_mut_ptr(), at, out.len());
+            // The state of a lock is nobody's business.
+            spin::clear(self.view(), out.as_mut_ptr());
+        }
         out
     }
 
     /// `BPF_MAP_UPDATE_ELEM`. The value of a prog array is the program's number (see [`Map::set_program`]).
     pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
         self.may_write()?;
-        if flags & LOCK != 0 {
+        if flags & LOCK != 0 && self.header.spin_lock().is_none() {
             return Err(Errno::EINVAL);
         }
         match self.def.map_type {
@@ -263,7 +293,19 @@ impl Map {
         }
         Self::check_len(key, self.def.key_size as usize)?;
         Self::check_len(value, self.value_size())?;
-        self.put(key, value, flags)
+        let rest = flags & !LOCK;
+        if flags & LOCK != 0 && matches!(rest, ANY | EXIST) {
+            let mut done = false;
+            self.with_locked(key, |at| {
+                // SAFETY: both are a value long.
+                unsafe { spin::copy_value(self.view(), at, value.as_ptr()) };
+                done = true;
+            })?;
+            if done {
+                return Ok(());
+            }
+        }
+        self.put(key, value, rest)
     }
 
     fn put(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
@@ -378,6 +420,8 @@ impl Map {
         let at = out.as_mut_ptr();
         // SAFETY: the key has the map's key size, and `out` the size of its values.
         self.control(|| unsafe { hash::delete(v, CONTROL_SLOT, key.as_ptr(), Some(at)) })?;
+        // SAFETY: it has the size of the map's values.
+        unsafe { spin::clear(v, at) };
         Ok(out)
     }
 

@@ -1,5 +1,6 @@
 //! Look-up, update and delete.
 
+use skep_ebpf::uapi::update::LOCK;
 use skep_maps::MapRef;
 
 use crate::env::Env;
@@ -54,6 +55,13 @@ pub(super) unsafe fn map_peek_elem(env: &mut Env, map: u64, value: u64) -> u64 {
 /// # Safety
 /// As [`map_lookup_elem`]; `value` readable for the map's value size.
 pub(super) unsafe fn map_update_elem(env: &mut Env, map: u64, key: u64, value: u64, flags: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe {
+        let map = *(map as *const MapRef);
+        if flags & LOCK != 0 && (*map.hdr).spin_lock().is_some() {
+            return super::lock::update_locked(env, map, key, value, flags);
+        }
+    }
     // SAFETY: as above.
     unsafe { (*(map as *const MapRef)).update(env.slot, key as *const u8, value as *const u8, flags) as u64 }
 }

@@ -2,6 +2,7 @@
 //! place of the helper.
 
 use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::update::LOCK;
 use skep_maps::MapRef;
 
 use crate::env::Env;
@@ -99,6 +100,9 @@ pub(super) unsafe extern "sysv64" fn update<const N: usize>(
 ) -> u64 {
     // SAFETY: as above; the slot is held.
     unsafe {
+        if flags & LOCK != 0 {
+            return super::maps::map_update_elem(&mut *env, map, key, value, flags);
+        }
         (*(map as *const MapRef)).hash_update::<N>((*env).slot, key as *const u8, value as *const u8, flags) as u64
     }
 }

@@ -28,6 +28,17 @@ pub(super) unsafe fn ktime_get_tai_ns(_: &mut Env) -> u64 {
     sys::clock_ns(clock::TAI)
 }
 
+/// The clock's ticks, as a kernel counts that began 300 s before they overflow 32 bits and ticks 250 times a second.
+///
+/// # Safety
+/// As [`ktime_get_ns`].
+pub(super) unsafe fn jiffies64(env: &mut Env) -> u64 {
+    const FIRST: u64 = (1 << 32) - 300 * HZ;
+    const HZ: u64 = 250;
+    // SAFETY: the caller's promise.
+    FIRST + unsafe { crate::clock::monotonic(env.proc) } / (1_000_000_000 / HZ)
+}
+
 /// A number per call from a generator of the slot (splitmix64), which starts from the time-stamp counter.
 ///
 /// # Safety

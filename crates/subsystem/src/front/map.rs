@@ -61,6 +61,12 @@ impl Named {
         if self.access.read { Ok(()) } else { Err(Errno::EPERM) }
     }
 
+    /// `BPF_F_LOCK` is for values that have a lock.
+    fn may_lock(&self, flags: u64) -> Result<(), Errno> {
+        let has_lock = self.map.map.header().spin_lock().is_some();
+        if flags & LOCK == 0 || has_lock { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
     fn may_write(&self) -> Result<(), Errno> {
         if self.access.write && !self.map.map.is_frozen() { Ok(()) } else { Err(Errno::EPERM) }
     }
@@ -160,7 +166,9 @@ impl Subsystem {
         let exclusive = exclusive(client, attr)?;
         self.hooks.map_create(&attr.call(client, Command::MapCreate), &def, token.as_deref())?;
         let told = Some(Told::new(&self.hooks, &name, |h, name| h.map_free(name)));
-        let options = Options { perf_ring_bytes: 1 << 16, ..Options::default() };
+        let kernel = self.config.kernel_btf.as_deref();
+        let spin_lock = types.as_ref().and_then(|t| skep_verifier::spin_lock_of(&def, &t.btf.btf, kernel));
+        let options = Options { perf_ring_bytes: 1 << 16, spin_lock, ..Options::default() };
         let bytes = layout_with(&def, self.slots(), options).map_err(|e| e.errno())?.data_size;
         let charge = self.charge(client, bytes)?;
         self.fault(FaultPoint::MapAlloc)?;
@@ -196,26 +204,24 @@ impl Subsystem {
         }
         let named = Named::get(client, attr.fd(map_elem::MAP_FD))?;
         named.may_read()?;
-        if flags & LOCK != 0 {
-            return Err(Errno::EINVAL);
-        }
+        named.may_lock(flags)?;
         let key = named.key(client, attr.u64(map_elem::KEY))?;
         if named.map_type() == MapType::BloomFilter {
             let value = client.bytes(attr.u64(map_elem::VALUE), named.map.map.value_size())?;
             return named.map.map.contains(&value).map(|()| 0);
         }
-        let value = self.value_for_user(&named.map, &key)?;
+        let value = self.value_for_user(&named.map, &key, flags)?;
         client.memory.write(attr.u64(map_elem::VALUE), &value)?;
         Ok(0)
     }
 
     /// A value as the caller sees it: of a prog array the program's number, of a map of maps the map's.
-    fn value_for_user(&self, map: &MapObject, key: &[u8]) -> Result<Vec<u8>, Errno> {
+    fn value_for_user(&self, map: &MapObject, key: &[u8], flags: u64) -> Result<Vec<u8>, Errno> {
         if nested::is_nested(map.map.def().map_type) {
             return nested::number(map, key);
         }
         if map.map.def().map_type != MapType::ProgArray {
-            return map.map.lookup(key, 0);
+            return map.map.lookup(key, flags);
         }
         let index = key.try_into().map_or(u32::MAX, u32::from_ne_bytes);
         let id = map.programs().get(&index).map(|p| p.id.number());
@@ -227,9 +233,7 @@ impl Subsystem {
         let named = Named::get(client, attr.fd(map_elem::MAP_FD))?;
         named.may_write()?;
         let flags = attr.u64(map_elem::FLAGS);
-        if flags & LOCK != 0 {
-            return Err(Errno::EINVAL);
-        }
+        named.may_lock(flags)?;
         let key = named.key(client, attr.u64(map_elem::KEY))?;
         let value = client.bytes(attr.u64(map_elem::VALUE), named.map.map.value_size())?;
         self.put(client, &named, &key, &value, flags)?;
@@ -423,7 +427,7 @@ impl Subsystem {
                 }
                 Err(e) => return Err(e),
             };
-            match self.value_for_user(map, &next) {
+            match self.value_for_user(map, &next, 0) {
                 Ok(value) => {
                     give_entry(client, attr, walked.done, &next, &value)?;
                     walked.done += 1;

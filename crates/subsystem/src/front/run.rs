@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use skep_ebpf::Errno;
+use skep_ebpf::uapi::ProgType;
 
 use super::Subsystem;
 use super::attr::{Attr, Field, test_run};
@@ -26,6 +27,15 @@ impl Subsystem {
         }
         let Object::Prog(prog) = client.files.get(attr.fd(f::PROG_FD))? else { return Err(Errno::EINVAL) };
         let data_in = pair(f::DATA_SIZE_IN, f::DATA_IN);
+        let syscall = prog.loaded.prog_type() == ProgType::Syscall;
+        if syscall {
+            // These take a context, give it back where it was, and that is all.
+            let others = [f::DATA_SIZE_IN, f::DATA_SIZE_OUT, f::CTX_SIZE_OUT, f::REPEAT, f::DURATION];
+            let given = others.iter().any(|field| attr.u32(*field) != 0);
+            if given || attr.u64(f::DATA_IN) != 0 || attr.u64(f::DATA_OUT) != 0 || ctx_in.0 > u32::from(u16::MAX) {
+                return Err(Errno::EINVAL);
+            }
+        }
         if attr.u32(f::FLAGS) != 0 || attr.u32(f::BATCH_SIZE) != 0 || attr.u32(f::CPU) != 0 {
             return Err(Errno::EINVAL);
         }
@@ -37,6 +47,13 @@ impl Subsystem {
         let (data, ctx) = (given(data_in)?, given(ctx_in)?);
         let input = TestInput { data: data.as_deref(), ctx: ctx.as_deref(), repeat: attr.u32(f::REPEAT) };
         let output = self.run(&prog, &input)?;
+        if syscall {
+            if let Some(ctx) = &output.ctx {
+                client.memory.write(ctx_in.1, ctx)?;
+            }
+            attr.answer(f::RETVAL, &output.retval.to_ne_bytes())?;
+            return Ok(0);
+        }
         finish(client, attr, &output)
     }
 

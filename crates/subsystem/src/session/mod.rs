@@ -377,6 +377,10 @@ fn map(index: usize, def: &MapDef, programs: &[Verified], options: &Options) -> 
     let map_options = MapOptions {
         perf_ring_bytes: options.perf_ring_bytes,
         sample_type: sample_type::IP | sample_type::TID | sample_type::TIME,
+        spin_lock: programs.first().and_then(|p| {
+            let btf = p.program().btf.as_deref()?;
+            skep_verifier::spin_lock_of(def, btf, p.kernel_types())
+        }),
     };
     // A perf event array without a size has an element per CPU, as loaders set it.
     let mut def = def.clone();

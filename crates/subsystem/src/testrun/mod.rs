@@ -5,6 +5,7 @@
 
 mod registers;
 mod skb;
+mod syscall;
 mod xdp;
 
 use std::time::Instant;
@@ -100,7 +101,10 @@ pub(crate) fn test_run(
     program: &mut dyn FnMut(*mut u8) -> u64,
 ) -> Result<TestOutput, TestRunError> {
     match prog_type {
-        ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct => skb::run(prog_type, input, program),
+        ProgType::SocketFilter | ProgType::SchedCls | ProgType::SchedAct | ProgType::CgroupSkb => {
+            skb::run(prog_type, input, program)
+        }
+        ProgType::Syscall => syscall::run(input, program),
         ProgType::Xdp => xdp::run(input, program),
         ProgType::Kprobe => registers::kprobe(input, program),
         ProgType::RawTracepoint => registers::raw_tracepoint(input, program),

@@ -40,7 +40,8 @@ pub fn run(
         return Err(invalid(format!("the context must be zero at byte {at}: that field of __sk_buff cannot be set")));
     }
     // Only programs that see the link layer get the packet from its Ethernet header on.
-    let pulled = if prog_type == ProgType::SocketFilter { ETH_HLEN } else { 0 };
+    let link_layer = matches!(prog_type, ProgType::SchedCls | ProgType::SchedAct);
+    let pulled = if link_layer { 0 } else { ETH_HLEN };
     let mut ctx = [0u8; SKB_CTX_SIZE];
     ctx[..user.len()].copy_from_slice(&user);
     let length = (packet.len() - pulled) as u32;

@@ -153,6 +153,6 @@ fn registers() {
     }
     assert_eq!(errno(run(ProgType::RawTracepoint, None, Some(&[0; 104][..]))), Errno::EINVAL);
     assert_eq!(errno(run(ProgType::Kprobe, None, Some(&[1; 176][..]))), Errno::E2BIG);
-    let other = run(ProgType::CgroupSkb, None, None).unwrap_err();
-    assert!(other.to_string().contains("cgroup_skb"));
+    let other = run(ProgType::SkMsg, None, None).unwrap_err();
+    assert!(other.to_string().contains("sk_msg"));
 }

@@ -34,6 +34,12 @@ pub fn has_special_fields(def: &MapDef, btf: &Btf, kernel: Option<&Btf>) -> bool
     record.is_ok_and(|r| !r.fields.is_empty())
 }
 
+/// Where the values of a map have a spin lock.
+pub fn spin_lock_of(def: &MapDef, btf: &Btf, kernel: Option<&Btf>) -> Option<u32> {
+    let structs = Structs::collect(btf, kernel).ok()?;
+    map_record(def, Some(btf), kernel, &structs).first(FieldKind::SpinLock).map(|f| f.off)
+}
+
 /// Checks the BTF types of a map as `BPF_MAP_CREATE` does. `kernel` is the kernel's BTF.
 pub fn check_map_types(def: &MapDef, btf: &Btf, kernel: Option<&Btf>) -> Result<(), Errno> {
     let structs = Structs::collect(btf, kernel)?;

@@ -28,6 +28,7 @@ fn code(text: &str, tuning: &Tuning) -> Vec<u8> {
         subprogs: &subprogs,
         maps: &maps,
         known: None,
+        special: &crate::special::NONE,
     };
     translate(&source, &Options::default(), tuning).code
 }
@@ -173,6 +174,7 @@ fn look_ups_in_arrays_are_no_calls() {
             subprogs: &subprogs,
             maps: &maps,
             known: None,
+            special: &crate::special::NONE,
         };
         let code = translate(&source, &Options::default(), &tuning()).code;
         let all: Vec<_> = Decoder::new(64, &code, DecoderOptions::NONE).iter().map(|i| i.mnemonic()).collect();
