@@ -282,8 +282,9 @@ fn gain(times: &[f64]) -> f64 {
 }
 
 /// Runs something for a slice of time, whenever `ready` has returned; nanoseconds per operation.
-fn when_ready(runs_a_call: u32, ready: impl Fn(), mut run: impl FnMut()) -> f64 {
+fn when_ready(start: &Barrier, runs_a_call: u32, ready: impl Fn(), mut run: impl FnMut()) -> f64 {
     steady(0, true);
+    start.wait();
     let (mut took, mut calls) = (Duration::ZERO, 0u32);
     while took < SLICE {
         ready();
@@ -411,12 +412,14 @@ impl Ours {
         let ring = &self.session.maps()[1];
         let mut consumer = ring.ring_consumer().expect("a consumer");
         let before = self.failures();
-        let image = self.programs[0][0].image_ptr().expect("memory for code");
-        let (Own(machine), mut ctx) = (&mut self.machines[0], skb(&PACKET, 0));
-        let stop = AtomicBool::new(false);
+        let (Own(machine), program) = (&mut self.machines[0], &self.programs[0][0]);
+        let worker = Worker { machine, program, ctx: skb(&PACKET, 0) };
+        let (stop, start) = (AtomicBool::new(false), Barrier::new(2));
+        // Both are new threads: one that is made by a thread with real-time priority would wait for it.
         let time = thread::scope(|s| {
             s.spawn(|| {
                 steady(1, true);
+                start.wait();
                 while !stop.load(Ordering::Relaxed) {
                     let taken = consumer.poll(|record| {
                         std::hint::black_box(record[0]);
@@ -431,10 +434,16 @@ impl Ours {
                     std::hint::spin_loop();
                 }
             };
-            // SAFETY: a context of the program's type, and the image's maps are the session's.
-            let time = when_ready(1, ready, || unsafe {
-                std::hint::black_box(machine.run_image(image, ctx.as_mut_ptr()));
+            let start = &start;
+            let producer = s.spawn(move || {
+                let mut worker = worker;
+                // SAFETY: a context of the program's type, and the image's maps are the session's.
+                when_ready(start, 1, ready, || unsafe {
+                    let image = worker.program.image_ptr().expect("memory for code");
+                    std::hint::black_box(worker.machine.run_image(image, worker.ctx.as_mut_ptr()));
+                })
             });
+            let time = producer.join().expect("the producer");
             stop.store(true, Ordering::Relaxed);
             time
         });
@@ -485,10 +494,11 @@ impl Theirs {
     /// As ours.
     fn time_beside_consumer(&self) -> (f64, u64) {
         let (ring, before) = (KernelRing::map(self.maps[1].fd()), self.failures());
-        let (ring, stop) = (&ring, &AtomicBool::new(false));
+        let (ring, stop, start) = (&ring, &AtomicBool::new(false), &Barrier::new(2));
         let time = thread::scope(|s| {
             s.spawn(move || {
                 steady(1, true);
+                start.wait();
                 while !stop.load(Ordering::Relaxed) {
                     if ring.poll() == 0 {
                         std::hint::spin_loop();
@@ -500,9 +510,12 @@ impl Theirs {
                     std::hint::spin_loop();
                 }
             };
-            let time = when_ready(REPEAT, ready, || {
-                self.programs[0][0].run_repeatedly(&PACKET, REPEAT).expect("a run");
+            let producer = s.spawn(move || {
+                when_ready(start, REPEAT, ready, || {
+                    self.programs[0][0].run_repeatedly(&PACKET, REPEAT).expect("a run");
+                })
             });
+            let time = producer.join().expect("the producer");
             stop.store(true, Ordering::Relaxed);
             time
         });

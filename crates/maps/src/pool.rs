@@ -208,7 +208,7 @@ impl<'a> View<'a> {
         e.node().owner.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Takes an element that is about to be found free, or is not. The slot's journal names it then.
+    /// Takes this element, if it is free. The slot's journal names it then.
     pub(crate) fn take_if_free(self, slot: u32, e: Elem<'_>) -> bool {
         if e.node().owner.load(Ordering::Relaxed) != FREE {
             return false;
