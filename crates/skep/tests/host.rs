@@ -360,3 +360,26 @@ fn calls_nest() {
     assert_eq!(outer.call(&mut sum).unwrap().ran, 1);
     assert_eq!((count(&plugins[0], 1), count(&plugins[1], 1)), (4, 1));
 }
+
+/// Locks in values of maps hold between threads, and functions of a plug-in are called back.
+#[test]
+fn locks_and_callbacks() {
+    let host = host();
+    let (hook, loader) = sums(&host, HookOptions::default());
+    let plugin = loader.load(&host.tenant(1 << 20), "locked", &object("locked.bpf.o")).unwrap();
+    let _attached = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    let mut sum = Sum::default();
+                    assert_eq!(hook.call(&mut sum).unwrap().over_budget, 0);
+                    assert_eq!(sum.total, 45);
+                }
+            });
+        }
+    });
+    let value = plugin.map("pairs").unwrap().lookup(&0u32.to_ne_bytes(), 0).unwrap();
+    let number = |at: usize| u64::from_ne_bytes(value[at..at + 8].try_into().unwrap());
+    assert_eq!((number(8), number(16)), (6000, 12000));
+}

@@ -170,14 +170,14 @@ impl Parameter<'_> {
         const CONFLICT: &str = "its tags contradict each other";
         let Tags { ctx, trusted, nullable, .. } = tags;
         let only = |one: Tags| if tags == one { Ok(()) } else { refused(CONFLICT) };
-        let host = self.options.host.as_deref();
-        let named = match host {
-            Some(host) => host.is_named(self.btf, pointee),
-            None => context_type::named(self.prog, self.btf, pointee),
+        let (prog, btf) = (self.prog, self.btf);
+        let (named, can_be) = match self.options.host.as_deref() {
+            Some(host) => (host.is_named(btf, pointee), host.is_named(btf, pointee)),
+            None => (context_type::named(prog, btf, pointee), context_type::tagged(prog, btf, pointee)),
         };
         if ctx || named {
             only(Tags { ctx, ..Tags::NONE })?;
-            if ctx && !named && !context_type::tagged(self.prog, self.btf, pointee) {
+            if ctx && !can_be {
                 return refused("it is tagged as the context, but its type is another");
             }
             return Ok(Param::Ctx);

@@ -232,7 +232,12 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
         }
         let map = match kept.get(&def.name).filter(|m| alike(m.user.object().map.def(), def)) {
             Some(map) => map.clone(),
-            None => make_map(tenant, def)?,
+            None => {
+                // Where its values have a lock, the types of the object say.
+                let types = programs.first().and_then(|p| Some((p.program().btf.as_deref()?, p.kernel_types())));
+                let lock = types.and_then(|(btf, kernel)| skep_verifier::spin_lock_of(def, btf, kernel));
+                make_map(tenant, def, lock)?
+            }
         };
         if let Some(index) = indices.get_mut(n) {
             *index = map.user.object().place.index();
@@ -266,7 +271,7 @@ fn alike(a: &MapDef, b: &MapDef) -> bool {
     key(a) == key(b) && a.initial == b.initial
 }
 
-fn make_map(tenant: &Tenant, def: &MapDef) -> Result<PluginMap, HostError> {
+fn make_map(tenant: &Tenant, def: &MapDef, spin_lock: Option<u32>) -> Result<PluginMap, HostError> {
     let refused = || HostError::MapType { map: def.name.clone(), kind: def.map_type.to_string() };
     let nested = matches!(def.map_type, MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps);
     if nested || is_hollow(def.map_type) {
@@ -274,7 +279,7 @@ fn make_map(tenant: &Tenant, def: &MapDef) -> Result<PluginMap, HostError> {
     }
     let host = &tenant.host;
     let slots = host.subsystem().slots();
-    let options = MapOptions { perf_ring_bytes: host.0.options.perf_ring_bytes, ..MapOptions::default() };
+    let options = MapOptions { perf_ring_bytes: host.0.options.perf_ring_bytes, spin_lock, ..MapOptions::default() };
     let mut def = def.clone();
     if def.map_type == MapType::PerfEventArray && def.max_entries == 0 {
         def.max_entries = slots;
