@@ -58,7 +58,10 @@ pub(crate) fn facts(prog: &Program, env: &Env<'_>) -> TargetFacts {
     });
     let functions = prog.func_info.iter().enumerate().map(|(n, info)| {
         let proto = prog.btf.as_deref().and_then(|btf| globals::prototype_of(env.prog, env.options, btf, info.type_id));
-        let reliable = proto.is_some_and(|p| p.broken.is_none() && (n != 0 || p.params == [Param::Ctx]));
+        let reliable = proto.filter(|p| p.broken.is_none()).is_some_and(|p| {
+            // Of an extension this was checked as of any other function.
+            n != 0 || prog.prog_type == ProgType::Ext || p.params == [Param::Ctx]
+        });
         FunctionFacts {
             type_id: info.type_id,
             reliable,

@@ -199,17 +199,24 @@ fn programs_are_traced_once() {
 #[test]
 fn tracers_see_arguments() {
     let target = traffic_control();
+    let extension = check(extension("i", 'i', RETURN), Some((&target, "f"))).expect("an extension");
     let read = |how, function: &str, off: i32, size: u32| {
         let text = format!("r1 = *(u{size} *)(r1 +{off})\nr0 = 0\nexit\n");
         let mut tracer = program(ProgType::Tracing, &[("main", "i", 'i', true)], &text);
         tracer.attach_type = Some(how);
-        verdict(check(tracer, Some((&target, function))))
+        let target = if function == "e" { &extension } else { &target };
+        verdict(check(tracer, Some((target, function))))
     };
     assert_eq!(read(AttachType::TraceFentry, "f", 0, 64), "accept");
     assert_eq!(read(AttachType::TraceFentry, "f", 0, 32), "accept");
     assert_eq!(read(AttachType::TraceFentry, "f", 8, 64), "context-access");
     assert_eq!(read(AttachType::TraceFexit, "f", 8, 64), "accept");
     assert_eq!(read(AttachType::TraceFexit, "f", 16, 64), "context-access");
+    // What an extension is called with is what its type says, too.
+    assert_eq!(read(AttachType::TraceFentry, "e", 0, 64), "accept");
+    assert_eq!(read(AttachType::TraceFentry, "e", 8, 64), "context-access");
+    assert_eq!(read(AttachType::TraceFexit, "e", 8, 64), "accept");
+    assert_eq!(read(AttachType::TraceFexit, "e", 16, 64), "context-access");
     // The context is the kernel's own struct, which needs the kernel's types.
     assert_eq!(read(AttachType::TraceFentry, "g", 0, 64), "kernel-types");
 }
