@@ -68,7 +68,7 @@ fn context(input: &DeriveInput) -> Result<TokenStream> {
         // SAFETY: the struct is `repr(C)`, offsets and types are the compiler's own, and what programs may write is an
         // integer or an array of integers.
         #[automatically_derived]
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "what the macro writes is true of any struct that it takes")]
         unsafe impl #generics ::skep::host::Context for #ident #args where #(#given,)* #(#bounds,)* {
             const NAME: &'static str = #name;
             const FIELDS: &'static [::skep::host::FieldDef] = &[#(#defs),*];

@@ -35,7 +35,7 @@ macro_rules! by_n {
 /// # Safety (of all methods)
 /// As for the other methods of [`MapRef`]; the map is of the type that the method is for, and its keys have `N` bytes if
 /// that is not 0.
-#[allow(clippy::missing_safety_doc)] // stated once, above
+#[allow(clippy::missing_safety_doc, reason = "stated once, above")]
 impl MapRef {
     /// [`MapRef::lookup`] in a hash map.
     #[inline]

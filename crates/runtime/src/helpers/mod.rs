@@ -68,7 +68,7 @@ macro_rules! table {
         mod native {
             use super::*;
             $(
-                #[allow(unused_variables)]
+                #[allow(unused_variables, reason = "a row names what its helper takes, whether it looks at it or not")]
                 pub(super) unsafe extern "sysv64" fn $name(
                     $r1: u64, $r2: u64, $r3: u64, $r4: u64, $r5: u64, env: *mut Env,
                 ) -> u64 {
@@ -82,7 +82,7 @@ macro_rules! table {
         mod kernel {
             use super::*;
             $(
-                #[allow(unused_variables)]
+                #[allow(unused_variables, reason = "a row names what its helper takes, whether it looks at it or not")]
                 pub(super) unsafe extern "sysv64" fn $kname(
                     $r1: u64, $r2: u64, $r3: u64, $r4: u64, $r5: u64, env: *mut Env,
                 ) -> u64 {

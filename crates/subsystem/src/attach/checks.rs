@@ -13,9 +13,10 @@ use super::procfs::{self, Status};
 /// Refuses a process that cannot be traced, before anything is done to it.
 pub fn check(pid: u32) -> Result<(), AttachError> {
     let mut status = process_status(pid)?;
-    // The injector of a session that was just killed is still cleaning up.
+    // The injector of a session that was just killed is still cleaning up. It may end at any moment: what is judged below is
+    // the same reading as was looked at here.
     let patience = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < patience && traced_by_other_injector(pid) {
+    while Instant::now() < patience && is_other_injector(status.tracer) {
         std::thread::sleep(Duration::from_millis(5));
         status = process_status(pid)?;
     }
@@ -71,8 +72,12 @@ fn has_our_filters(pid: u32, status: &Status) -> bool {
 
 /// Is a process or thread traced by an injector that is not this process?
 pub fn traced_by_other_injector(tid: u32) -> bool {
-    let tracer = procfs::status(tid).map_or(0, |status| status.tracer);
-    tracer != 0 && tracer != std::process::id() && procfs::status(tracer).is_ok_and(|tracer| tracer.name == INJECTOR)
+    is_other_injector(procfs::status(tid).map_or(0, |status| status.tracer))
+}
+
+/// Is a tracer an injector that is not this process? One that has ended since, and traces no more, is taken for one.
+fn is_other_injector(tracer: u32) -> bool {
+    tracer != 0 && tracer != std::process::id() && procfs::status(tracer).map_or(true, |tracer| tracer.name == INJECTOR)
 }
 
 fn process_status(pid: u32) -> Result<Status, AttachError> {

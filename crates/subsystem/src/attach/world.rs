@@ -210,13 +210,12 @@ impl World {
     /// Seizes a thread. The injector of a session that was just killed may still be letting go of it.
     fn seize(&self, tid: Tid) -> std::io::Result<()> {
         let patience = Instant::now() + PATIENCE;
+        let mut last = false;
         loop {
             match ptrace::seize(tid, false) {
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EPERM)
-                        && Instant::now() < patience
-                        && checks::traced_by_other_injector(tid as u32) =>
-                {
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) && Instant::now() < patience && !last => {
+                    // An injector that is not there now may have been when the kernel refused.
+                    last = !checks::traced_by_other_injector(tid as u32);
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 result => return result,

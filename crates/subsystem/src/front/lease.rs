@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use skep_maps::control::Arena;
 use skep_runtime::Machine;
-use skep_runtime::session::Control;
+use skep_runtime::session::{Control, Slot};
 
 use super::world::World;
 
@@ -47,8 +47,8 @@ struct Lease {
     machine: Machine,
     /// The control arena as the machine was made for it.
     control: *const Control,
-    /// Where the slot's owner word is, and what keeps it mapped.
-    owner: *const AtomicU64,
+    /// The slot's words, and what keeps them mapped.
+    words: *const Slot,
     _shared: Arc<Arena>,
 }
 
@@ -58,8 +58,8 @@ impl Drop for Lease {
             state.0.store(NONE, Ordering::Release);
         }
         self.kept.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: the word lies in the arena that is held.
-        unsafe { &*self.owner }.store(0, Ordering::Release);
+        // SAFETY: the words lie in the arena that is held.
+        unsafe { &*self.words }.owner.store(0, Ordering::Release);
     }
 }
 
@@ -162,6 +162,10 @@ impl World {
             } else {
                 fence(Ordering::SeqCst)
             }
+            // Each run has a number of its own: by it others see that one which held a lock is over.
+            // SAFETY: the words lie in the arena that is held.
+            let taken = unsafe { &(*lease.words).taken };
+            taken.store(taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
             let _running = Running { state, after: before + 2 };
             run.take().map(|run| run(&mut lease.machine))
         });
@@ -177,7 +181,7 @@ impl World {
         let slots = self.leases.states.len() as u32;
         let count = &self.leases.kept;
         count.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |n| (n < slots / 2).then_some(n + 1)).ok()?;
-        let Some((slot, owner)) = self.take_slot() else {
+        let Some((slot, words)) = self.take_slot() else {
             count.fetch_sub(1, Ordering::Relaxed);
             return None;
         };
@@ -192,7 +196,7 @@ impl World {
             slot,
             machine: self.machine(slot),
             control: self.code_view(),
-            owner,
+            words,
             _shared: Arc::clone(&self.shared),
         })
     }

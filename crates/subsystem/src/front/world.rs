@@ -581,8 +581,8 @@ impl World {
         self.control.mapped_code().map(|base| base as u64 + at as u64)
     }
 
-    /// Takes a free slot: its number and its owner word.
-    pub(super) fn take_slot(&self) -> Option<(u32, &AtomicU64)> {
+    /// Takes a free slot: its number and its words.
+    pub(super) fn take_slot(&self) -> Option<(u32, &Slot)> {
         let owner = session::owner_word(OWN_INDEX, u64::from(std::process::id()) << 4);
         let first = HINT.get() % self.slots.max(1);
         let (index, slot) = (first..self.slots).chain(0..first).find_map(|i| {
@@ -592,7 +592,7 @@ impl World {
             Some((i, slot))
         })?;
         HINT.set(index);
-        Some((index, &slot.owner))
+        Some((index, slot))
     }
 
     /// The control arena as programs are run in it. Machine code has made the other mapping when it was added.
@@ -616,8 +616,8 @@ impl World {
 
     /// Runs something with a machine on a slot of its own; `None` if all are taken.
     pub fn with_machine<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
-        let (index, owner) = self.take_slot()?;
-        let held = Held(owner);
+        let (index, slot) = self.take_slot()?;
+        let held = Held(slot);
         let mut machine = self.machine(index);
         let result = run(&mut machine);
         self.areas.give(index, machine.into_area());
@@ -637,10 +637,10 @@ thread_local! {
     static HINT: Cell<u32> = const { Cell::new(0) };
 }
 
-struct Held<'a>(&'a AtomicU64);
+struct Held<'a>(&'a Slot);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.store(0, Ordering::Release);
+        self.0.owner.store(0, Ordering::Release);
     }
 }

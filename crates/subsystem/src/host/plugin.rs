@@ -230,14 +230,12 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
         if !programs.iter().any(|p| p.maps().contains(&(n as u32))) {
             continue;
         }
-        let map = match kept.get(&def.name).filter(|m| alike(m.user.object().map.def(), def)) {
+        // Where its values have a lock, the types of the object say.
+        let types = programs.first().and_then(|p| Some((p.program().btf.as_deref()?, p.kernel_types())));
+        let lock = types.and_then(|(btf, kernel)| skep_verifier::spin_lock_of(def, btf, kernel));
+        let map = match kept.get(&def.name).filter(|m| alike(&m.user.object().map, def, lock)) {
             Some(map) => map.clone(),
-            None => {
-                // Where its values have a lock, the types of the object say.
-                let types = programs.first().and_then(|p| Some((p.program().btf.as_deref()?, p.kernel_types())));
-                let lock = types.and_then(|(btf, kernel)| skep_verifier::spin_lock_of(def, btf, kernel));
-                make_map(tenant, def, lock)?
-            }
+            None => make_map(tenant, def, lock)?,
         };
         if let Some(index) = indices.get_mut(n) {
             *index = map.user.object().place.index();
@@ -264,11 +262,13 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
     Ok(Loading { maps, codes })
 }
 
-/// True if a map can go on as the other one: what it begins with is not looked at.
-fn alike(a: &MapDef, b: &MapDef) -> bool {
-    let key = |d: &MapDef| (d.map_type, d.key_size, d.value_size, d.max_entries, d.flags, d.extra);
-    // What the object brings along belongs to its code.
-    key(a) == key(b) && a.initial == b.initial
+/// True if a map can go on as the other one. All that the verifier relied on is compared; numbers of types are each object's own.
+fn alike(map: &Map, def: &MapDef, spin_lock: Option<u32>) -> bool {
+    let old = map.def();
+    let types = |d: &MapDef| MapDef { key_type_id: old.key_type_id, value_type_id: old.value_type_id, ..d.clone() };
+    // A perf event array without a size got one.
+    let entries = if def.max_entries == 0 { old.max_entries } else { def.max_entries };
+    MapDef { max_entries: entries, ..types(def) } == *old && map.header().spin_lock() == spin_lock.map(|at| at as usize)
 }
 
 fn make_map(tenant: &Tenant, def: &MapDef, spin_lock: Option<u32>) -> Result<PluginMap, HostError> {

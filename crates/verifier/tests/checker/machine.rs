@@ -4,7 +4,7 @@
 //! write has any bytes afterwards, pointers that they return lead to objects of which every field may be anything.
 //! Functions of the kernel have no model: calls of them end the run early.
 
-#![allow(dead_code)] // not every test uses all of it
+#![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::collections::HashMap;
 
