@@ -162,10 +162,11 @@ impl World {
             } else {
                 fence(Ordering::SeqCst)
             }
-            // Each run has a number of its own: by it others see that one which held a lock is over.
+            // Each run has a number of its own: by it others see that one which held a lock is over. By twos: whether the
+            // number is odd says something else.
             // SAFETY: the words lie in the arena that is held.
             let taken = unsafe { &(*lease.words).taken };
-            taken.store(taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            taken.store(taken.load(Ordering::Relaxed).wrapping_add(2), Ordering::Relaxed);
             let _running = Running { state, after: before + 2 };
             run.take().map(|run| run(&mut lease.machine))
         });
