@@ -1,6 +1,6 @@
 //! The functions of a program, and how deep they call each other.
 
-use skep_ebpf::insn::{MAX_CALL_FRAMES, STACK_SIZE};
+use skep_ebpf::insn::{CALL, MAX_CALL_FRAMES, STACK_SIZE};
 use skep_runtime::env::STACK_BYTES;
 
 use crate::{CompileError, Source, special};
@@ -42,8 +42,12 @@ pub(crate) fn subprog_of(subprogs: &[Subprog], insn: usize) -> usize {
 /// not always the same.
 pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> {
     let subprogs = source.subprogs;
-    let mut calls = vec![Vec::new(); subprogs.len()];
-    for (i, insn) in source.insns.iter().enumerate() {
+    let mut calls: Vec<Vec<usize>> = vec![Vec::new(); subprogs.len()];
+    let mut named = None;
+    for (i, insn) in special::marked(source.insns, source.marks) {
+        if insn.code != CALL {
+            continue;
+        }
         let Some(callees) = calls.get_mut(subprog_of(subprogs, i)) else { continue };
         if insn.is_subprog_call() {
             let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
@@ -52,9 +56,18 @@ pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> 
         if let Some(site) = source.special.callbacks.get(&(i as u32)) {
             match site.function {
                 Some(function) => callees.push(function as usize),
-                None => callees.extend(special::named_functions(source.insns, subprogs)),
+                None => callees.extend(
+                    named
+                        .get_or_insert_with(|| special::named_functions(source.insns, source.marks, subprogs))
+                        .iter()
+                        .copied(),
+                ),
             }
         }
+    }
+    for callees in &mut calls {
+        callees.sort_unstable();
+        callees.dedup();
     }
     // The verifier has refused recursion, so as many rounds as there may be frames settle all chains.
     let mut chains = vec![Chain::default(); subprogs.len()];

@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod fuse;
 mod lower;
+mod marks;
 mod special;
 mod tuning;
 #[cfg(target_arch = "x86_64")]
@@ -105,10 +106,22 @@ pub struct Compiled {
 struct Native {
     /// Its bytes.
     len: usize,
-    /// Where that of each instruction begins.
-    offsets: Arc<[Option<u32>]>,
+    /// Where that of each instruction begins: by what was noted, and for those who ask.
+    #[cfg(target_arch = "x86_64")]
+    places: Arc<x86_64::Places>,
+    insns: usize,
+    offsets: OnceLock<Arc<[Option<u32>]>>,
     /// Where that of each function begins.
     functions: Arc<[u32]>,
+}
+
+impl Native {
+    fn offsets(&self) -> &[Option<u32>] {
+        #[cfg(target_arch = "x86_64")]
+        return self.offsets.get_or_init(|| self.places.of_insns(self.insns).collect());
+        #[cfg(not(target_arch = "x86_64"))]
+        return self.offsets.get_or_init(|| vec![None; self.insns].into());
+    }
 }
 
 impl Compiled {
@@ -141,7 +154,7 @@ impl Compiled {
 
     /// Where the machine code of each instruction of the rewritten program begins; none for those that have none.
     pub fn code_offsets(&self) -> &[Option<u32>] {
-        self.native.as_ref().map_or(&[], |n| &n.offsets)
+        self.native.as_ref().map_or(&[], Native::offsets)
     }
 
     /// Where the machine code of each function begins, in order.
@@ -188,7 +201,8 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
     }
     let known = verified.rewritten();
     let at_origin = |insn: u32| known.origin(insn as usize);
-    let special = special::Special::of(verified).map_err(|e| e.at(at_origin))?;
+    let marks = marks::marks(known.insns());
+    let special = special::Special::of(verified, &marks).map_err(|e| e.at(at_origin))?;
     let subprog = |f: &skep_verifier::rewrite::Function| {
         let rounds = if f.may_goto { calls::MAY_GOTO_STACK } else { 0 };
         calls::Subprog { start: f.start, stack: f.stack_depth + rounds }
@@ -199,12 +213,13 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         prog_type: program.prog_type,
         insns: known.insns(),
         subprogs: &subprogs,
+        marks: &marks,
         maps: &program.maps,
         known: Some(known),
         special: &special,
     };
     // Loads from kernel objects are not machine code yet.
-    let objects = (0..known.insns().len()).any(|n| source.is_object_access(n));
+    let objects = known.reads_guarded();
     let options = &Options { engine: if objects { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
     translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))
@@ -216,6 +231,8 @@ struct Source<'a> {
     prog_type: ProgType,
     insns: &'a [skep_ebpf::Insn],
     subprogs: &'a [calls::Subprog],
+    /// Those that are more than arithmetic and accesses to memory.
+    marks: &'a [u32],
     maps: &'a [MapDef],
     /// What the verifier knows of the instructions.
     known: Option<&'a Rewritten>,
@@ -253,8 +270,13 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         Engine::Jit => {
             let made = x86_64::translate(source, options, tuning);
             flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
-            native =
-                Some(Native { len: made.code.len(), offsets: made.offsets.into(), functions: made.functions.into() });
+            native = Some(Native {
+                len: made.code.len(),
+                places: made.places.into(),
+                insns: source.insns.len(),
+                offsets: OnceLock::new(),
+                functions: made.functions.into(),
+            });
             code = made.code;
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -10,7 +10,7 @@ use skep_runtime::op::{Code, Op};
 use crate::calls::subprog_of;
 use crate::error::unsupported;
 use crate::special::{self, Kfunc};
-use crate::{CompileError, Engine, Options, Source};
+use crate::{CompileError, Engine, Options, Source, marks};
 
 /// Code and what it refers to.
 pub(crate) struct Lowered {
@@ -36,57 +36,52 @@ pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, C
         nmaps: 0,
         may_goto: may_goto_frame(source, 0),
     };
-    let mut insns = source.insns.iter().enumerate();
-    while let Some((i, &insn)) = insns.next() {
-        let refused =
-            |what| CompileError::Instruction { program: source.name.into(), insn: i as u32, code: insn.code, what };
-        match insn.code {
-            LD_IMM64 => {
-                let (_, &high) = insns.next().ok_or_else(|| refused("half a 64-bit immediate"))?;
-                if insn.src() == pseudo::FUNC {
-                    out.function(insn, i, source).map_err(refused)?;
-                } else {
-                    out.wide(insn, high, source, options).map_err(refused)?;
-                }
-            }
-            CALL => out.call(insn, i, source)?,
-            _ if source.is_object_access(i) => out.code.push(object(insn).map_err(refused)?),
-            _ if !all && is_plain(insn) => {}
-            _ if special::is_may_goto(insn) => {
-                let a = frame_of(source, i);
-                out.code.push(Code { op: Op::MayGoto, dst: 0, a, imm: i32::from(insn.off) });
-            }
-            _ => out.code.push(single(insn).map_err(refused)?),
+    if all {
+        let mut i = 0;
+        while let Some(&insn) = source.insns.get(i) {
+            out.insn(source, options, i, insn)?;
+            i += if insn.code == LD_IMM64 { 2 } else { 1 };
+        }
+    } else {
+        for (i, insn) in special::marked(source.insns, source.marks).filter(|(_, insn)| !is_conditional(*insn)) {
+            out.insn(source, options, i, insn)?;
         }
     }
     Ok(out)
 }
 
-/// True of instructions that are never refused: whatever the verifier lets through of them, both engines have.
-fn is_plain(insn: Insn) -> bool {
-    const ANY: u8 = 1;
-    /// Without a distance: others are casts between address spaces.
-    const NO_OFF: u8 = 2;
-    const PLAIN: [u8; 256] = {
-        let mut plain = [0; 256];
-        let mut code = 0;
-        while code < 256 {
-            let (op, mode) = (code as u8 & 0xf0, code as u8 & 0xe0);
-            plain[code] = match code as u8 & 7 {
-                class::ALU | class::ALU64 if op == alu::MOV => NO_OFF,
-                class::ALU | class::ALU64 if op <= alu::ARSH => ANY,
-                class::JMP | class::JMP32 if op <= jmp::JSLE => ANY,
-                class::LDX | class::ST | class::STX if mode == mode::MEM => ANY,
-                _ => 0,
-            };
-            code += 1;
-        }
-        plain
-    };
-    PLAIN[usize::from(insn.code)] & (ANY | u8::from(insn.off == 0) << 1) != 0
+/// True of jumps that compare: neither engine refuses any that the verifier lets through.
+fn is_conditional(insn: Insn) -> bool {
+    matches!(insn.class(), class::JMP | class::JMP32)
+        && insn.op() <= jmp::JSLE
+        && !matches!(insn.op(), jmp::JA | jmp::CALL | jmp::EXIT)
 }
 
 impl Lowered {
+    /// Translates one instruction.
+    fn insn(&mut self, source: &Source<'_>, options: &Options, i: usize, insn: Insn) -> Result<(), CompileError> {
+        let refused =
+            |what| CompileError::Instruction { program: source.name.into(), insn: i as u32, code: insn.code, what };
+        match insn.code {
+            LD_IMM64 => {
+                let &high = source.insns.get(i + 1).ok_or_else(|| refused("half a 64-bit immediate"))?;
+                if insn.src() == pseudo::FUNC {
+                    self.function(insn, i, source).map_err(refused)?;
+                } else {
+                    self.wide(insn, high, source, options).map_err(refused)?;
+                }
+            }
+            CALL => self.call(insn, i, source)?,
+            _ if source.is_object_access(i) => self.code.push(object(insn).map_err(refused)?),
+            _ if special::is_may_goto(insn) => {
+                let a = frame_of(source, i);
+                self.code.push(Code { op: Op::MayGoto, dst: 0, a, imm: i32::from(insn.off) });
+            }
+            _ => self.code.push(single(insn).map_err(refused)?),
+        }
+        Ok(())
+    }
+
     /// A 64-bit immediate: a number or a map.
     fn wide(&mut self, insn: Insn, high: Insn, source: &Source<'_>, options: &Options) -> Result<(), What> {
         let (op, imm) = match insn.src() {
@@ -176,8 +171,8 @@ fn frame_of(source: &Source<'_>, i: usize) -> u16 {
 fn may_goto_frame(source: &Source<'_>, function: usize) -> u8 {
     let Some(s) = source.subprogs.get(function) else { return 0 };
     let end = source.subprogs.get(function + 1).map_or(source.insns.len(), |s| s.start as usize);
-    let body = source.insns.get(s.start as usize..end).unwrap_or_default();
-    if special::has_may_goto(body) { (s.frame() / 16) as u8 } else { 0 }
+    let body = marks::within(source.marks, s.start as usize, end);
+    if special::has_may_goto(source.insns, body) { (s.frame() / 16) as u8 } else { 0 }
 }
 
 /// An instruction of one slot that is not a call.

@@ -54,23 +54,22 @@ pub(crate) fn is_may_goto(insn: Insn) -> bool {
 }
 
 /// True if one of these instructions is a `may_goto`.
-pub(crate) fn has_may_goto(insns: &[Insn]) -> bool {
-    let mut second = false;
-    insns.iter().any(|i| !std::mem::replace(&mut second, i.is_ld_imm64()) && is_may_goto(*i))
+pub(crate) fn has_may_goto(insns: &[Insn], marks: &[u32]) -> bool {
+    marked(insns, marks).any(|(_, i)| is_may_goto(i))
+}
+
+/// The [marked](crate::marks) instructions, with their places.
+pub(crate) fn marked(insns: &[Insn], marks: &[u32]) -> impl Iterator<Item = (usize, Insn)> {
+    marks.iter().filter_map(|&i| Some((i as usize, *insns.get(i as usize)?)))
 }
 
 impl Special {
     /// What a program that was verified and rewritten has of that.
-    pub(crate) fn of(verified: &Verified) -> Result<Special, CompileError> {
+    pub(crate) fn of(verified: &Verified, marks: &[u32]) -> Result<Special, CompileError> {
         let known = verified.rewritten();
         let catches = known.functions().iter().position(|f| f.catches).map(|f| f as u32);
         let mut special = Special { catches, ..Special::default() };
-        let mut second = false;
-        for (i, &insn) in known.insns().iter().enumerate() {
-            if std::mem::replace(&mut second, insn.is_ld_imm64()) {
-                second = false;
-                continue;
-            }
+        for (i, insn) in marked(known.insns(), marks) {
             if insn.is_kfunc_call() {
                 let name = kfunc_name(verified.kernel_types(), insn);
                 let found = match name {
@@ -105,14 +104,9 @@ fn kfunc_name(types: Option<&Btf>, insn: Insn) -> Option<&str> {
 }
 
 /// The functions whose addresses the program takes, by index.
-pub(crate) fn named_functions(insns: &[Insn], subprogs: &[Subprog]) -> Vec<usize> {
+pub(crate) fn named_functions(insns: &[Insn], marks: &[u32], subprogs: &[Subprog]) -> Vec<usize> {
     let mut found = Vec::new();
-    let mut second = false;
-    for (i, &insn) in insns.iter().enumerate() {
-        if std::mem::replace(&mut second, insn.is_ld_imm64()) {
-            second = false;
-            continue;
-        }
+    for (i, insn) in marked(insns, marks) {
         if names_function(insn) {
             let start = i as i64 + 1 + i64::from(insn.imm);
             found.extend(subprogs.iter().position(|s| i64::from(s.start) == start));

@@ -31,6 +31,7 @@ fn interpreted(verified: &Verified) -> Compiled {
         prog_type: program.prog_type,
         insns: verified.insns(),
         subprogs: &subprogs,
+        marks: &crate::marks::marks(verified.insns()),
         maps: &program.maps,
         known: None,
         special: &crate::special::NONE,

@@ -39,7 +39,9 @@ fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result
     starts.dedup();
     let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 128 }).collect();
     let special = &crate::special::NONE;
-    translate(&Source { name: "test", prog_type, insns, subprogs: &subprogs, maps: &[], known: None, special }, options)
+    let marks = &crate::marks::marks(insns);
+    let subprogs = &subprogs;
+    translate(&Source { name: "test", prog_type, insns, subprogs, marks, maps: &[], known: None, special }, options)
 }
 
 /// A session without maps, links and programs.

@@ -262,7 +262,7 @@ impl Emitter<'_> {
         // `d &= m; if d == 0` with d dead is one test.
         if self.optimise
             && i + 1 < end
-            && let Op::Branch { cond, target } = self.ops[i + 1]
+            && let Op::Branch { cond, target } = self.ops.op(i + 1)
             && (cond.a, cond.b) == (dst, Src::Imm(0))
             && let Test::Cmp(cc @ (Cc::E | Cc::Ne)) = cond.test
             && (cond.wide || !wide)

@@ -376,7 +376,10 @@ impl Emitter<'_> {
     /// The branch behind a look-up, if it asks whether there is a value: true if it is taken when there is none, and where
     /// to.
     fn null_check(&self, i: usize, end: usize) -> Option<(bool, Label)> {
-        let Op::Branch { cond, target } = *self.ops.get(i + 1).filter(|_| i + 1 < end)? else { return None };
+        if i + 1 >= end {
+            return None;
+        }
+        let Op::Branch { cond, target } = self.ops.op(i + 1) else { return None };
         let Test::Cmp(cc @ (Cc::E | Cc::Ne)) = cond.test else { return None };
         let back = target as usize <= i + 1;
         let fits = cond.wide && (cond.a, cond.b) == (0, Src::Imm(0)) && !(self.budget && back);

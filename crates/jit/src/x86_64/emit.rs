@@ -5,8 +5,9 @@ use skep_runtime::abi;
 use skep_verifier::Rewritten;
 
 use super::asm::{Alu, Asm, Mem};
+use super::effects::DEAD;
 use super::flow::{Block, Flow, Function};
-use super::ir::{Live, Op, Src};
+use super::ir::{Live, Op, Ops, Src};
 use super::layout::{Label, Layout};
 use super::lazy::{Lazy, bits};
 use super::regs::{self, ENV, FP, R10, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
@@ -18,7 +19,7 @@ const LOOP_ALIGN: u8 = 16;
 
 /// What is known while code is emitted.
 pub(crate) struct Emitter<'a> {
-    pub(crate) ops: &'a [Op],
+    pub(crate) ops: &'a Ops,
     pub(crate) flow: &'a Flow,
     pub(crate) maps: &'a [MapDef],
     /// What the verifier knows of the instructions.
@@ -78,7 +79,7 @@ fn may_spend(i: usize, op: &Op) -> bool {
 
 impl<'a> Emitter<'a> {
     pub(crate) fn new(
-        ops: &'a [Op],
+        ops: &'a Ops,
         flow: &'a Flow,
         source: &Source<'a>,
         indices: &'a MapIndices,
@@ -95,7 +96,7 @@ impl<'a> Emitter<'a> {
             indices,
             features: tuning.features,
             optimise: tuning.optimise,
-            budget: tuning.budget && ops.iter().enumerate().any(|(i, op)| may_spend(i, op)),
+            budget: tuning.budget && source.marks.iter().any(|&i| may_spend(i as usize, &ops.op(i as usize))),
             layout,
             lazy: [Lazy::No; 16],
             pending: 0,
@@ -191,8 +192,13 @@ impl<'a> Emitter<'a> {
         }
         self.prepare_loops();
         self.prepare_landing();
-        for block in function.blocks.iter().filter(|b| b.reachable) {
+        let mut zeros = function.zeros(self.flow);
+        for (n, block) in function.blocks.iter().enumerate().filter(|(_, b)| b.reachable) {
+            self.zero = zeros[n];
             self.block(block);
+            for next in block.next() {
+                zeros[next] &= self.zero;
+            }
         }
         for (null, back) in std::mem::take(&mut self.nulls) {
             self.layout.bind(null);
@@ -215,23 +221,27 @@ impl<'a> Emitter<'a> {
         self.lazy = [Lazy::No; 16];
         self.pending = 0;
         self.flags = None;
-        let mut i = block.start;
-        while i < block.end {
+        let (mut i, end) = (block.start as usize, block.end as usize);
+        while i < end {
             self.layout.bind(Label(i as u32));
-            i += self.step(i, block.end);
+            let done = self.step(i, end);
+            let flow = self.flow;
+            for k in i..i + done {
+                self.zero = flow.effects[k].zero_after(self.zero, flow.live[k]);
+            }
+            i += done;
         }
         self.settle_all();
     }
 
     /// Emits the instruction at `i`, and those behind it that become part of it; returns how many.
     fn step(&mut self, i: usize, end: usize) -> usize {
-        let op = self.ops[i];
         self.look_at(i);
-        self.zero = self.flow.zero[i];
-        if self.flow.effects[i].dead(self.live) {
+        if self.live & DEAD != 0 {
             self.forget(self.after);
             return 1;
         }
+        let op = self.ops.op(i);
         if !matches!(op, Op::Branch { .. } | Op::Select { .. } | Op::Nop) {
             self.flags = None;
         }

@@ -1,21 +1,33 @@
 //! Functions, basic blocks, liveness, and upper halves known to be zero.
 
-use super::ir::{ARGUMENTS, Effects, Live, Op, Src, trait_bits};
+use super::effects::{self, DEAD, Effects};
+use super::ir::{ARGUMENTS, Live, Op, Ops, Src};
+use crate::Source;
+
+/// No block.
+const NONE: u32 = u32::MAX;
 
 /// A basic block.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
+    pub(crate) start: u32,
+    pub(crate) end: u32,
     /// Blocks that may come next: the one that it falls into or jumps to, and the one that it branches to.
-    next: [Option<u32>; 2],
+    next: [u32; 2],
     /// Live at its start.
     live_in: Live,
-    /// Registers whose upper halves are zero at its start.
-    zero_in: u16,
     /// Something jumps back to it.
     pub(crate) loop_head: bool,
     pub(crate) reachable: bool,
+    /// Something was worked out of it.
+    visited: bool,
+}
+
+impl Block {
+    /// The blocks that may come next.
+    pub(crate) fn next(&self) -> impl Iterator<Item = usize> + use<> {
+        self.next.into_iter().filter(|n| *n != NONE).map(|n| n as usize)
+    }
 }
 
 /// A function of the program.
@@ -47,31 +59,30 @@ pub(crate) struct Flow {
     pub(crate) effects: Vec<Effects>,
     /// Calls of functions of the program: where, and of which.
     subs: Vec<(usize, u32)>,
-    /// What is live behind each instruction.
+    /// What is live behind each instruction, with [`DEAD`].
     pub(crate) live: Vec<Live>,
-    /// Registers whose upper halves are zero in front of each instruction.
-    pub(crate) zero: Vec<u16>,
 }
 
 /// Analyses a program; short branches around a move become selects. `starts` are the functions' first instructions
 /// and frames, in order.
-pub(crate) fn analyse(ops: &mut [Op], mut effects: Vec<Effects>, starts: &[(usize, u32)], optimise: bool) -> Flow {
-    let (mut leader, subs) = leaders(ops, starts);
-    if optimise {
-        selects(ops, &mut effects, &mut leader);
+pub(crate) fn analyse(ops: &mut Ops, source: &Source<'_>, starts: &[(usize, u32)], optimise: bool) -> Flow {
+    let mut effects = effects::of(ops);
+    for &i in source.marks {
+        if let (Some(op), Some(e)) = (ops.set_marked(source, i as usize), effects.get_mut(i as usize)) {
+            *e = op.effects();
+        }
     }
-    let mut flow = Flow {
-        functions: Vec::with_capacity(starts.len()),
-        effects,
-        subs,
-        live: vec![0; ops.len()],
-        zero: vec![0; ops.len()],
-    };
+    let (mut leader, subs) = leaders(ops, source.marks, starts);
+    for &i in source.marks.iter().filter(|_| optimise) {
+        select(ops, &mut effects, &mut leader, i as usize);
+    }
+    let len = ops.len();
+    let mut flow = Flow { functions: Vec::with_capacity(starts.len()), effects, subs, live: vec![0; len] };
+    let mut block_of = vec![NONE; len + 1];
     for (n, &(start, frame)) in starts.iter().enumerate() {
-        let end = starts.get(n + 1).map_or(ops.len(), |&(s, _)| s);
-        let mut function = Function { start, end, frame, ..Function::default() };
-        function.blocks = blocks(ops, &leader, start, end);
-        flow.functions.push(function);
+        let end = starts.get(n + 1).map_or(len, |&(s, _)| s);
+        let blocks = blocks(ops, &leader, &mut block_of, start, end);
+        flow.functions.push(Function { start, end, frame, blocks, ..Function::default() });
     }
     // Callees first. Recursion was refused, so this ends.
     let mut done = vec![false; starts.len()];
@@ -81,26 +92,27 @@ pub(crate) fn analyse(ops: &mut [Op], mut effects: Vec<Effects>, starts: &[(usiz
     flow
 }
 
-/// How often something jumps to each instruction, `FALLS` where a function or the code behind a jump begins; and all
-/// calls.
-fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> (Vec<u32>, Vec<(usize, u32)>) {
-    const FALLS: u32 = 1;
+/// How often something jumps to each instruction (at most 255 times), and once more where a function or the code behind
+/// a jump begins; and all calls.
+fn leaders(ops: &mut Ops, marks: &[u32], starts: &[(usize, u32)]) -> (Vec<u8>, Vec<(usize, u32)>) {
     let mut subs = Vec::new();
-    let mut leader = vec![0u32; ops.len() + 1];
+    let mut leader = vec![0u8; ops.len() + 1];
+    let mut mark = |at: usize| {
+        if let Some(l) = leader.get_mut(at) {
+            *l = l.saturating_add(1);
+        }
+    };
     for &(start, _) in starts {
-        leader[start] += FALLS;
+        mark(start);
     }
-    for (i, op) in ops.iter().enumerate() {
-        match *op {
-            Op::Jump { target } => {
-                mark(&mut leader, target as usize);
-                leader[i + 1] += FALLS;
+    for &i in marks {
+        let i = i as usize;
+        match ops.op(i) {
+            Op::Jump { target } | Op::Branch { target, .. } | Op::MayGoto { target } => {
+                mark(target as usize);
+                mark(i + 1);
             }
-            Op::Branch { target, .. } | Op::MayGoto { target } => {
-                mark(&mut leader, target as usize);
-                leader[i + 1] += FALLS;
-            }
-            Op::Exit | Op::Trap => leader[i + 1] += FALLS,
+            Op::Exit | Op::Trap => mark(i + 1),
             Op::Sub { target } | Op::Loop { start: target } => subs.push((i, target)),
             _ => {}
         }
@@ -108,81 +120,130 @@ fn leaders(ops: &[Op], starts: &[(usize, u32)]) -> (Vec<u32>, Vec<(usize, u32)>)
     (leader, subs)
 }
 
-fn mark(leader: &mut [u32], at: usize) {
-    if let Some(l) = leader.get_mut(at) {
-        *l += 1;
-    }
-}
-
 /// `if c goto T; d = s; T:` and `if c goto T; d = s; goto T` become a select.
-fn selects(ops: &mut [Op], effects: &mut [Effects], leader: &mut [u32]) {
-    for i in 0..ops.len().saturating_sub(2) {
-        let (Op::Branch { cond, target }, Op::Mov { wide, dst, src }) = (ops[i], ops[i + 1]) else { continue };
-        // Only the branch itself makes the move the start of a block.
-        if leader[i + 1] != 1 || src == Src::Reg(dst) {
-            continue;
-        }
-        let target = target as usize;
-        let joins = target == i + 2 || matches!(ops[i + 2], Op::Jump { target: t } if t as usize == target);
-        if !joins {
-            continue;
-        }
-        ops[i] = Op::Select { cond, wide, dst, src };
-        ops[i + 1] = Op::Nop;
-        (effects[i], effects[i + 1]) = (ops[i].effects(), ops[i + 1].effects());
-        leader[i + 1] -= 1;
+fn select(ops: &mut Ops, effects: &mut [Effects], leader: &mut [u8], i: usize) {
+    if i + 2 >= ops.len() {
+        return;
+    }
+    let (Op::Branch { cond, target }, Op::Mov { wide, dst, src }) = (ops.op(i), ops.op(i + 1)) else { return };
+    // Only the branch itself makes the move the start of a block.
+    if leader[i + 1] != 1 || src == Src::Reg(dst) {
+        return;
+    }
+    let target = target as usize;
+    let joins = target == i + 2 || matches!(ops.op(i + 2), Op::Jump { target: t } if t as usize == target);
+    if !joins {
+        return;
+    }
+    ops.set(i, Op::Select { cond, wide, dst, src });
+    ops.set(i + 1, Op::Nop);
+    (effects[i], effects[i + 1]) = (ops.op(i).effects(), Effects::default());
+    leader[i + 1] = 0;
+    if leader[target] < u8::MAX {
         leader[target] -= 1;
     }
 }
 
-fn blocks(ops: &[Op], leader: &[u32], start: usize, end: usize) -> Vec<Block> {
+/// The next instruction from `at` on that starts a block, or `end`.
+fn next_leader(leader: &[u8], mut at: usize, end: usize) -> usize {
+    while let Some(eight) = leader.get(at..end).and_then(|l| l.first_chunk::<8>())
+        && u64::from_ne_bytes(*eight) == 0
+    {
+        at += 8;
+    }
+    (at..end).find(|&i| leader[i] != 0).unwrap_or(end)
+}
+
+fn blocks(ops: &Ops, leader: &[u8], block_of: &mut [u32], start: usize, end: usize) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut from = start;
-    for i in start..end {
-        if i + 1 < end && leader[i + 1] == 0 {
-            continue;
-        }
+    while from < end {
+        let to = next_leader(leader, from + 1, end);
+        block_of[from] = blocks.len() as u32;
         blocks.push(Block {
-            start: from,
-            end: i + 1,
-            next: [None; 2],
+            start: from as u32,
+            end: to as u32,
+            next: [NONE; 2],
             live_in: 0,
-            zero_in: u16::MAX,
             loop_head: false,
             reachable: false,
+            visited: false,
         });
-        from = i + 1;
+        from = to;
     }
-    let find = |blocks: &[Block], at: u32| {
-        let n = blocks.partition_point(|b| b.start <= at as usize).checked_sub(1)?;
-        (blocks[n].start == at as usize).then_some(n as u32)
+    let find = |at: u32| {
+        let inside = (start..end).contains(&(at as usize));
+        block_of.get(at as usize).copied().filter(|_| inside).unwrap_or(NONE)
     };
     for n in 0..blocks.len() {
-        let falls = (n + 1 < blocks.len()).then_some(n as u32 + 1);
-        let next = match ops[blocks[n].end - 1] {
-            Op::Jump { target } => [find(&blocks, target), None],
-            Op::Branch { target, .. } | Op::MayGoto { target } => [falls, find(&blocks, target)],
-            Op::Exit | Op::Trap => [None; 2],
-            _ => [falls, None],
+        let falls = if n + 1 < blocks.len() { n as u32 + 1 } else { NONE };
+        let mut back = NONE;
+        blocks[n].next = match ops.op(blocks[n].end as usize - 1) {
+            Op::Jump { target } => {
+                back = target;
+                [find(target), NONE]
+            }
+            Op::Branch { target, .. } | Op::MayGoto { target } => {
+                back = target;
+                [falls, find(target)]
+            }
+            Op::Exit | Op::Trap => [NONE; 2],
+            _ => [falls, NONE],
         };
-        blocks[n].next = next;
-        if let Op::Jump { target } | Op::Branch { target, .. } | Op::MayGoto { target } = ops[blocks[n].end - 1]
-            && target as usize <= blocks[n].start
-            && let Some(head) = find(&blocks, target)
+        if back <= blocks[n].start
+            && let Some(head) = blocks.get_mut(find(back) as usize)
         {
-            blocks[head as usize].loop_head = true;
+            head.loop_head = true;
         }
     }
-    let mut stack = vec![0u32];
+    let mut stack = vec![0];
     while let Some(n) = stack.pop() {
-        if let Some(b) = blocks.get_mut(n as usize)
+        if let Some(b) = blocks.get_mut(n)
             && !b.reachable
         {
             b.reachable = true;
-            stack.extend(b.next.iter().flatten());
+            stack.extend(b.next());
         }
     }
     blocks
+}
+
+impl Function {
+    /// The upper halves that are zero at the start of each block: where no path comes from behind, those are what is
+    /// met when the blocks in front of it are gone through.
+    pub(crate) fn zeros(&self, flow: &Flow) -> Vec<u16> {
+        let mut zeros: Vec<u16> = self.blocks.iter().map(|_| u16::MAX).collect();
+        if let Some(first) = zeros.first_mut() {
+            *first = 0;
+        }
+        if !self.blocks.iter().any(|b| b.loop_head) {
+            return zeros;
+        }
+        // What was there when a block was gone through.
+        let mut seen: Vec<Option<u16>> = vec![None; self.blocks.len()];
+        loop {
+            let mut changed = false;
+            for (n, b) in self.blocks.iter().enumerate().filter(|(_, b)| b.reachable) {
+                let mut state = zeros[n];
+                if seen[n] == Some(state) {
+                    continue;
+                }
+                seen[n] = Some(state);
+                let range = b.start as usize..b.end as usize;
+                for (e, &live) in flow.effects[range.clone()].iter().zip(&flow.live[range]) {
+                    state = e.zero_after(state, live);
+                }
+                for next in b.next() {
+                    let met = zeros[next] & state;
+                    changed |= met != zeros[next] && next <= n;
+                    zeros[next] = met;
+                }
+            }
+            if !changed {
+                return zeros;
+            }
+        }
+    }
 }
 
 impl Flow {
@@ -209,78 +270,49 @@ impl Flow {
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
                 f.uses_env |= c.uses_env;
-                self.effects[i].uses |= c.needs;
+                self.effects[i].needs(c.needs);
             }
         }
-        self.liveness(&mut f);
-        let (saved, traits) = self.zeros(&mut f.blocks);
-        f.counts = traits & trait_bits::COUNTS != 0;
-        f.uses_fp |= traits & trait_bits::FP != 0;
-        f.calls_out |= traits & trait_bits::OUT != 0;
-        f.uses_env |= traits & trait_bits::ENV != 0;
-        f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| saved >> r & 1 != 0).collect();
+        let all = self.liveness(&mut f);
+        f.counts = all.counts();
+        f.uses_fp |= all.uses_fp();
+        f.calls_out |= all.calls_out();
+        f.uses_env |= all.uses_env();
+        f.saved = super::regs::CALLEE_SAVED.into_iter().filter(|&r| all.kills() >> r & 1 != 0).collect();
         f.needs = f.blocks.first().map_or(0, |b| b.live_in) & ARGUMENTS;
         self.functions[n] = f;
     }
 
-    fn liveness(&mut self, f: &mut Function) {
+    /// Fills in what is live; returns what all instructions do that somebody needs.
+    fn liveness(&mut self, f: &mut Function) -> Effects {
+        // What is needed in the end was so in every round, and the other way round: rounds only add to what is live.
+        let mut all = Effects::default();
         loop {
             let mut changed = false;
             for n in (0..f.blocks.len()).rev() {
-                if !f.blocks[n].reachable {
-                    continue;
-                }
                 let b = &f.blocks[n];
-                let mut live = b.next.iter().flatten().fold(0, |l, &s| l | f.blocks[s as usize].live_in);
-                let range = b.start..b.end;
-                for (e, out) in self.effects[range.clone()].iter().zip(&mut self.live[range]).rev() {
-                    *out = live;
-                    live = e.live_before(live);
-                }
-                if live != b.live_in {
-                    // Only jumps back see what is known of a block too late.
-                    changed |= b.loop_head;
-                    f.blocks[n].live_in = live;
-                }
-            }
-            if !changed {
-                break;
-            }
-        }
-    }
-
-    /// Fills in the upper halves that are zero; what is overwritten in all, and all traits.
-    fn zeros(&mut self, blocks: &mut [Block]) -> (Live, u8) {
-        let (mut saved, mut traits) = (0, 0);
-        if let Some(first) = blocks.first_mut() {
-            first.zero_in = 0;
-        }
-        loop {
-            let mut changed = false;
-            for n in 0..blocks.len() {
-                let b = &blocks[n];
                 if !b.reachable {
                     continue;
                 }
-                let (mut state, range) = (b.zero_in, b.start..b.end);
-                let known = self.effects[range.clone()].iter().zip(&self.live[range.clone()]);
-                for ((e, &live), zero) in known.zip(&mut self.zero[range]) {
-                    *zero = state;
-                    state = e.zero_after(state, live);
-                    // What nobody needs is not emitted.
-                    let emitted = !e.dead(live);
-                    saved |= if emitted && e.traits & trait_bits::ENDS == 0 { e.kills } else { 0 };
-                    traits |= if emitted { e.traits } else { 0 };
+                let mut live = b.next().fold(0, |l, s| l | f.blocks[s].live_in);
+                let range = b.start as usize..b.end as usize;
+                if b.visited && self.live[range.end - 1] & !DEAD == live {
+                    continue;
                 }
-                for s in b.next.into_iter().flatten() {
-                    let next = &mut blocks[s as usize];
-                    let met = next.zero_in & state;
-                    changed |= met != next.zero_in && s as usize <= n;
-                    next.zero_in = met;
+                for (e, out) in self.effects[range.clone()].iter().zip(&mut self.live[range]).rev() {
+                    let (before, dead) = e.live_before(live);
+                    *out = if dead { live | DEAD } else { live };
+                    all = if dead { all } else { all.and(*e) };
+                    live = before;
                 }
+                // Only jumps back see what is known of a block too late.
+                changed |= live != b.live_in && b.loop_head;
+                let b = &mut f.blocks[n];
+                b.live_in = live;
+                b.visited = true;
             }
             if !changed {
-                break (saved, traits);
+                break all;
             }
         }
     }

@@ -110,35 +110,163 @@ fn src(insn: Insn) -> Src {
     if insn.is_x() { Src::Reg(insn.src()) } else { Src::Imm(insn.imm) }
 }
 
+#[inline]
 fn width(insn: Insn) -> Size {
-    match insn.size() {
-        size::B => Size::B,
-        size::H => Size::H,
-        size::W => Size::W,
-        _ => Size::Dw,
-    }
+    const SIZES: [Size; 4] = {
+        let mut sizes = [Size::Dw; 4];
+        sizes[size::W as usize >> 3] = Size::W;
+        sizes[size::H as usize >> 3] = Size::H;
+        sizes[size::B as usize >> 3] = Size::B;
+        sizes
+    };
+    SIZES[usize::from(insn.size() >> 3)]
 }
 
-/// Takes all instructions apart; one [`Op`] per slot.
-pub(crate) fn decode(source: &Source<'_>) -> Vec<Op> {
-    let insns = source.insns;
-    let mut ops = Vec::with_capacity(insns.len());
-    let mut all = insns.iter().enumerate();
-    while let Some((i, &insn)) = all.next() {
-        if insn.code == LD_IMM64 {
-            let high = all.next().map_or(0, |(_, h)| h.imm);
-            ops.push(match insn.src() {
-                pseudo::FUNC => Op::Function { dst: insn.dst(), start: (i as i64 + 1 + i64::from(insn.imm)) as u32 },
-                pseudo::MAP_IDX => Op::Map { dst: insn.dst(), index: insn.imm as u32 },
-                pseudo::MAP_IDX_VALUE => Op::MapValue { dst: insn.dst(), index: insn.imm as u32, off: high as u32 },
-                _ => Op::Imm64 { dst: insn.dst(), value: u64::from(insn.imm as u32) | (high as u64) << 32 },
-            });
-            ops.push(Op::Nop);
-        } else {
-            ops.push(special_call(source, insn, i).unwrap_or_else(|| single(insn, i)));
+/// An opcode that no program has: what stands there is in [`Ops::odd`], at the place that the immediate says.
+const ODD: u8 = class::JMP32 | 0xf0;
+
+/// What an opcode is, where most instructions differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bin,
+    Mov,
+    Load,
+    Store,
+    StoreImm,
+    Branch,
+    Jump,
+    Odd,
+    /// The second half of a 64-bit immediate.
+    Nop,
+    /// Any other; see [`single`].
+    Other,
+}
+
+const KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Other; 256];
+    let mut code = 0;
+    while code < 256 {
+        let c = code as u8;
+        kinds[code] = match c & 7 {
+            class::ALU | class::ALU64 if c & 0xf0 == alu::MOV => Kind::Mov,
+            class::ALU | class::ALU64 if BINARY[code >> 4].is_some() => Kind::Bin,
+            class::LDX if c & 0xe0 == mode::MEM => Kind::Load,
+            class::ST if c & 0xe0 == mode::MEM => Kind::StoreImm,
+            class::STX if c & 0xe0 == mode::MEM => Kind::Store,
+            class::JMP | class::JMP32 if is_conditional(c) => Kind::Branch,
+            _ => Kind::Other,
+        };
+        code += 1;
+    }
+    kinds[JA as usize] = Kind::Jump;
+    kinds[JA32 as usize] = Kind::Jump;
+    kinds[ODD as usize] = Kind::Odd;
+    kinds[0] = Kind::Nop;
+    kinds
+};
+
+/// True of the opcodes of jumps that compare.
+pub(crate) const fn is_conditional(code: u8) -> bool {
+    matches!(code & 7, class::JMP | class::JMP32)
+        && code & 0xf0 <= jmp::JSLE
+        && !matches!(code & 0xf0, jmp::JA | jmp::CALL | jmp::EXIT)
+}
+
+/// A program's instructions as they are translated. They are taken apart when somebody asks: most are looked at once.
+pub(crate) struct Ops {
+    insns: Vec<Insn>,
+    odd: Vec<Op>,
+}
+
+impl Ops {
+    /// A program's instructions, still without those that are not taken apart one by one ([`Ops::set_marked`]).
+    pub(crate) fn new(insns: &[Insn]) -> Ops {
+        Ops { insns: insns.to_vec(), odd: Vec::new() }
+    }
+
+    /// How many slots there are.
+    pub(crate) fn len(&self) -> usize {
+        self.insns.len()
+    }
+
+    /// The instructions, of which those that are not what they were have another opcode.
+    pub(crate) fn insns(&self) -> &[Insn] {
+        &self.insns
+    }
+
+    /// One of them, to put a number where a register was.
+    pub(crate) fn insn_mut(&mut self, i: usize) -> Option<&mut Insn> {
+        self.insns.get_mut(i)
+    }
+
+    /// The instruction at `i`, taken apart.
+    #[inline]
+    pub(crate) fn op(&self, i: usize) -> Op {
+        let Some(&insn) = self.insns.get(i) else { return Op::Nop };
+        match KINDS[usize::from(insn.code)] {
+            Kind::Bin => {
+                let op = BINARY[usize::from(insn.code >> 4)].unwrap_or(Bin::Add);
+                Op::Bin { op, wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) }
+            }
+            Kind::Mov => Op::Mov { wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) },
+            Kind::Load => {
+                Op::Load { size: width(insn), signed: false, dst: insn.dst(), base: insn.src(), off: insn.off }
+            }
+            Kind::Store => Op::Store { size: width(insn), base: insn.dst(), off: insn.off, src: Src::Reg(insn.src()) },
+            Kind::StoreImm => Op::Store { size: width(insn), base: insn.dst(), off: insn.off, src: Src::Imm(insn.imm) },
+            Kind::Branch => {
+                let test = TESTS[usize::from(insn.code >> 4)];
+                let cond = Cond { test, wide: insn.class() == class::JMP, a: insn.dst(), b: src(insn) };
+                Op::Branch { cond, target: (i as i64 + 1 + i64::from(insn.off)) as u32 }
+            }
+            Kind::Jump => {
+                let distance = if insn.code == JA { i32::from(insn.off) } else { insn.imm };
+                Op::Jump { target: (i as i64 + 1 + i64::from(distance)) as u32 }
+            }
+            Kind::Odd => self.odd.get(insn.imm as usize).copied().unwrap_or(Op::Nop),
+            Kind::Nop => Op::Nop,
+            Kind::Other => single(insn, i),
         }
     }
-    ops
+
+    /// True if the instruction at `i` is a move, or arithmetic of two operands.
+    #[inline]
+    pub(crate) fn is_bin(&self, i: usize) -> bool {
+        self.insns.get(i).is_some_and(|insn| KINDS[usize::from(insn.code)] == Kind::Bin)
+    }
+
+    /// Puts another operation in the place of an instruction.
+    pub(crate) fn set(&mut self, i: usize, op: Op) {
+        if let Some(insn) = self.insns.get_mut(i) {
+            *insn = Insn::new(ODD, 0, 0, 0, self.odd.len() as i32);
+            self.odd.push(op);
+        }
+    }
+
+    /// Takes apart the [marked](crate::marks) instruction at `i`, unless it is a jump.
+    pub(crate) fn set_marked(&mut self, source: &Source<'_>, i: usize) -> Option<Op> {
+        let insn = *self.insns.get(i)?;
+        let op = match insn.code {
+            JA if insn.off == -1 => Op::Trap,
+            JA | JA32 => return None,
+            EXIT => return Some(Op::Exit),
+            code if is_conditional(code) => return None,
+            LD_IMM64 => {
+                let high = self.insns.get(i + 1).map_or(0, |h| h.imm);
+                match insn.src() {
+                    pseudo::FUNC => {
+                        Op::Function { dst: insn.dst(), start: (i as i64 + 1 + i64::from(insn.imm)) as u32 }
+                    }
+                    pseudo::MAP_IDX => Op::Map { dst: insn.dst(), index: insn.imm as u32 },
+                    pseudo::MAP_IDX_VALUE => Op::MapValue { dst: insn.dst(), index: insn.imm as u32, off: high as u32 },
+                    _ => Op::Imm64 { dst: insn.dst(), value: u64::from(insn.imm as u32) | (high as u64) << 32 },
+                }
+            }
+            _ => special_call(source, insn, i).unwrap_or_else(|| single(insn, i)),
+        };
+        self.set(i, op);
+        Some(op)
+    }
 }
 
 /// A call of a kernel function or of a helper that calls back.
@@ -162,6 +290,7 @@ fn special_call(source: &Source<'_>, insn: Insn, i: usize) -> Option<Op> {
     })
 }
 
+/// Takes one instruction of one slot apart.
 pub(crate) fn single(insn: Insn, i: usize) -> Op {
     match insn.class() {
         class::JMP if is_may_goto(insn) => Op::MayGoto { target: (i as i64 + 1 + i64::from(insn.off)) as u32 },
@@ -303,266 +432,5 @@ pub(crate) const fn both(r: u8) -> Live {
     low(r) | upper(r)
 }
 
-/// r0 to r5.
-const CALLER_SAVED: Live = 0x3f | 0x3f << 16;
-
 /// r1 to r5, as far as they are in `live`.
 pub(crate) const ARGUMENTS: Live = 0x3e | 0x3e << 16;
-
-fn both_of(src: Src) -> Live {
-    if let Src::Reg(r) = src { both(r) } else { 0 }
-}
-
-fn upper_of(src: Src) -> Live {
-    if let Src::Reg(r) = src { upper(r) } else { 0 }
-}
-
-fn low_of(src: Src) -> Live {
-    if let Src::Reg(r) = src { low(r) } else { 0 }
-}
-
-impl Cond {
-    fn uses(self) -> Live {
-        let all = both(self.a) | both_of(self.b);
-        if self.wide { all } else { all & 0xffff }
-    }
-}
-
-/// What an instruction does to registers: all that liveness and upper halves are worked out from, so that each
-/// instruction is looked at once.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Effects {
-    /// Halves that it overwrites.
-    pub(crate) kills: Live,
-    /// Halves that it needs.
-    pub(crate) uses: Live,
-    /// Halves that it needs where the upper half of its result is.
-    mirrors: Live,
-    /// Registers whose upper half is as zero behind it as in front of it.
-    keeps: u16,
-    /// The register whose upper half is zero behind it if one of `rule` holds, and the other one that it asks about.
-    dst: u8,
-    src: u8,
-    rule: u8,
-    /// Bits of [`trait_bits`].
-    pub(crate) traits: u8,
-}
-
-/// What else there is to say of an instruction.
-pub(crate) mod trait_bits {
-    /// It sets `kills` and does nothing else: where nobody needs that, it is left out.
-    pub(crate) const PURE: u8 = 1;
-    /// It needs the frame pointer.
-    pub(crate) const FP: u8 = 2;
-    /// It calls out of the program.
-    pub(crate) const OUT: u8 = 4;
-    /// It needs the environment.
-    pub(crate) const ENV: u8 = 8;
-    /// The function ends there.
-    pub(crate) const ENDS: u8 = 16;
-    /// It counts rounds.
-    pub(crate) const COUNTS: u8 = 32;
-}
-
-/// When the upper half of a result is zero.
-mod rule {
-    pub(super) const ALWAYS: u8 = 1;
-    /// That of the destination was.
-    pub(super) const DST: u8 = 2;
-    /// That of the source was.
-    pub(super) const SRC: u8 = 4;
-    /// Both were.
-    pub(super) const BOTH: u8 = 8;
-    /// Somebody needs it, so that a result of 32 bits is extended.
-    pub(super) const EXTENDED: u8 = 16;
-    /// That, and that of the destination was.
-    pub(super) const DST_EXTENDED: u8 = 32;
-}
-
-use trait_bits::{COUNTS, ENDS, ENV, FP, OUT, PURE};
-
-impl Effects {
-    /// Nothing at all.
-    const NONE: Effects =
-        Effects { kills: 0, uses: 0, mirrors: 0, keeps: u16::MAX, dst: 0, src: 0, rule: 0, traits: 0 };
-
-    /// What is live in front of it, given what is behind.
-    #[inline]
-    pub(crate) fn live_before(&self, out: Live) -> Live {
-        let dead = self.traits & PURE != 0 && out & self.kills == 0;
-        let mirrors = if out & self.kills & UPPER != 0 { self.mirrors } else { 0 };
-        if dead { out } else { out & !self.kills | self.uses | mirrors }
-    }
-
-    /// The same of other registers.
-    #[inline]
-    pub(crate) fn on(self, a: u8, dst: u8, b: u8, src: u8) -> Effects {
-        let both = |m: Live| (m >> a & 0x1_0001) << dst | (m >> b & 0x1_0001) << src;
-        let (uses, mirrors) = (both(self.uses), both(self.mirrors));
-        let fp = if (uses | mirrors) & (0x1_0001 << 10) != 0 { FP } else { 0 };
-        let lost = !self.keeps >> a & 1;
-        Effects {
-            kills: both(self.kills),
-            uses,
-            mirrors,
-            keeps: !(lost << dst),
-            dst: if lost != 0 { dst } else { 0 },
-            src: if self.src != 0 { src } else { 0 },
-            rule: self.rule,
-            traits: self.traits | fp,
-        }
-    }
-
-    /// True if nobody needs what it does.
-    #[inline]
-    pub(crate) fn dead(&self, out: Live) -> bool {
-        self.traits & PURE != 0 && out & self.kills == 0
-    }
-
-    /// The machine registers whose upper half is zero behind it, given those in front and what is live behind.
-    #[inline]
-    pub(crate) fn zero_after(&self, zero: u16, out: Live) -> u16 {
-        let (d, s) = ((zero >> self.dst & 1) as u8, (zero >> self.src & 1) as u8);
-        let extended = (out >> (16 + self.dst) & 1) as u8;
-        let holds = 1 | d << 1 | s << 2 | (d & s) << 3 | extended << 4 | (d & extended) << 5;
-        zero & self.keeps | u16::from(self.rule & holds != 0) << self.dst
-    }
-
-    /// Of a result: all of `dst` is overwritten.
-    fn result(dst: u8, uses: Live, mirrors: Live, rule: u8) -> Effects {
-        let fp = if (uses | mirrors) & both(10) != 0 { FP } else { 0 };
-        Effects { kills: both(dst), uses, mirrors, keeps: !(1 << dst), dst, src: 0, rule, traits: PURE | fp }
-    }
-
-    /// Of something without result.
-    fn access(uses: Live) -> Effects {
-        Effects { uses, traits: if uses & both(10) != 0 { FP } else { 0 }, ..Effects::NONE }
-    }
-
-    /// Of a call of the runtime.
-    fn call(uses: Live) -> Effects {
-        Effects { kills: CALLER_SAVED, uses, keeps: !0x3f, traits: OUT | ENV, ..Effects::NONE }
-    }
-
-    fn asks(self, src: Src) -> Effects {
-        if let Src::Reg(src) = src { Effects { src, ..self } } else { self }
-    }
-}
-
-/// The upper halves.
-const UPPER: Live = 0xffff_0000;
-
-/// A number is as good as a register whose upper half is zero, or is not.
-fn if_zero(src: Src, asked: u8, known: u8) -> u8 {
-    match src {
-        Src::Reg(_) => asked,
-        Src::Imm(0..) => known,
-        Src::Imm(_) => 0,
-    }
-}
-
-impl Op {
-    /// What it does to registers. A call of a function of the program uses what that function needs: the caller knows.
-    pub(crate) fn effects(self) -> Effects {
-        match self {
-            Op::Nop | Op::Jump { .. } => Effects::NONE,
-            Op::Trap => Effects { kills: Live::MAX, traits: ENDS, ..Effects::NONE },
-            Op::Exit => Effects { kills: Live::MAX, uses: both(0), traits: ENDS, ..Effects::NONE },
-            Op::Bin { wide: false, dst, src, .. } => Effects::result(dst, low(dst) | low_of(src), 0, rule::ALWAYS),
-            Op::Bin { op, dst, src, .. } => {
-                let (uses, mirrors, rule) = match op {
-                    Bin::And if matches!(src, Src::Imm(0..)) => (low(dst), 0, rule::ALWAYS),
-                    Bin::And => {
-                        (low(dst) | low_of(src), upper(dst) | upper_of(src), rule::DST | if_zero(src, rule::SRC, 0))
-                    }
-                    Bin::Shl => (low(dst) | low_of(src), upper(dst), 0),
-                    Bin::Shr if matches!(src, Src::Imm(32..)) => (both(dst), 0, rule::ALWAYS),
-                    Bin::Shr | Bin::Sar => (both(dst) | low_of(src), 0, rule::DST),
-                    Bin::Or | Bin::Xor => {
-                        (low(dst) | low_of(src), upper(dst) | upper_of(src), if_zero(src, rule::BOTH, rule::DST))
-                    }
-                    _ => (low(dst) | low_of(src), upper(dst) | upper_of(src), 0),
-                };
-                Effects::result(dst, uses, mirrors, rule).asks(src)
-            }
-            Op::Div { wide: true, signed, dst, src, .. } => {
-                Effects::result(dst, both(dst) | both_of(src), 0, if signed { 0 } else { rule::DST })
-            }
-            Op::Div { dst, src, .. } => Effects::result(dst, low(dst) | low_of(src), 0, rule::ALWAYS),
-            Op::Neg { wide: true, dst } => Effects::result(dst, low(dst), upper(dst), 0),
-            Op::Neg { dst, .. } => Effects::result(dst, low(dst), 0, rule::ALWAYS),
-            Op::Mov { wide: true, dst, src } => {
-                Effects::result(dst, low_of(src), upper_of(src), if_zero(src, rule::SRC, rule::ALWAYS)).asks(src)
-            }
-            Op::Mov { dst, src: Src::Imm(_), .. } => Effects::result(dst, 0, 0, rule::ALWAYS),
-            // Where nobody needs the upper half, a move of 32 bits may be one of 64.
-            Op::Mov { dst, src, .. } => Effects::result(dst, low_of(src), 0, rule::SRC | rule::EXTENDED).asks(src),
-            Op::MovSx { wide, dst, src, .. } => Effects::result(dst, low(src), 0, if wide { 0 } else { rule::ALWAYS }),
-            Op::Swap { size: Size::Dw, dst } => Effects::result(dst, both(dst), 0, 0),
-            Op::Swap { dst, .. } | Op::Low16 { dst } => Effects::result(dst, low(dst), 0, rule::ALWAYS),
-            Op::Imm64 { dst, value } => Effects::result(dst, 0, 0, if value >> 32 == 0 { rule::ALWAYS } else { 0 }),
-            Op::Function { dst, .. } => Effects::result(dst, 0, 0, 0),
-            Op::Map { dst, .. } | Op::MapValue { dst, .. } => {
-                let e = Effects::result(dst, 0, 0, 0);
-                Effects { traits: e.traits | ENV, ..e }
-            }
-            Op::Load { size, signed, dst, base, .. } => {
-                Effects::result(dst, both(base), 0, if !signed && size != Size::Dw { rule::ALWAYS } else { 0 })
-            }
-            Op::Store { size, base, src, .. } => {
-                Effects::access(both(base) | if size == Size::Dw { both_of(src) } else { low_of(src) })
-            }
-            Op::Atomic { wide, base, src, .. } => Effects::access(both(base) | if wide { both(src) } else { low(src) }),
-            Op::Fetch { op, wide, base, src, .. } => {
-                let operand = if wide { both(src) } else { low(src) };
-                let rule = if wide { 0 } else { rule::ALWAYS };
-                let (dst, old) = match op {
-                    Rmw::CmpXchg if wide => (0, both(0)),
-                    Rmw::CmpXchg => (0, low(0)),
-                    _ => (src, 0),
-                };
-                let e = Effects::result(dst, both(base) | operand | old, 0, rule);
-                Effects { traits: e.traits & !PURE, ..e }
-            }
-            Op::Branch { cond, .. } => Effects::access(cond.uses()),
-            Op::Select { cond, wide, dst, src } => {
-                let rule = match src {
-                    Src::Imm(0..) => rule::DST,
-                    Src::Imm(_) if wide => 0,
-                    Src::Imm(_) => rule::DST_EXTENDED,
-                    Src::Reg(_) if wide => rule::BOTH,
-                    Src::Reg(_) => rule::BOTH | rule::DST_EXTENDED,
-                };
-                let moved = if wide { upper_of(src) } else { 0 };
-                let uses = low(dst) | low_of(src) | cond.uses();
-                Effects::result(dst, uses, upper(dst) | moved, rule).asks(src)
-            }
-            Op::Packet { index, .. } => Effects::call(both(6) | index.map_or(0, low)),
-            Op::Helper { args, .. } => {
-                let args = (1 << (args + 1)) - 2;
-                Effects::call(args | args << 16)
-            }
-            Op::Entry { args, calls_back, .. } => {
-                let args = (1 << (args + 1)) - 2;
-                let e = Effects::call(args | args << 16);
-                Effects { traits: e.traits | if calls_back { FP } else { 0 }, ..e }
-            }
-            Op::Ending { args, .. } => {
-                let args = (1 << (args + 1)) - 2;
-                Effects::call(args | args << 16)
-            }
-            // The function that it calls says whether the frame pointer is needed.
-            Op::Loop { .. } => Effects::call(both(1) | both(3)),
-            Op::MayGoto { .. } => Effects { traits: FP | COUNTS, ..Effects::NONE },
-            Op::Throw => {
-                let e = Effects::call(both(1));
-                Effects { traits: e.traits | FP, ..e }
-            }
-            Op::TailCall => {
-                let e = Effects::call(both(1) | both(2) | both(3));
-                Effects { traits: e.traits | FP, ..e }
-            }
-            Op::Sub { .. } => Effects { traits: 0, ..Effects::call(0) },
-        }
-    }
-}

@@ -3,40 +3,44 @@
 //! All of it is about values: that the upper half of a value is zero says nothing of the machine register, in which a half
 //! that nobody reads may be anything. So it serves to work on low halves alone.
 
+use skep_ebpf::insn::{alu, class, mode};
 use skep_verifier::Rewritten;
 use skep_verifier::rewrite::{MapArg, Range};
 
 use super::asm::Size;
 use super::emit::Emitter;
-use super::ir::{Bin, Op, Src};
+use super::ir::{Bin, Ops, Src, is_conditional};
 
-/// Registers that always hold the same number become that number; in which instructions.
-pub(crate) fn constants(ops: &mut [Op], known: &Rewritten) -> Vec<u32> {
-    let mut changed = Vec::new();
-    for (i, (op, insn)) in ops.iter_mut().zip(known.insns()).enumerate() {
-        let Some(k) = known.facts(i).src.constant() else { continue };
-        let shift = matches!(op, Op::Bin { op: Bin::Shl | Bin::Shr | Bin::Sar, .. });
-        let (src, wide) = match op {
-            Op::Bin { src, wide, .. } | Op::Div { src, wide, .. } | Op::Mov { src, wide, .. } => (src, *wide),
-            Op::Store { src, .. } => (src, true),
-            Op::Branch { cond, .. } => (&mut cond.b, cond.wide),
-            _ => continue,
-        };
-        // Conversions of byte order read what they write, whatever register they name.
-        if *src != Src::Reg(insn.src()) {
-            continue;
-        }
-        if shift {
+/// Registers that always hold the same number become that number.
+pub(crate) fn constants(ops: &mut Ops, known: &Rewritten) {
+    for &i in known.constants() {
+        let Some(k) = known.facts(i as usize).src.constant() else { continue };
+        let Some(insn) = ops.insn_mut(i as usize) else { continue };
+        let (class, op) = (insn.class(), insn.op());
+        let arithmetic = matches!(class, class::ALU | class::ALU64);
+        // Conversions of byte order have another meaning with that bit.
+        let shift = arithmetic && matches!(op, alu::LSH | alu::RSH | alu::ARSH);
+        let fits = i32::try_from(k as i64).is_ok();
+        if class == class::STX && insn.mode() == mode::MEM && fits {
+            insn.code = class::ST | insn.code & !7;
+        } else if insn.is_x() && shift {
             // Constant counts are never as large as the width.
-            *src = Src::Imm(k as i32 & if wide { 63 } else { 31 });
-        } else if !wide || i32::try_from(k as i64).is_ok() {
-            *src = Src::Imm(k as i32);
+            insn.code &= !8;
+            insn.imm = k as i32 & if class == class::ALU64 { 63 } else { 31 };
+            continue;
+        } else if insn.is_x() && arithmetic && op < alu::END && op != alu::NEG && !(op == alu::MOV && insn.off != 0)
+            || insn.is_x() && is_conditional(insn.code)
+        {
+            let wide = matches!(class, class::ALU64 | class::JMP);
+            if wide && !fits {
+                continue;
+            }
+            insn.code &= !8;
         } else {
             continue;
         }
-        changed.push(i as u32);
+        insn.imm = k as i32;
     }
-    changed
 }
 
 /// The largest number of so many bits that has no sign.

@@ -32,7 +32,7 @@ struct Item {
 }
 
 /// Where a label is: behind so many bytes and so many items.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     at: u32,
     items: u32,
@@ -50,15 +50,33 @@ pub(crate) struct Layout {
 /// The finished code.
 pub(crate) struct Placed {
     pub(crate) code: Vec<u8>,
+    pub(crate) places: Places,
+}
+
+/// Where everything is in the finished code.
+#[derive(Debug)]
+pub(crate) struct Places {
     labels: Vec<Place>,
     before: Vec<u32>,
+}
+
+impl Places {
+    /// Where a label ended up; `None` if it never had a place.
+    fn offset(&self, label: Label) -> Option<u32> {
+        let place = self.labels.get(label.0 as usize).filter(|p| p.at != u32::MAX)?;
+        Some(place.at + self.before[place.items as usize])
+    }
+
+    /// Where the code of each of so many instructions begins; that of instructions without code is `None`.
+    pub(crate) fn of_insns(&self, insns: usize) -> impl Iterator<Item = Option<u32>> {
+        (0..insns as u32).map(|n| self.offset(Label(n)))
+    }
 }
 
 impl Placed {
     /// Where a label ended up; `None` if it never had a place.
     pub(crate) fn offset(&self, label: Label) -> Option<u32> {
-        let place = self.labels.get(label.0 as usize).filter(|p| p.at != u32::MAX)?;
-        Some(place.at + self.before[place.items as usize])
+        self.places.offset(label)
     }
 }
 
@@ -184,6 +202,6 @@ impl Layout {
             }
         }
         out.bytes.extend_from_slice(&raw[from..]);
-        Placed { code: out.bytes, labels: self.labels, before }
+        Placed { code: out.bytes, places: Places { labels: self.labels, before } }
     }
 }

@@ -28,7 +28,7 @@ impl Emitter<'_> {
 
     /// The instruction behind `i`, if it is in the same block.
     fn next(&self, i: usize, end: usize) -> Option<Op> {
-        (self.optimise && i + 1 < end).then(|| self.ops[i + 1])
+        (self.optimise && i + 1 < end).then(|| self.ops.op(i + 1))
     }
 
     fn dead_behind(&self, i: usize, r: u8) -> bool {
@@ -36,7 +36,7 @@ impl Emitter<'_> {
     }
 
     pub(crate) fn load(&mut self, i: usize, end: usize) -> usize {
-        let Op::Load { size, signed, dst, base, off } = self.ops[i] else { return 1 };
+        let Op::Load { size, signed, dst, base, off } = self.ops.op(i) else { return 1 };
         if !signed {
             if let Some(done) = self.modify(i, end) {
                 return done;
@@ -90,15 +90,16 @@ impl Emitter<'_> {
 
     /// `d = *p; d op= x; *p = d` with d dead: one instruction on memory.
     fn modify(&mut self, i: usize, end: usize) -> Option<usize> {
-        if !self.optimise || i + 2 >= end {
+        if !self.optimise || i + 2 >= end || !self.ops.is_bin(i + 1) {
             return None;
         }
-        let (Op::Load { size, dst, base, off, .. }, Op::Bin { op, wide, dst: d, src }) = (self.ops[i], self.ops[i + 1])
+        let (Op::Load { size, dst, base, off, .. }, Op::Bin { op, wide, dst: d, src }) =
+            (self.ops.op(i), self.ops.op(i + 1))
         else {
             return None;
         };
         let store = Op::Store { size, base, off, src: Src::Reg(dst) };
-        let fits = self.ops[i + 2] == store
+        let fits = self.ops.op(i + 2) == store
             && d == dst
             && base != dst
             && src != Src::Reg(dst)
@@ -127,7 +128,7 @@ impl Emitter<'_> {
     }
 
     pub(crate) fn store(&mut self, i: usize, end: usize) -> usize {
-        let Op::Store { size, base, off, src } = self.ops[i] else { return 1 };
+        let Op::Store { size, base, off, src } = self.ops.op(i) else { return 1 };
         if let Some(value) = self.stored(src, size) {
             let (n, size, value) = self.merged(i, end, size, value);
             self.addressable(base, off);
@@ -164,12 +165,14 @@ impl Emitter<'_> {
     /// Stores of numbers to adjacent places as one: how many, its width and the number.
     fn merged(&self, i: usize, end: usize, size: Size, value: i32) -> (usize, Size, i32) {
         let (mut n, mut size, mut value) = (1, size, value);
-        let Op::Store { size: each, base, off, .. } = self.ops[i] else { return (n, size, value) };
+        let Op::Store { size: each, base, off, .. } = self.ops.op(i) else { return (n, size, value) };
         while self.optimise && size != Size::Dw && i + 2 * n <= end {
             let (bits, mut high) = (width(each) * 8, 0u64);
             for k in 0..n {
                 let at = i32::from(off) + ((n + k) as i32) * (width(each) as i32);
-                let Op::Store { size: s, base: b, off: o, src } = self.ops[i + n + k] else { return (n, size, value) };
+                let Op::Store { size: s, base: b, off: o, src } = self.ops.op(i + n + k) else {
+                    return (n, size, value);
+                };
                 let Some(v) = self.stored(src, s).filter(|_| (s, b, i32::from(o)) == (each, base, at)) else {
                     return (n, size, value);
                 };

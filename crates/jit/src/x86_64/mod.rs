@@ -24,14 +24,16 @@ mod regs;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use layout::Places;
+
 use crate::tuning::Tuning;
 use crate::{Options, Source};
 
 /// Machine code.
 pub(crate) struct Native {
     pub(crate) code: Vec<u8>,
-    /// Where the code of each instruction begins; that of instructions without code is `None`.
-    pub(crate) offsets: Vec<Option<u32>>,
+    /// Where the code of each instruction begins.
+    pub(crate) places: Places,
     /// Where the code of each function begins; those without code are left out.
     pub(crate) functions: Vec<u32>,
     /// It may end a run in the middle.
@@ -40,15 +42,14 @@ pub(crate) struct Native {
 
 /// Translates a program that was [lowered](crate::lower).
 pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Native {
-    let mut ops = ir::decode(source);
-    let known = source.known.filter(|_| tuning.optimise);
-    let changed = known.map(|known| known::constants(&mut ops, known)).unwrap_or_default();
-    let effects = effects::of(source.insns, &ops, &changed);
+    let mut ops = ir::Ops::new(source.insns);
+    if let Some(known) = source.known.filter(|_| tuning.optimise) {
+        known::constants(&mut ops, known);
+    }
     let starts: Vec<(usize, u32)> = source.subprogs.iter().map(|s| (s.start as usize, s.frame())).collect();
-    let flow = flow::analyse(&mut ops, effects, &starts, tuning.optimise);
+    let flow = flow::analyse(&mut ops, source, &starts, tuning.optimise);
     let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
-    let offsets = (0..ops.len()).map(|i| placed.offset(layout::Label(i as u32))).collect();
     let functions =
         (0..flow.functions.len()).filter_map(|n| placed.offset(emit::Emitter::entry(ops.len(), n))).collect();
-    Native { code: placed.code, offsets, functions, unwinds }
+    Native { code: placed.code, places: placed.places, functions, unwinds }
 }

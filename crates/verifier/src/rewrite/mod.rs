@@ -42,6 +42,8 @@ pub struct Rewritten {
     line_info: Vec<LineInfo>,
     func_info: Vec<FuncInfo>,
     ctx_by_address: bool,
+    constants: Vec<u32>,
+    guarded: bool,
 }
 
 /// Casts between the arena's addresses and those that programs use: moves with this offset.
@@ -94,6 +96,17 @@ impl Rewritten {
     /// not, only what [`Verified::ctx_reads`] lists is read.
     pub fn ctx_by_address(&self) -> bool {
         self.ctx_by_address
+    }
+
+    /// The instructions that read a register as their second operand which always holds the same number, in order: its range
+    /// ([`InsnFacts::src`]) has one value.
+    pub fn constants(&self) -> &[u32] {
+        &self.constants
+    }
+
+    /// Something is read that may not be there ([`Memory::Guarded`]).
+    pub fn reads_guarded(&self) -> bool {
+        self.guarded
     }
 
     /// Place of an instruction in the program as loaded.
@@ -192,6 +205,7 @@ pub(crate) fn rewrite(verified: &Verified, found: &Findings, kfuncs: Kfuncs<'_>)
     out.func_info = func_info(verified, &out);
     out.line_info = line_info(&program.line_info, &out);
     out.calls = calls(found, &out);
+    out.guarded = out.facts.iter().any(|f| f.memory == Memory::Guarded);
     mark_targets(&mut out, &kept);
     flow::liveness(&mut out, kfuncs);
     ranges::ranges(&mut out);

@@ -25,7 +25,7 @@ struct Place {
 
 /// Fills in the ranges of operands.
 pub(super) fn ranges(program: &mut Rewritten) {
-    let Rewritten { insns, facts, functions, .. } = program;
+    let Rewritten { insns, facts, functions, constants, .. } = program;
     let mut places = vec![Place { regs: None, changes: 0 }; insns.len()];
     for f in functions.iter() {
         let mut todo = vec![f.start as usize];
@@ -51,10 +51,14 @@ pub(super) fn ranges(program: &mut Rewritten) {
             }
         }
     }
-    for ((i, fact), place) in insns.iter().zip(facts.iter_mut()).zip(&places) {
+    for (at, ((i, fact), place)) in insns.iter().zip(facts.iter_mut()).zip(&places).enumerate() {
         if let Some(regs) = &place.regs {
             fact.dst = get(regs, i.dst());
             fact.src = get(regs, i.src());
+            let reads = if i.class() & 4 != 0 { i.is_x() } else { i.class() == class::STX };
+            if reads && fact.src.constant().is_some() {
+                constants.push(at as u32);
+            }
         }
     }
 }
