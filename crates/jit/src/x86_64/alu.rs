@@ -1,5 +1,7 @@
 //! Arithmetic.
 
+use skep_ebpf::insn::alu;
+
 use super::asm::{Alu, Cc, Shift, Size, Unary};
 use super::emit::Emitter;
 use super::ir::{Bin, Op, Src, Test};
@@ -11,22 +13,16 @@ impl Emitter<'_> {
     pub(crate) fn bin(&mut self, i: usize, end: usize, op: Bin, wide: bool, dst: u8, src: Src) -> usize {
         // Where nobody needs the upper half of the result, half the width does (and often needs no prefix).
         let w = wide && self.upper_live(dst);
-        let src = match src {
-            // A register that holds a known number is as good as the number.
-            Src::Reg(r) if r != dst => match self.constant(r) {
-                Some(k) if !w && op != Bin::Shr && op != Bin::Sar => Src::Imm(k as i32),
-                Some(k) => i32::try_from(k as i64).map_or(src, Src::Imm),
-                None => src,
-            },
-            src => src,
-        };
+        // These are not narrowed.
+        let narrow = !w && op != Bin::Shr && op != Bin::Sar;
+        let src = self.known_number(src, dst, !narrow);
         match (op, src) {
-            (Bin::Add, Src::Imm(k)) => self.add(dst, w, Sum::constant(w, k)),
-            (Bin::Sub, Src::Imm(k)) if k != i32::MIN => self.add(dst, w, Sum::constant(w, -k)),
+            (Bin::Add, Src::Imm(k)) => self.add_imm(wide, dst, k),
+            (Bin::Sub, Src::Imm(k)) => self.sub_imm(wide, dst, k),
             (Bin::Add | Bin::Or | Bin::Xor, Src::Reg(s)) if self.rotation(dst, s, w) => {}
             (Bin::Add, Src::Reg(s)) => self.add_reg(dst, w, s),
             (Bin::Mul, Src::Imm(k)) if !self.blinds() => self.mul_imm(dst, w, k),
-            (Bin::Shl, Src::Imm(k)) => self.shift_imm(Shift::Shl, wide, w, dst, k),
+            (Bin::Shl, Src::Imm(k)) => self.shl_imm(wide, dst, k),
             (Bin::Shr | Bin::Sar, Src::Imm(k)) if wide && self.shifts_low(i, op) => {
                 self.shift_imm(Shift::Shr, wide, false, dst, k);
             }
@@ -47,6 +43,56 @@ impl Emitter<'_> {
             (Bin::Xor, _) => self.two(Alu::Xor, w, dst, src),
         }
         1
+    }
+
+    /// `dst += k`.
+    pub(crate) fn add_imm(&mut self, wide: bool, dst: u8, k: i32) {
+        let w = wide && self.upper_live(dst);
+        self.add(dst, w, Sum::constant(w, k));
+    }
+
+    /// `dst -= k`.
+    pub(crate) fn sub_imm(&mut self, wide: bool, dst: u8, k: i32) {
+        let w = wide && self.upper_live(dst);
+        match k.checked_neg() {
+            Some(k) => self.add(dst, w, Sum::constant(w, k)),
+            None => self.two(Alu::Sub, w, dst, Src::Imm(k)),
+        }
+    }
+
+    /// `dst <<= k`.
+    pub(crate) fn shl_imm(&mut self, wide: bool, dst: u8, k: i32) {
+        let w = wide && self.upper_live(dst);
+        self.shift_imm(Shift::Shl, wide, w, dst, k);
+    }
+
+    /// Or, exclusive or; of registers, difference.
+    pub(crate) fn logic(&mut self, op: u8, wide: bool, dst: u8, src: Src) {
+        let w = wide && self.upper_live(dst);
+        let src = self.known_number(src, dst, w);
+        let (op, sum) = match op {
+            alu::OR => (Alu::Or, false),
+            alu::XOR => (Alu::Xor, false),
+            _ => (Alu::Sub, true),
+        };
+        match src {
+            Src::Imm(k) if sum => self.sub_imm(wide, dst, k),
+            Src::Reg(s) if !sum && self.rotation(dst, s, w) => {}
+            _ => self.two(op, w, dst, src),
+        }
+    }
+
+    /// A register that holds a known number is as good as the number.
+    #[inline]
+    fn known_number(&self, src: Src, dst: u8, w: bool) -> Src {
+        match src {
+            Src::Reg(r) if r != dst => match self.constant(r) {
+                Some(k) if !w => Src::Imm(k as i32),
+                Some(k) => i32::try_from(k as i64).map_or(src, Src::Imm),
+                None => src,
+            },
+            src => src,
+        }
     }
 
     /// Puts `dst` in its place and returns the register of the other operand; a number is loaded.

@@ -4,6 +4,7 @@
 //! instructions, the word is looked up and its bits are moved to the registers': nothing is decided by then. The table
 //! is made of [`Op::effects`], so that there is one definition.
 
+use std::hint::select_unpredictable;
 use std::sync::LazyLock;
 
 use skep_ebpf::Insn;
@@ -79,23 +80,22 @@ impl Effects {
         let kills = kills | kills << 16;
         let wanted = out & kills;
         let dead = first & PURE as u32 != 0 && wanted == 0;
-        // Masks instead of branches: which it is is hard to predict.
-        let mirrors = second & 0x07ff_0000 & u32::from(wanted >> 16 != 0).wrapping_neg();
+        let mirrors = select_unpredictable(wanted >> 16 != 0, second & 0x07ff_0000, 0);
         let before = out & !kills | first & HALVES as u32 | mirrors;
-        let change = (before ^ out) & u32::from(!dead).wrapping_neg();
-        (out ^ change, dead)
+        (select_unpredictable(dead, out, before), dead)
     }
 
     /// The machine registers whose upper half is zero behind it, given those in front and what is live behind.
     #[inline]
     pub(crate) fn zero_after(self, zero: u16, out: Live) -> u16 {
-        let kills = (self.0 >> KILLS & REGISTERS) as u32;
-        let dst = u64::from(u32::from(zero) & kills != 0);
-        let src = u64::from(zero) >> (self.0 >> SRC & 15) & 1;
-        let extended = u64::from(out >> 16 & kills != 0);
+        // Of numbers, not of truths, so that no branches are made of it.
+        let (kills, zero) = (self.0 >> KILLS & REGISTERS, u64::from(zero));
+        let dst = (zero & kills).min(1);
+        let src = zero >> (self.0 >> SRC & 15) & 1;
+        let extended = (u64::from(out >> 16) & kills).min(1);
         let holds = rule::ALWAYS | dst << 28 | src << 29 | (dst & src) << 30 | extended << 31 | (dst & extended) << 43;
-        let set = u32::from(self.0 & holds != 0).wrapping_neg() & kills;
-        (u32::from(zero) & !kills | set) as u16
+        let set = (self.0 & holds).min(1).wrapping_neg() & kills;
+        (zero & !kills | set) as u16
     }
 
     /// The registers that it overwrites.

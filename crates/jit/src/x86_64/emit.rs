@@ -1,13 +1,13 @@
 //! The translation of a program: state, functions and blocks.
 
+use skep_ebpf::insn::class;
 use skep_ebpf::program::MapDef;
 use skep_runtime::abi;
 use skep_verifier::Rewritten;
 
 use super::asm::{Alu, Asm, Mem};
-use super::effects::DEAD;
 use super::flow::{Block, Flow, Function};
-use super::ir::{Live, Op, Ops, Src};
+use super::ir::{self, Bin, Kind, Live, Op, Ops, Src};
 use super::layout::{Label, Layout};
 use super::lazy::{Lazy, bits};
 use super::regs::{self, ENV, FP, R10, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
@@ -32,8 +32,8 @@ pub(crate) struct Emitter<'a> {
     /// Formulas of registers that are not in their place, and which those are.
     pub(crate) lazy: [Lazy; 16],
     pub(crate) pending: u16,
-    /// Registers that those formulas refer to, and maybe others.
-    pub(crate) referred: u16,
+    /// The registers whose formulas refer to each register, and maybe others.
+    pub(crate) users: [u16; 16],
     /// What is live behind the instruction, by halves and as registers.
     pub(crate) live: Live,
     pub(crate) after: u16,
@@ -100,7 +100,7 @@ impl<'a> Emitter<'a> {
             layout,
             lazy: [Lazy::No; 16],
             pending: 0,
-            referred: 0,
+            users: [0; 16],
             live: 0,
             after: 0,
             zero: 0,
@@ -222,14 +222,25 @@ impl<'a> Emitter<'a> {
         self.pending = 0;
         self.flags = None;
         let (mut i, end) = (block.start as usize, block.end as usize);
+        self.layout.bind(Label(block.start));
+        let flow = self.flow;
         while i < end {
-            self.layout.bind(Label(i as u32));
-            let done = self.step(i, end);
-            let flow = self.flow;
-            for k in i..i + done {
-                self.zero = flow.effects[k].zero_after(self.zero, flow.live[k]);
+            // What nobody needs is stepped over without asking, which it would be hard to predict.
+            let (first, mut needed) = (i, flow.needed(i, end));
+            i += 64;
+            while needed != 0 {
+                let at = first + needed.trailing_zeros() as usize;
+                self.layout.bind(Label(at as u32));
+                let behind = at + self.step(at, end);
+                for k in at..behind {
+                    self.zero = flow.effects[k].zero_after(self.zero, flow.live[k]);
+                }
+                if behind - first >= 64 {
+                    i = behind;
+                    break;
+                }
+                needed &= u64::MAX << (behind - first);
             }
-            i += done;
         }
         self.settle_all();
     }
@@ -237,21 +248,55 @@ impl<'a> Emitter<'a> {
     /// Emits the instruction at `i`, and those behind it that become part of it; returns how many.
     fn step(&mut self, i: usize, end: usize) -> usize {
         self.look_at(i);
-        if self.live & DEAD != 0 {
-            self.forget(self.after);
-            return 1;
+        let (kind, insn) = self.ops.kind(i);
+        let (dst, src, wide) = (insn.dst(), insn.src(), insn.class() == class::ALU64);
+        if !matches!(kind, Kind::Branch | Kind::Odd | Kind::Nop) {
+            self.flags = None;
         }
+        let mut done = 1;
+        // One look tells what most instructions are. The operands of some leave flags that are not theirs.
+        match kind {
+            Kind::AddK => self.add_imm(wide, dst, insn.imm),
+            Kind::SubK => self.sub_imm(wide, dst, insn.imm),
+            Kind::AndK => done = self.bin(i, end, Bin::And, wide, dst, Src::Imm(insn.imm)),
+            Kind::LogicK => self.logic(insn.op(), wide, dst, Src::Imm(insn.imm)),
+            Kind::LogicX => self.logic(insn.op(), wide, dst, Src::Reg(src)),
+            Kind::ShlK => self.shl_imm(wide, dst, insn.imm),
+            Kind::AddX => done = self.bin(i, end, Bin::Add, wide, dst, Src::Reg(src)),
+            Kind::MulK => done = self.bin(i, end, Bin::Mul, wide, dst, Src::Imm(insn.imm)),
+            Kind::MulX => done = self.bin(i, end, Bin::Mul, wide, dst, Src::Reg(src)),
+            Kind::Bin => {
+                if let Op::Bin { op, wide, dst, src } = self.ops.op(i) {
+                    done = self.bin(i, end, op, wide, dst, src);
+                }
+            }
+            Kind::MovK => self.mov(wide, dst, Src::Imm(insn.imm)),
+            Kind::MovX => self.mov(wide, dst, Src::Reg(src)),
+            Kind::Load => done = self.load(i, end, ir::width(insn), false, dst, src, insn.off),
+            Kind::Store | Kind::StoreImm => {
+                let value = if kind == Kind::Store { Src::Reg(src) } else { Src::Imm(insn.imm) };
+                done = self.store(i, end, ir::width(insn), dst, insn.off, value);
+                self.flags = None;
+            }
+            _ => done = self.other(i, end),
+        }
+        if done > 1 {
+            self.look_at(i + done - 1);
+        }
+        self.forget(self.after);
+        done
+    }
+
+    /// The same of what is not as common.
+    fn other(&mut self, i: usize, end: usize) -> usize {
         let op = self.ops.op(i);
         if !matches!(op, Op::Branch { .. } | Op::Select { .. } | Op::Nop) {
             self.flags = None;
         }
         let done = self.insn(op, i, end);
-        // An operand that was computed for it may have set the flags that it changed.
-        if !matches!(op, Op::Bin { .. } | Op::Neg { .. } | Op::Mov { .. } | Op::Load { .. } | Op::Nop) {
+        if !matches!(op, Op::Neg { .. } | Op::Mov { .. } | Op::Load { .. } | Op::Nop) {
             self.flags = self.flags.filter(|_| matches!(op, Op::Branch { .. } | Op::Select { .. }));
         }
-        self.look_at(i + done - 1);
-        self.forget(self.after);
         done
     }
 
@@ -294,8 +339,8 @@ impl<'a> Emitter<'a> {
             }
             Op::Map { dst, index } => self.put_off(dst, Lazy::Map { index }),
             Op::MapValue { dst, index, off } => self.map_value(dst, index, off),
-            Op::Load { .. } => return self.load(i, end),
-            Op::Store { .. } => return self.store(i, end),
+            Op::Load { size, signed, dst, base, off } => return self.load(i, end, size, signed, dst, base, off),
+            Op::Store { size, base, off, src } => return self.store(i, end, size, base, off, src),
             Op::Atomic { op, wide, base, off, src } => self.atomic(op, wide, base, off, src),
             Op::Fetch { op, wide, base, off, src } => self.fetch(op, wide, base, off, src),
             Op::Packet { size, index, at } => self.packet(size, index, at),

@@ -1,5 +1,7 @@
 //! Functions, basic blocks, liveness, and upper halves known to be zero.
 
+use std::hint::select_unpredictable;
+
 use super::effects::{self, DEAD, Effects};
 use super::ir::{ARGUMENTS, Live, Op, Ops, Src};
 use crate::Source;
@@ -247,6 +249,13 @@ impl Function {
 }
 
 impl Flow {
+    /// Which of up to 64 instructions from `at` on, before `end`, do something that somebody needs.
+    #[inline]
+    pub(crate) fn needed(&self, at: usize, end: usize) -> u64 {
+        let live = self.live.get(at..end.min(at + 64)).unwrap_or_default();
+        live.iter().rev().fold(0, |all, l| all << 1 | u64::from(!l >> 31))
+    }
+
     /// The function that starts there.
     pub(crate) fn function_at(&self, start: u32) -> Option<usize> {
         self.functions.binary_search_by_key(&(start as usize), |f| f.start).ok()
@@ -301,8 +310,8 @@ impl Flow {
                 }
                 for (e, out) in self.effects[range.clone()].iter().zip(&mut self.live[range]).rev() {
                     let (before, dead) = e.live_before(live);
-                    *out = if dead { live | DEAD } else { live };
-                    all = if dead { all } else { all.and(*e) };
+                    *out = select_unpredictable(dead, live | DEAD, live);
+                    all = select_unpredictable(dead, all, all.and(*e));
                     live = before;
                 }
                 // Only jumps back see what is known of a block too late.

@@ -110,8 +110,9 @@ fn src(insn: Insn) -> Src {
     if insn.is_x() { Src::Reg(insn.src()) } else { Src::Imm(insn.imm) }
 }
 
+/// How wide an access is.
 #[inline]
-fn width(insn: Insn) -> Size {
+pub(crate) fn width(insn: Insn) -> Size {
     const SIZES: [Size; 4] = {
         let mut sizes = [Size::Dw; 4];
         sizes[size::W as usize >> 3] = Size::W;
@@ -127,9 +128,16 @@ const ODD: u8 = class::JMP32 | 0xf0;
 
 /// What an opcode is, where most instructions differ.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+#[rustfmt::skip]
+pub(crate) enum Kind {
+    AddK, AddX, SubK, MulK, MulX, AndK, ShlK,
+    /// Or, exclusive or.
+    LogicK,
+    /// These, and differences.
+    LogicX,
+    /// Any other that [`BINARY`] has.
     Bin,
-    Mov,
+    MovK, MovX,
     Load,
     Store,
     StoreImm,
@@ -148,8 +156,21 @@ const KINDS: [Kind; 256] = {
     while code < 256 {
         let c = code as u8;
         kinds[code] = match c & 7 {
-            class::ALU | class::ALU64 if c & 0xf0 == alu::MOV => Kind::Mov,
-            class::ALU | class::ALU64 if BINARY[code >> 4].is_some() => Kind::Bin,
+            class::ALU | class::ALU64 => match (c & 0xf0, c & 8 != 0) {
+                (alu::MOV, false) => Kind::MovK,
+                (alu::MOV, true) => Kind::MovX,
+                (alu::ADD, false) => Kind::AddK,
+                (alu::ADD, true) => Kind::AddX,
+                (alu::SUB, false) => Kind::SubK,
+                (alu::MUL, false) => Kind::MulK,
+                (alu::MUL, true) => Kind::MulX,
+                (alu::AND, false) => Kind::AndK,
+                (alu::LSH, false) => Kind::ShlK,
+                (alu::OR | alu::XOR, false) => Kind::LogicK,
+                (alu::OR | alu::XOR | alu::SUB, true) => Kind::LogicX,
+                _ if BINARY[code >> 4].is_some() => Kind::Bin,
+                _ => Kind::Other,
+            },
             class::LDX if c & 0xe0 == mode::MEM => Kind::Load,
             class::ST if c & 0xe0 == mode::MEM => Kind::StoreImm,
             class::STX if c & 0xe0 == mode::MEM => Kind::Store,
@@ -204,11 +225,7 @@ impl Ops {
     pub(crate) fn op(&self, i: usize) -> Op {
         let Some(&insn) = self.insns.get(i) else { return Op::Nop };
         match KINDS[usize::from(insn.code)] {
-            Kind::Bin => {
-                let op = BINARY[usize::from(insn.code >> 4)].unwrap_or(Bin::Add);
-                Op::Bin { op, wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) }
-            }
-            Kind::Mov => Op::Mov { wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) },
+            Kind::MovK | Kind::MovX => Op::Mov { wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) },
             Kind::Load => {
                 Op::Load { size: width(insn), signed: false, dst: insn.dst(), base: insn.src(), off: insn.off }
             }
@@ -226,13 +243,23 @@ impl Ops {
             Kind::Odd => self.odd.get(insn.imm as usize).copied().unwrap_or(Op::Nop),
             Kind::Nop => Op::Nop,
             Kind::Other => single(insn, i),
+            _ => {
+                let op = BINARY[usize::from(insn.code >> 4)].unwrap_or(Bin::Add);
+                Op::Bin { op, wide: insn.class() == class::ALU64, dst: insn.dst(), src: src(insn) }
+            }
         }
     }
 
-    /// True if the instruction at `i` is a move, or arithmetic of two operands.
+    /// What kind of instruction is at `i`, and the instruction, which says nothing if it is an odd one.
     #[inline]
-    pub(crate) fn is_bin(&self, i: usize) -> bool {
-        self.insns.get(i).is_some_and(|insn| KINDS[usize::from(insn.code)] == Kind::Bin)
+    pub(crate) fn kind(&self, i: usize) -> (Kind, Insn) {
+        self.insns.get(i).map_or((Kind::Nop, Insn::default()), |insn| (KINDS[usize::from(insn.code)], *insn))
+    }
+
+    /// True unless the instruction at `i` is none that a load in front of it may become part of.
+    #[inline]
+    pub(crate) fn may_fold(&self, i: usize) -> bool {
+        self.insns.get(i).is_some_and(|insn| matches!(insn.code & 7, class::ALU | class::ALU64) || insn.code == ODD)
     }
 
     /// Puts another operation in the place of an instruction.

@@ -160,32 +160,27 @@ impl Emitter<'_> {
                 self.lazy[usize::from(r)] = Lazy::No;
             }
             self.pending &= needed;
-            self.none_pending();
-        }
-    }
-
-    /// Nothing refers to anything any more, if so.
-    #[inline]
-    fn none_pending(&mut self) {
-        if self.pending == 0 {
-            self.referred = 0;
         }
     }
 
     /// Settles what refers to a register that is about to be overwritten.
     #[inline]
     pub(crate) fn spill(&mut self, r: u8) {
-        if self.referred >> r & 1 != 0 {
-            self.spill_all(r);
+        let users = self.users[usize::from(r & 15)] & self.pending & !(1 << r);
+        if users != 0 {
+            self.spill_users(r, users);
         }
     }
 
-    fn spill_all(&mut self, r: u8) {
-        for other in bits(self.pending & !(1 << r)) {
+    #[inline(never)]
+    fn spill_users(&mut self, r: u8, users: u16) {
+        // Those that have another formula by now do not count.
+        for other in bits(users) {
             if self.lazy(other).refs() >> r & 1 != 0 {
                 self.force(other);
             }
         }
+        self.users[usize::from(r & 15)] &= 1 << r;
     }
 
     /// Prepares for a new value in the place of `dst`: operands have been [placed](Emitter::place) by now.
@@ -223,7 +218,15 @@ impl Emitter<'_> {
         }
         self.lazy[usize::from(dst)] = lazy;
         self.pending |= 1 << dst;
-        self.referred |= lazy.refs();
+        match lazy {
+            Lazy::Sum(s) => {
+                // Entry 15 is nobody's.
+                self.users[usize::from(s.base.unwrap_or(15) & 15)] |= 1 << dst;
+                self.users[usize::from(s.index.map_or(15, |(i, _)| i) & 15)] |= 1 << dst;
+            }
+            Lazy::Shift { src, .. } => self.users[usize::from(src & 15)] |= 1 << dst,
+            Lazy::No | Lazy::Map { .. } => {}
+        }
     }
 
     /// Puts a register's value in its place.

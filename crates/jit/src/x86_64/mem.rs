@@ -35,9 +35,18 @@ impl Emitter<'_> {
         (self.flow.live[i] >> r | self.flow.live[i] >> (16 + r)) & 1 == 0
     }
 
-    pub(crate) fn load(&mut self, i: usize, end: usize) -> usize {
-        let Op::Load { size, signed, dst, base, off } = self.ops.op(i) else { return 1 };
-        if !signed {
+    #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]
+    pub(crate) fn load(
+        &mut self,
+        i: usize,
+        end: usize,
+        size: Size,
+        signed: bool,
+        dst: u8,
+        base: u8,
+        off: i16,
+    ) -> usize {
+        if !signed && self.ops.may_fold(i + 1) {
             if let Some(done) = self.modify(i, end) {
                 return done;
             }
@@ -90,7 +99,7 @@ impl Emitter<'_> {
 
     /// `d = *p; d op= x; *p = d` with d dead: one instruction on memory.
     fn modify(&mut self, i: usize, end: usize) -> Option<usize> {
-        if !self.optimise || i + 2 >= end || !self.ops.is_bin(i + 1) {
+        if !self.optimise || i + 2 >= end {
             return None;
         }
         let (Op::Load { size, dst, base, off, .. }, Op::Bin { op, wide, dst: d, src }) =
@@ -127,8 +136,7 @@ impl Emitter<'_> {
         Some(3)
     }
 
-    pub(crate) fn store(&mut self, i: usize, end: usize) -> usize {
-        let Op::Store { size, base, off, src } = self.ops.op(i) else { return 1 };
+    pub(crate) fn store(&mut self, i: usize, end: usize, size: Size, base: u8, off: i16, src: Src) -> usize {
         if let Some(value) = self.stored(src, size) {
             let (n, size, value) = self.merged(i, end, size, value);
             self.addressable(base, off);
