@@ -4,7 +4,7 @@ use skep_ebpf::Insn;
 use skep_ebpf::insn::{alu, class, mode};
 
 const ALWAYS: u8 = 1;
-/// Only with a distance: moves that extend signs, casts between address spaces.
+/// Only with a distance: moves that extend signs, casts between address spaces, division with signs.
 const WITH_OFF: u8 = 2;
 
 /// Which opcodes are marked.
@@ -14,7 +14,7 @@ const MARKED: [u8; 256] = {
     while code < 256 {
         let (op, mode) = (code as u8 & 0xf0, code as u8 & 0xe0);
         match code as u8 & 7 {
-            class::ALU | class::ALU64 if op == alu::MOV => marked[code] = WITH_OFF,
+            class::ALU | class::ALU64 if matches!(op, alu::MOV | alu::DIV | alu::MOD) => marked[code] = WITH_OFF,
             class::ALU | class::ALU64 if op <= alu::ARSH => marked[code] = 0,
             class::LDX | class::ST | class::STX if mode == mode::MEM => marked[code] = 0,
             _ => {}

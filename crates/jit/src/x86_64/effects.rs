@@ -20,9 +20,9 @@ use super::ir::{self, Bin, Live, Op, Ops, Rmw, Src, both, low, upper};
 /// | 0–10, 16–26 | low and upper halves that it needs |
 /// | 32–42 | registers that it overwrites |
 /// | 48–58 | upper halves that it needs where the upper half of its result is |
-/// | 44–47 | the source register, for rules that ask about it |
 /// | 11–15 | traits |
-/// | 27–31, 43 | rules: the upper half of the result is zero if one of them holds |
+/// | 27–30, 43–46 | when the upper half of the result is zero ([`rule`]) |
+/// | 59–62 | the source register, for rules that ask about it |
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Effects(u64);
 
@@ -30,7 +30,7 @@ pub(crate) struct Effects(u64);
 const HALVES: u64 = 0x07ff_07ff;
 const REGISTERS: u64 = 0x7ff;
 const KILLS: u32 = 32;
-const SRC: u32 = 44;
+const SRC: u32 = 59;
 
 /// It sets what it overwrites and does nothing else: where nobody needs that, it is left out.
 const PURE: u64 = 1 << 11;
@@ -43,19 +43,33 @@ const COUNTS: u64 = 1 << 14;
 /// It needs the frame pointer, whatever registers it names.
 const FRAME: u64 = 1 << 15;
 
-/// When the upper half of a result is zero.
+/// When the upper half of a result is zero: a truth table of three facts.
 mod rule {
-    pub(super) const ALWAYS: u64 = 1 << 27;
     /// That of the destination was.
-    pub(super) const DST: u64 = 1 << 28;
+    pub(super) const DST: u64 = where_holds(1);
     /// That of the source was.
-    pub(super) const SRC: u64 = 1 << 29;
+    pub(super) const SRC: u64 = where_holds(2);
     /// Both were.
-    pub(super) const BOTH: u64 = 1 << 30;
+    pub(super) const BOTH: u64 = DST & SRC;
     /// Somebody needs it, so that a result of 32 bits is extended.
-    pub(super) const EXTENDED: u64 = 1 << 31;
+    pub(super) const EXTENDED: u64 = where_holds(16);
     /// That, and that of the destination was.
-    pub(super) const DST_EXTENDED: u64 = 1 << 43;
+    pub(super) const DST_EXTENDED: u64 = DST & EXTENDED;
+    pub(super) const ALWAYS: u64 = where_holds(0);
+
+    /// The answer for no fact; those of the three facts are farther up by their numbers.
+    pub(super) const FIRST: u32 = 27;
+
+    const fn where_holds(fact: u32) -> u64 {
+        let (mut table, mut facts) = (0, 0);
+        while facts < 32 {
+            if facts & fact == fact && facts & !0b1_0011 == 0 {
+                table |= 1 << (FIRST + facts);
+            }
+            facts += 1;
+        }
+        table
+    }
 }
 
 /// Bit 31 of what is live behind an instruction: nobody needs what it does.
@@ -88,14 +102,13 @@ impl Effects {
     /// The machine registers whose upper half is zero behind it, given those in front and what is live behind.
     #[inline]
     pub(crate) fn zero_after(self, zero: u16, out: Live) -> u16 {
-        // Of numbers, not of truths, so that no branches are made of it.
         let (kills, zero) = (self.0 >> KILLS & REGISTERS, u64::from(zero));
-        let dst = (zero & kills).min(1);
-        let src = zero >> (self.0 >> SRC & 15) & 1;
-        let extended = (u64::from(out >> 16) & kills).min(1);
-        let holds = rule::ALWAYS | dst << 28 | src << 29 | (dst & src) << 30 | extended << 31 | (dst & extended) << 43;
-        let set = (self.0 & holds).min(1).wrapping_neg() & kills;
-        (zero & !kills | set) as u16
+        // One register, or the rule says no.
+        let place = (kills | 1 << 15).trailing_zeros();
+        let (dst, src) = (zero >> place & 1, zero >> (self.0 >> SRC & 15) & 1);
+        let extended = u64::from(out) >> 16 >> place & 1;
+        let set = self.0 >> (u64::from(rule::FIRST) + (dst | src << 1 | extended << 4)) & 1;
+        (zero & !kills | set << place) as u16
     }
 
     /// The registers that it overwrites.
@@ -268,14 +281,13 @@ impl Op {
     }
 }
 
-/// What tells instructions of one opcode apart: its number is negative, or is not a number below 32; it has a distance.
+/// What tells instructions of one opcode apart: the number is negative, or is not one below 32.
 const NEGATIVE: u16 = 1 << 8;
 const LARGE: u16 = 1 << 9;
-const FAR: u16 = 1 << 10;
 
 /// Effects by opcode, where the destination is r0 and the source r1: bit 0 and bit 1 of each set of registers.
 struct Table {
-    rows: [u64; 8 * 256],
+    rows: [u64; 4 * 256],
     /// Which of the above matter.
     matters: [u16; 256],
 }
@@ -283,10 +295,10 @@ struct Table {
 /// Bits of the destination in a row.
 const ROW_DST: u64 = 0x0001_0001_0001_0001;
 /// Bits that are of no register.
-const ROW_FIXED: u64 = 0x0000_0800_f800_f800;
+const ROW_FIXED: u64 = 0x0000_7800_7800_f800;
 
 static TABLE: LazyLock<Box<Table>> = LazyLock::new(|| {
-    let mut table = Box::new(Table { rows: [0; 8 * 256], matters: [0; 256] });
+    let mut table = Box::new(Table { rows: [0; 4 * 256], matters: [0; 256] });
     for code in 0..=255u8 {
         let class = Insn::new(code, 0, 0, 0, 0).class();
         let (arithmetic, memory) = match class {
@@ -297,16 +309,15 @@ static TABLE: LazyLock<Box<Table>> = LazyLock::new(|| {
         if !(arithmetic || memory || ir::is_conditional(code)) {
             continue;
         }
-        table.matters[usize::from(code)] = if arithmetic { NEGATIVE | LARGE | FAR } else { 0 };
-        for kind in (0..8).filter(|k| arithmetic || *k == 0) {
+        table.matters[usize::from(code)] = if arithmetic { NEGATIVE | LARGE } else { 0 };
+        for kind in (0..4).filter(|k| arithmetic || *k == 0) {
             let bits = (kind << 8) as u16;
             let imm = match (bits & NEGATIVE != 0, bits & LARGE != 0) {
                 (true, _) => -5,
                 (false, true) => 40,
                 (false, false) => 5,
             };
-            let off = i16::from(bits & FAR != 0);
-            let effects = ir::single(Insn::new(code, 0, 1, off, imm), 0).effects();
+            let effects = ir::single(Insn::new(code, 0, 1, 0, imm), 0).effects();
             table.rows[usize::from(code) | usize::from(bits)] = effects.0 & !(15 << SRC);
         }
     }
@@ -317,10 +328,9 @@ static TABLE: LazyLock<Box<Table>> = LazyLock::new(|| {
 pub(crate) fn of(ops: &Ops) -> Vec<Effects> {
     let table = &**TABLE;
     let one = |insn: &Insn| {
-        let kind =
-            u16::from(insn.imm < 0) << 8 | u16::from(insn.imm as u32 >= 32) << 9 | u16::from(insn.off != 0) << 10;
+        let kind = u16::from(insn.imm < 0) << 8 | u16::from(insn.imm as u32 >= 32) << 9;
         let code = usize::from(insn.code);
-        let row = table.rows[(code | usize::from(kind & table.matters[code])) & (8 * 256 - 1)];
+        let row = table.rows[(code | usize::from(kind & table.matters[code])) & (4 * 256 - 1)];
         let (dst, src) = (u32::from(insn.dst()), u32::from(insn.src()));
         Effects((row & ROW_DST) << dst | (row >> 1 & ROW_DST) << src | row & ROW_FIXED | u64::from(insn.src()) << SRC)
     };
@@ -363,9 +373,8 @@ mod tests {
             }
             let (by_table, by_op) = (table[i].0, ops.op(i).effects().0);
             // The source is noted even where no rule asks about it.
-            let rules = rule::SRC | rule::BOTH;
-            let mask = if by_op & rules == 0 { !(15 << SRC) } else { u64::MAX };
-            assert_eq!(by_table & mask, by_op & mask, "{insn:?}");
+            let noted = if by_op >> SRC & 15 == 0 { 15 << SRC } else { 0 };
+            assert_eq!(by_table & !noted, by_op & !noted, "{insn:?}");
             compared += 1;
         }
         assert!(compared > 4_000, "{compared}");
