@@ -47,5 +47,6 @@ pub use skep_subsystem::events::{Event, Events};
 pub use skep_subsystem::loaded::Loaded;
 pub use skep_subsystem::place::{Place, When};
 pub use skep_subsystem::session::{Counts, Link, Options as SessionOptions, Session, SessionError};
+pub use skep_subsystem::symbols::Symbols;
 pub use skep_subsystem::testrun::{TestInput, TestOutput, TestRunError};
 pub use skep_verifier::{Options as VerifierOptions, Rejection, Verified, verify};

@@ -15,5 +15,6 @@ pub mod place;
 pub mod session;
 pub mod signals;
 pub mod spawn;
+pub mod symbols;
 pub mod target;
 pub mod testrun;

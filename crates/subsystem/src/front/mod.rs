@@ -77,6 +77,8 @@ use tracefs::TraceFs;
 use tracefs::event::Means;
 pub(crate) use world::{Limits, World};
 
+use crate::symbols::{SymbolTable, Symbols};
+
 /// The kernel whose load path is played.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
@@ -123,6 +125,8 @@ pub struct Config {
     pub delegate: Option<Delegation>,
     /// The process whose functions kprobe events mean, and that uprobes of all processes go into.
     pub traced: Option<u32>,
+    /// Who is told of machine code.
+    pub symbols: Symbols,
 }
 
 /// A kernel's eBPF subsystem, in this process.
@@ -152,6 +156,7 @@ pub struct Subsystem {
     shapes: Option<Arc<Shapes>>,
     /// Iterators that were opened.
     sessions: AtomicU64,
+    symbols: SymbolTable,
 }
 
 impl std::fmt::Debug for Config {
@@ -201,6 +206,7 @@ impl Subsystem {
         let owner = config.hooks.clone();
         let hooks = AllHooks::new(owner.into_iter().chain([lsm.clone() as Arc<dyn SecurityHooks>]));
         let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
+        let symbols = SymbolTable::of_this_process(&config.symbols)?;
         Ok(Subsystem {
             config,
             slots: limits.slots,
@@ -224,7 +230,13 @@ impl Subsystem {
             lsm,
             shapes,
             sessions: AtomicU64::new(0),
+            symbols,
         })
+    }
+
+    /// What went wrong with the files for profilers ([`Config::symbols`]), if anything has: since then nothing was written.
+    pub fn symbols_failure(&self) -> Option<&str> {
+        self.symbols.failure()
     }
 
     /// The memory that programs run in.

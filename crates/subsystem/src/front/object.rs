@@ -23,6 +23,7 @@ use super::token::TokenObject;
 use super::users::Users;
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
+use crate::symbols::Registered;
 
 /// What a descriptor stands for.
 #[derive(Clone, Debug)]
@@ -298,6 +299,8 @@ pub struct ProgObject {
     /// Tells the security hooks when it goes.
     #[expect(dead_code, reason = "held, not looked at")]
     pub(super) told: Option<Told>,
+    /// Debuggers know it as long as it lives.
+    pub(super) symbols: OnceLock<Registered>,
 }
 
 impl ProgObject {

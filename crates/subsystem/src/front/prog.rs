@@ -3,7 +3,7 @@
 //! The load path is a list of steps, and each kernel has its own order of them ([`steps`]). A load on its way owns what
 //! its steps have acquired, so a failure at any of them undoes all earlier ones.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use sha2::{Digest, Sha256};
 use skep_ebpf::Errno;
@@ -27,6 +27,7 @@ use super::resolve::{self, FdArray};
 use super::token::{TOKEN_FD, TokenObject};
 use super::{Command, Profile, Subsystem, words};
 use crate::loaded::Loaded;
+use crate::symbols::Names;
 
 /// Most instructions of a program for those with `CAP_BPF`, and for others (and for all, up to 5.1).
 const MAX_INSNS: u32 = 1_000_000;
@@ -568,7 +569,9 @@ impl Subsystem {
             runs: RunStats::default(),
             charge: owned.charge,
             told: owned.told,
+            symbols: OnceLock::new(),
         })?;
+        self.publish(&object);
         // The number is public: from here on the program is put, not freed.
         self.install(client, Object::Prog(object))
     }
@@ -583,7 +586,7 @@ impl Subsystem {
     ) -> Result<Arc<ProgObject>, Errno> {
         let place = self.world.add_program(&loaded, maps.clone())?;
         let code: Vec<u8> = verified.insns().iter().flat_map(|i| i.to_bytes()).collect();
-        self.progs.add(|id| ProgObject {
+        let object = self.progs.add(|id| ProgObject {
             id,
             place,
             name: short_name(loaded.name()),
@@ -602,7 +605,21 @@ impl Subsystem {
             runs: RunStats::default(),
             charge: None,
             told: None,
-        })
+            symbols: OnceLock::new(),
+        })?;
+        self.publish(&object);
+        Ok(object)
+    }
+
+    /// Tells profilers and debuggers of a program's machine code.
+    fn publish(&self, prog: &ProgObject) {
+        if !self.symbols.is_wanted() {
+            return;
+        }
+        let names = Names::of(&prog.verified, &prog.loaded, prog.tag);
+        if let Some((names, address)) = names.zip(self.world.code_address(&prog.place)) {
+            let _ = prog.symbols.set(self.symbols.add(&names, address));
+        }
     }
 
     pub(super) fn prog_bind_map(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {

@@ -23,6 +23,7 @@ pub use plugin::{Plugin, Program};
 
 use crate::front::account::Accounts;
 use crate::front::{Config, Limits, Subsystem};
+use crate::symbols::Symbols;
 
 /// What a host has room for.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub struct HostOptions {
     pub perf_ring_bytes: u32,
     /// Bytes of the ring for lines of `trace_printk`.
     pub printk_bytes: u32,
+    /// Profilers and debuggers that are told of machine code.
+    pub symbols: Symbols,
 }
 
 impl Default for HostOptions {
@@ -55,6 +58,7 @@ impl Default for HostOptions {
             harden: false,
             perf_ring_bytes: 1 << 16,
             printk_bytes: 1 << 16,
+            symbols: Symbols::default(),
         }
     }
 }
@@ -183,7 +187,8 @@ impl Host {
             samples_bytes: 4096,
             printk_bytes: options.printk_bytes,
         };
-        let config = Config { slots: limits.slots, engine: options.engine, ..Config::default() };
+        let symbols = options.symbols.clone();
+        let config = Config { slots: limits.slots, engine: options.engine, symbols, ..Config::default() };
         let subsystem = Subsystem::with_limits(config, limits)?;
         let printk = subsystem.world().rings[1].ring_consumer().ok();
         Ok(Host(Arc::new(Inner {

@@ -28,6 +28,7 @@ use crate::front::targets::{LinkPlace, NewLink, WorldMemory};
 use crate::front::{Config, Limits, Subsystem, World};
 use crate::loaded::Loaded;
 use crate::place::When;
+use crate::symbols::Symbols;
 use crate::testrun::{TestInput, TestOutput, TestRunError};
 
 /// What a session can be told.
@@ -47,6 +48,8 @@ pub struct Options {
     pub perf_ring_bytes: u32,
     /// What runs programs.
     pub engine: Engine,
+    /// Profilers and debuggers that are told of machine code.
+    pub symbols: Symbols,
 }
 
 impl Default for Options {
@@ -60,6 +63,7 @@ impl Default for Options {
             printk_bytes: 1 << 18,
             perf_ring_bytes: 1 << 16,
             engine: Engine::default(),
+            symbols: Symbols::default(),
         }
     }
 }
@@ -175,7 +179,7 @@ impl Session {
         let system = |what| move |source| SessionError::System { what, source };
         let errno = |what| move |e: Errno| SessionError::System { what, source: io::Error::from_raw_os_error(e.0) };
         let limits = limits(&programs, defs.len(), options);
-        let config = Config { slots: options.slots, ..Config::default() };
+        let config = Config { slots: options.slots, symbols: options.symbols.clone(), ..Config::default() };
         let subsystem = Subsystem::with_limits(config, limits).map_err(system("arenas"))?;
         // Started first: what asks for memory later then finds it.
         let keeper = subsystem.world().keeper().map_err(system("keeper thread"))?;
