@@ -35,6 +35,51 @@ fn hits_are_counted_exactly() {
 }
 
 #[test]
+fn programs_are_interpreted_where_machine_code_cannot_be_run() {
+    let mut world = World::new(&[percpu()], &[(&counting(7), link_kind::ENTRY)], 1);
+    world.proc.keeps = 0;
+    world.call();
+    world.proc.executes = 0;
+    world.call();
+    assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.samples)), (2, 2));
+    assert_eq!(total(&world.session), 2);
+    // Without an image of bytecode nothing is run.
+    world.session.forget_bytecode(0);
+    world.call();
+    assert_eq!((world.count(0, |c| &c.hits), total(&world.session)), (3, 2));
+}
+
+#[test]
+fn idle_threads_give_up_their_slots() {
+    const CALLS: u64 = 1000;
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
+    // As many threads as there are slots: half of them keep theirs and do nothing more.
+    let barrier = std::sync::Barrier::new(SLOTS as usize * 2);
+    std::thread::scope(|s| {
+        for _ in 0..SLOTS {
+            s.spawn(|| {
+                world.call();
+                barrier.wait();
+                barrier.wait();
+                // They take one again, and may find that there is none at the moment.
+                world.call();
+            });
+        }
+        for _ in 0..SLOTS {
+            s.spawn(|| {
+                barrier.wait();
+                (0..CALLS).for_each(|_| world.call());
+                barrier.wait();
+            });
+        }
+    });
+    let (hits, none) = (world.count(0, |c| &c.hits), world.count(0, |c| &c.no_slot));
+    assert_eq!(hits + none, u64::from(SLOTS) * (CALLS + 2));
+    assert_eq!((none, total(&world.session)), (0, hits));
+    assert!(world.all_slots_free());
+}
+
+#[test]
 fn more_threads_than_slots_lose_no_count() {
     const CALLS: u64 = 5_000;
     let program = counting(0);
@@ -153,7 +198,7 @@ fn a_run_that_was_left_gives_its_slot_back() {
         // The same on another thread's stack, far away: no proof, and the guards say it is gone.
         entry.active.store(3, Ordering::Relaxed);
         entry.sp.store(&raw const here as u64 + 4096, Ordering::Relaxed);
-        entry.reserved.store(0, Ordering::Relaxed);
+        entry.guards.store(0, Ordering::Relaxed);
         world.call();
         assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (3, 0));
     }

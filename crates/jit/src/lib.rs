@@ -60,6 +60,8 @@ pub struct Options {
     pub budget: bool,
     /// Numbers of the program do not stand in machine code as they are, so that nobody can smuggle in instructions.
     pub harden: bool,
+    /// A program of machine code gets an image of bytecode, too, for processes where machine code cannot be executed.
+    pub bytecode: bool,
 }
 
 /// Indices of a program's maps in the table of maps that it runs with.
@@ -91,6 +93,10 @@ impl MapIndices {
 #[derive(Clone, Debug)]
 pub struct Compiled {
     words: Vec<u64>,
+    /// Of a program of machine code, its image of bytecode.
+    bytecode: Vec<u64>,
+    /// See [`Compiled::context`].
+    context: Context,
     name: String,
     prog_type: ProgType,
     engine: Engine,
@@ -128,9 +134,17 @@ impl Compiled {
     /// The image: position independent, to be placed at a multiple of
     /// [`IMAGE_ALIGN`](skep_runtime::image::IMAGE_ALIGN) in a control arena.
     pub fn image(&self) -> &[u8] {
-        let len = self.words.len() * 8;
-        // SAFETY: the bytes of the words; any byte is a valid `u8`.
-        unsafe { core::slice::from_raw_parts(self.words.as_ptr().cast(), len) }
+        bytes(&self.words)
+    }
+
+    /// For a program of machine code: an image that does the same where machine code cannot be executed.
+    pub fn bytecode_image(&self) -> Option<&[u8]> {
+        (!self.bytecode.is_empty()).then(|| bytes(&self.bytecode))
+    }
+
+    /// What it reads of its context.
+    pub fn context(&self) -> &Context {
+        &self.context
     }
 
     /// The image in private memory, as [`Machine::run_image`](skep_runtime::Machine::run_image) takes it. Valid for as
@@ -188,6 +202,21 @@ impl Compiled {
     }
 }
 
+/// What a program reads of its context.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Context {
+    /// Perhaps all of it: its address goes to helpers or other programs.
+    #[default]
+    All,
+    /// These bytes: the first, and the one behind the last.
+    Parts(Vec<(u32, u32)>),
+}
+
+fn bytes(words: &[u64]) -> &[u8] {
+    // SAFETY: the bytes of the words; any byte is a valid `u8`.
+    unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 8) }
+}
+
 /// Makes a verified program ready to run.
 pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
     compile_with(verified, options, &Tuning::of(options))
@@ -222,7 +251,11 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
     let objects = known.reads_guarded();
     let options = &Options { engine: if objects { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
-    translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))
+    let mut compiled = translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))?;
+    if !known.ctx_by_address() {
+        compiled.context = Context::Parts(verified.ctx_reads().to_vec());
+    }
+    Ok(compiled)
 }
 
 /// What is compiled.
@@ -255,36 +288,44 @@ fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, Compile
 fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Result<Compiled, CompileError> {
     let chain = calls::longest_chain(source)?;
     let mut lowered = lower::lower(source, options)?;
-    let (mut code, mut native, mut flags) = (Vec::new(), None, 0);
-    match options.engine {
-        Engine::Interpreter => {
-            fuse::fuse(&mut lowered.code);
-            code.reserve(lowered.code.len() * 8);
-            for c in &lowered.code {
-                code.extend([c.op as u8, c.dst]);
-                code.extend(c.a.to_ne_bytes());
-                code.extend(c.imm.to_ne_bytes());
-            }
+    let (mut image, may_goto) = (Vec::new(), u32::from(lowered.may_goto));
+    if options.engine == Engine::Interpreter || options.bytecode {
+        fuse::fuse(&mut lowered.code);
+        let mut code = Vec::with_capacity(lowered.code.len() * 8);
+        for c in &lowered.code {
+            code.extend([c.op as u8, c.dst]);
+            code.extend(c.a.to_ne_bytes());
+            code.extend(c.imm.to_ne_bytes());
         }
+        image = words(source, &code, lowered.code.len() as u32, [0, lowered.nmaps, may_goto], chain);
+    }
+    let (mut bytecode, mut native) = (Vec::new(), None);
+    match options.engine {
+        Engine::Interpreter => {}
         #[cfg(target_arch = "x86_64")]
         Engine::Jit => {
             let made = x86_64::translate(source, options, tuning);
-            flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
+            let flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
+            let code = made.code;
             native = Some(Native {
-                len: made.code.len(),
+                len: code.len(),
                 places: made.places.into(),
                 insns: source.insns.len(),
                 offsets: OnceLock::new(),
                 functions: made.functions.into(),
             });
-            code = made.code;
+            bytecode = std::mem::replace(
+                &mut image,
+                words(source, &code, code.len() as u32, [flags, lowered.nmaps, may_goto], chain),
+            );
         }
         #[cfg(not(target_arch = "x86_64"))]
         Engine::Jit => return Err(CompileError::NoMachineCode { program: source.name.into() }),
     }
-    let slots = if native.is_some() { code.len() } else { lowered.code.len() };
     Ok(Compiled {
-        words: words(source, &code, slots as u32, [flags, lowered.nmaps, u32::from(lowered.may_goto)], chain),
+        words: image,
+        bytecode,
+        context: Context::All,
         name: source.name.into(),
         prog_type: source.prog_type,
         engine: options.engine,

@@ -26,9 +26,9 @@ pub(crate) struct Lowered {
 /// What is wrong with an instruction.
 type What = &'static str;
 
-/// Translates all instructions; for machine code, only those that may be refused or name a map or a helper.
+/// Translates all instructions; for machine code alone, only those that may be refused or name a map or a helper.
 pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, CompileError> {
-    let all = options.engine == Engine::Interpreter;
+    let all = options.engine == Engine::Interpreter || options.bytecode;
     let mut out = Lowered {
         code: Vec::with_capacity(if all { source.insns.len() } else { 0 }),
         helpers: BTreeSet::new(),

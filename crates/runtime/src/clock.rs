@@ -4,6 +4,7 @@
 //! of it is read with care, once per process. The function's address is kept in the process's private memory. Like the
 //! C library, which keeps it too, this relies on the vDSO staying where it is.
 
+use core::arch::naked_asm;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -39,12 +40,63 @@ pub(crate) unsafe fn monotonic(proc: *const Proc) -> u64 {
             let mut ts = [0u64; 2];
             // SAFETY: the address is that of the vDSO's function, which has this type and writes a timespec.
             unsafe {
-                let get: unsafe extern "C" fn(u32, *mut [u64; 2]) -> i32 = core::mem::transmute(address as usize);
-                get(sys::clock::MONOTONIC, &raw mut ts);
+                skep_keep_vectors(sys::clock::MONOTONIC, &raw mut ts, address);
             }
             ts[0].wrapping_mul(1_000_000_000).wrapping_add(ts[1])
         }
     }
+}
+
+/// Calls `function(clock, ts)` and leaves the vector registers as they were: nothing else in the agent uses any, so
+/// trampolines do not save them. (The controller knows it by this name.)
+///
+/// # Safety
+/// As for the call.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "sysv64" fn skep_keep_vectors(clock: u32, ts: *mut [u64; 2], function: u64) {
+    naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "sub rsp, 256",
+        "and rsp, -16",
+        "movaps [rsp], xmm0",
+        "movaps [rsp + 16], xmm1",
+        "movaps [rsp + 32], xmm2",
+        "movaps [rsp + 48], xmm3",
+        "movaps [rsp + 64], xmm4",
+        "movaps [rsp + 80], xmm5",
+        "movaps [rsp + 96], xmm6",
+        "movaps [rsp + 112], xmm7",
+        "movaps [rsp + 128], xmm8",
+        "movaps [rsp + 144], xmm9",
+        "movaps [rsp + 160], xmm10",
+        "movaps [rsp + 176], xmm11",
+        "movaps [rsp + 192], xmm12",
+        "movaps [rsp + 208], xmm13",
+        "movaps [rsp + 224], xmm14",
+        "movaps [rsp + 240], xmm15",
+        "call rdx",
+        "movaps xmm0, [rsp]",
+        "movaps xmm1, [rsp + 16]",
+        "movaps xmm2, [rsp + 32]",
+        "movaps xmm3, [rsp + 48]",
+        "movaps xmm4, [rsp + 64]",
+        "movaps xmm5, [rsp + 80]",
+        "movaps xmm6, [rsp + 96]",
+        "movaps xmm7, [rsp + 112]",
+        "movaps xmm8, [rsp + 128]",
+        "movaps xmm9, [rsp + 144]",
+        "movaps xmm10, [rsp + 160]",
+        "movaps xmm11, [rsp + 176]",
+        "movaps xmm12, [rsp + 192]",
+        "movaps xmm13, [rsp + 208]",
+        "movaps xmm14, [rsp + 224]",
+        "movaps xmm15, [rsp + 240]",
+        "mov rsp, rbp",
+        "pop rbp",
+        "ret",
+    )
 }
 
 /// The cached address, looked for the first time.

@@ -18,7 +18,7 @@ pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES
 /// Ring buffer records that a program may hold at once.
 pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
-pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 40;
+pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 40 - size_of::<Env>();
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -56,6 +56,8 @@ pub struct SlotArea {
     pub(crate) ids: u64,
     /// See `thread.rs`. The one field that others than the slot's holder look at.
     pub(crate) claim: AtomicU64,
+    /// What runs of probed places on this slot work with.
+    pub(crate) env: Env,
     pub(crate) scratch: [u8; SCRATCH],
 }
 
@@ -137,12 +139,10 @@ impl Seq {
     }
 }
 
-/// What a run of a program can reach. It lives on the stack of the thread that runs it.
-///
-/// The guards tell a later hit of the same thread whether this run is still there: see `thread.rs`.
+/// What a run of a program can reach. At a probed place it lies in the memory of the slot, and what does not change from hit
+/// to hit stays there for as long as the same thread has the slot.
 #[repr(C)]
 pub struct Env {
-    pub(crate) guard_low: u64,
     pub(crate) control: *const Control,
     pub(crate) shared: *const SharedHead,
     pub(crate) maps: *const MapRef,
@@ -174,6 +174,8 @@ pub struct Env {
     pub(crate) tail_calls: u32,
     /// The program is machine code.
     pub(crate) native: bool,
+    /// Machine code can be run here.
+    pub(crate) executes: bool,
     /// Interpreter: instructions are counted.
     pub(crate) counting: bool,
     /// Where the frame of a function begins that the helper calls which is called now.
@@ -189,7 +191,6 @@ pub struct Env {
     pub(crate) objects_len: u64,
     /// What `seq_write` and `seq_printf` write to; null if there is nothing.
     pub(crate) seq: *mut Seq,
-    pub(crate) guard_high: u64,
 }
 
 impl Env {
@@ -202,7 +203,6 @@ impl Env {
         area: *mut SlotArea,
     ) -> Env {
         Env {
-            guard_low: 0,
             control,
             shared,
             maps,
@@ -223,6 +223,7 @@ impl Env {
             stack_top: 0,
             tail_calls: 0,
             native: false,
+            executes: true,
             counting: false,
             callback_fp: 0,
             frame: null_mut(),
@@ -231,7 +232,6 @@ impl Env {
             objects: 0,
             objects_len: 0,
             seq: null_mut(),
-            guard_high: 0,
         }
     }
 

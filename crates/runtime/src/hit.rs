@@ -18,7 +18,7 @@ use crate::env::{Env, SlotArea};
 use crate::session::{
     Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
 };
-use crate::thread::{self, Refusal};
+use crate::thread::{self, Guards, Refusal, Thread};
 use crate::{clock, native, ret_entry, sys};
 
 /// A probed place is reached; see [`HitFn`](crate::session::HitFn).
@@ -34,24 +34,38 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
         if !control.enabled() || !proc.alive() {
             return 0;
         }
-        if any(proc, site, link_kind::ENTRY) && !deliver(proc, site, link_kind::ENTRY, regs, site.ip) {
-            if site.has_return.load(Relaxed) != 0 {
-                each(proc, site, link_kind::RETURN, |_, index| lost(proc, index, |c| &c.missed));
-            }
+        let Some(thread) = thread::current(proc) else {
+            all_missed(proc, site, link_kind::ENTRY);
+            all_missed(proc, site, link_kind::RETURN);
+            return 0;
+        };
+        if site.has_entry.load(Relaxed) != 0 && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip) {
+            all_missed(proc, site, link_kind::RETURN);
             return 0;
         }
         if site.has_return.load(Relaxed) == 0 || !any(proc, site, link_kind::RETURN) {
             return 0;
         }
         let sp = (*regs).rsp;
-        match ret_entry::take(proc, site, sp, *(sp as *const u64)) {
+        match ret_entry::take(proc, thread.entry, site, sp, *(sp as *const u64)) {
             Some(index) => proc.stubs + u64::from(index) * STUB_SIZE,
             None => {
-                each(proc, site, link_kind::RETURN, |_, index| lost(proc, index, |c| &c.missed));
+                all_missed(proc, site, link_kind::RETURN);
                 0
             }
         }
     }
+}
+
+/// Counts a hit that no link of this kind was told of.
+///
+/// # Safety
+/// As [`each`].
+#[cold]
+#[inline(never)]
+unsafe fn all_missed(proc: &Proc, site: &Site, kind: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { each(proc, site, kind, |_, index| lost(proc, index, |c| &c.missed)) };
 }
 
 /// A function with a return probe has returned; see [`ReturnFn`](crate::session::ReturnFn).
@@ -72,9 +86,15 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         if e.used.load(Relaxed) & 1 == 0 {
             return ret;
         }
-        ret_entry::free(proc, entry, e);
-        if proc.control().enabled() && proc.alive() && any(proc, site, link_kind::RETURN) {
-            deliver(proc, site, link_kind::RETURN, regs, ret);
+        if !proc.control().enabled() || !proc.alive() {
+            ret_entry::free(proc, None, entry, e);
+            return ret;
+        }
+        let thread = thread::current(proc);
+        ret_entry::free(proc, thread.map(|t| t.entry), entry, e);
+        match thread {
+            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, ret)),
+            None => all_missed(proc, site, link_kind::RETURN),
         }
         ret
     }
@@ -132,11 +152,11 @@ unsafe fn lost(proc: &Proc, link: u32, counter: fn(&LinkCount) -> &AtomicU64) {
 /// # Safety
 /// As [`hit`]; in the process of `proc`, with the controller alive.
 #[inline(always)]
-unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u64) -> bool {
+unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs: *mut PtRegs, ip: u64) -> bool {
+    let mut guards = Guards::NEW;
     // SAFETY: the caller's promise.
     unsafe {
-        let mut env = Env::new(proc.control(), proc.shared(), proc.map_refs(), 0, core::ptr::null_mut());
-        let held = match thread::take(proc, regs as u64, &raw mut env) {
+        let held = match thread.take(proc, regs as u64, &raw mut guards) {
             Ok(held) => held,
             Err(refusal) => {
                 let counter: fn(&LinkCount) -> &AtomicU64 = match refusal {
@@ -147,9 +167,7 @@ unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u6
                 return !matches!(refusal, Refusal::Missed);
             }
         };
-        env.proc = proc;
-        env.slot = held.slot;
-        env.area = proc.area(held.slot);
+        let env = &mut (*held.area).env;
         env.ctx = regs.cast();
         env.regs = regs;
         env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
@@ -160,7 +178,7 @@ unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u6
                 (_, NONE) => 0,
                 (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
             };
-            let Some(retval) = run(&mut env, link, index) else { return };
+            let Some(retval) = run(env, link, index) else { return };
             verdict &= retval;
             if link.flags & link_flags::CHAINED != 0 {
                 return;
@@ -170,7 +188,7 @@ unsafe fn deliver(proc: &Proc, site: &Site, kind: u32, regs: *mut PtRegs, ip: u6
                 verdict &= 1;
             }
             if verdict != 0 {
-                tell(&env, link, index, ip, verdict);
+                tell(env, link, index, ip, verdict);
             }
             verdict = u64::MAX;
         });
@@ -206,7 +224,8 @@ unsafe fn run(env: &mut Env, link: &Link, index: u32) -> Option<u64> {
             bump(&row.hits);
             return Some(1);
         }
-        let Some(image) = control.prog(prog).and_then(|cell| control.image(cell)) else { return Some(0) };
+        let image = control.prog(prog).and_then(|cell| control.image(cell, env.executes));
+        let Some(image) = image else { return Some(0) };
         bump(&row.hits);
         let retval = native::run(env, image, control.budget);
         if !proc.alive() {

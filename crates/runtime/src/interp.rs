@@ -145,7 +145,8 @@ pub(crate) unsafe fn fits(env: &Env, image: *const Image, stack: usize, frames: 
     image.stack as usize <= stack && image.frames as usize <= frames && known
 }
 
-/// The image that index `index` of the prog array `map` names, if it may be called from here.
+/// The image that index `index` of the prog array `map` names, if it may be called from here: of machine code if there is
+/// one and `native` asks for it.
 ///
 /// # Safety
 /// `map` is a prog array's handle.
@@ -157,6 +158,7 @@ pub(crate) unsafe fn tail_call_target(
     stack: usize,
     frames: usize,
     count: u32,
+    native: bool,
 ) -> Option<*const Image> {
     if count >= MAX_TAIL_CALLS {
         return None;
@@ -165,7 +167,7 @@ pub(crate) unsafe fn tail_call_target(
     unsafe {
         let prog = (*(map as *const skep_maps::MapRef)).prog_array_get(index)?;
         let cell = (*env.control).prog(prog)?;
-        let image = (*env.control).image(cell)?;
+        let image = (*env.control).image(cell, native)?;
         (cell.prog_type == env.prog_type && fits(env, image, stack, frames)).then_some(image)
     }
 }
@@ -585,7 +587,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                     spend!();
                     let stack = (*r.add(10) - (&raw const (*env.area).stack) as u64) as usize;
                     let left = SAVED_FRAMES + 1 - frame.offset_from_unsigned((&raw mut (*env.area).frames).cast());
-                    match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, env.tail_calls) {
+                    match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, env.tail_calls, false) {
                         Some(image) if (*image).flags & image::NATIVE == 0 => {
                             env.tail_calls += 1;
                             *r.add(1) = env.ctx as u64;

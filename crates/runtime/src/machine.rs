@@ -77,6 +77,11 @@ impl Machine {
         machine
     }
 
+    /// Says whether `control` is mapped executable; if not, programs are interpreted. It is taken to be.
+    pub fn set_executes(&mut self, executes: bool) {
+        self.env.executes = executes;
+    }
+
     /// Runs program `prog` of the session on a context; `None` if it has no image.
     ///
     /// # Safety
@@ -84,7 +89,7 @@ impl Machine {
     pub unsafe fn run(&mut self, prog: u32, ctx: *mut u8) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?)?;
+        let image = control.image(control.prog(prog)?, self.env.executes)?;
         // SAFETY: images in the control arena are those of the session's maps.
         Some(unsafe { self.run_image(image, ctx) })
     }
@@ -102,7 +107,7 @@ impl Machine {
     pub unsafe fn run_within(&mut self, prog: u32, ctx: *mut u8, budget: u64) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?)?;
+        let image = control.image(control.prog(prog)?, self.env.executes)?;
         // SAFETY: images in the control arena are those of the session's maps.
         Some(unsafe { self.run_budgeted(image, ctx, budget) })
     }
@@ -119,7 +124,7 @@ impl Machine {
     pub unsafe fn run_at(&mut self, prog: u32, ctx: *mut u8, at: &At) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?)?;
+        let image = control.image(control.prog(prog)?, self.env.executes)?;
         let env = &mut self.env;
         (env.cookie, env.func_ip, env.entry_ip, env.regs) = (at.cookie, at.func_ip, at.entry_ip, at.regs);
         // SAFETY: images in the control arena are those of the session's maps.
@@ -137,7 +142,7 @@ impl Machine {
     pub unsafe fn run_with(&mut self, prog: u32, ctx: *mut u8, scene: &mut Scene<'_>) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?)?;
+        let image = control.image(control.prog(prog)?, self.env.executes)?;
         let env = &mut self.env;
         (env.objects, env.objects_len) = (scene.objects.as_ptr() as u64, size_of_val(scene.objects) as u64);
         env.seq = scene.seq.as_deref_mut().map_or(null_mut(), |seq| seq);

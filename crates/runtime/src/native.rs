@@ -4,7 +4,7 @@
 //!
 //! * The code of an image of machine code keeps the contract of [`abi`](crate::abi); it does what its verified bytecode
 //!   does, and leaves the stack and the registers that the C calling convention preserves as it found them.
-//! * The memory that such an image lies in is mapped executable wherever it is run.
+//! * The memory that such an image lies in is mapped executable wherever it is run: `Env::executes` says whether it is.
 
 use core::arch::naked_asm;
 use core::mem::{offset_of, transmute};
@@ -23,7 +23,7 @@ type Code = unsafe extern "sysv64" fn(*mut Env, *mut u8, u64) -> u64;
 ///
 /// # Safety
 /// As [`interp::run`]; an image of machine code lies in executable memory.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64 {
     // SAFETY: the caller's promises.
     unsafe {
@@ -31,7 +31,7 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         if flags & image::NATIVE == 0 {
             return interp::run(env, image, budget);
         }
-        if !interp::fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
+        if !env.executes || !interp::fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
             return 0;
         }
         (env.prog_type, env.over_budget) = ((*image).prog_type, false);
@@ -89,7 +89,7 @@ pub(crate) unsafe extern "sysv64" fn tail_call(_: u64, map: u64, index: u64, fp:
         if entry.wrapping_sub(sp) > NATIVE_STACK {
             return 0;
         }
-        match interp::tail_call_target(env, map, index as u32, stack, SAVED_FRAMES + 1, env.tail_calls) {
+        match interp::tail_call_target(env, map, index as u32, stack, SAVED_FRAMES + 1, env.tail_calls, true) {
             Some(image) if (*image).flags & image::NATIVE != 0 => {
                 env.tail_calls += 1;
                 image.cast::<u8>().add(CODE_OFFSET) as u64

@@ -10,11 +10,15 @@
 //!   is executed), the address behind that call (while the function runs), the entry's number (which the stub pushes
 //!   before it calls [`ret`](crate::hit::ret)). Anything else there, or nothing, means that the function was left
 //!   by `longjmp`, an exception or the end of its thread, and the entry may be taken again.
+//! * A thread keeps one free entry to itself, so that a function that calls no other probed one costs no locked
+//!   instruction. It is taken and put by single instructions, which a signal handler of the same thread cannot split. Only
+//!   entries of the lower half are kept, so threads that have ended cannot have them all.
 
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::read;
-use crate::session::{NONE, Proc, RetEntry, STUB_SIZE, Site};
+use crate::session::{NONE, Proc, RetEntry, STUB_SIZE, Site, ThreadEntry};
 
 /// Bytes of the call at the start of a stub.
 pub(crate) const STUB_CALL: u64 = 6;
@@ -25,13 +29,15 @@ const SWEEP: u32 = 128;
 ///
 /// # Safety
 /// In the process of `proc`, or in a child forked from it.
-pub(crate) unsafe fn take(proc: &Proc, site: &Site, sp: u64, ret: u64) -> Option<u32> {
+#[inline(always)]
+pub(crate) unsafe fn take(proc: &Proc, thread: &ThreadEntry, site: &Site, sp: u64, ret: u64) -> Option<u32> {
     // SAFETY: the caller's promise.
     unsafe {
-        let index = pop(proc).or_else(|| {
-            sweep(proc);
-            pop(proc)
-        })?;
+        let kept = thread.ret.load(Relaxed);
+        let index = match kept.checked_sub(1) {
+            Some(index) if swap(&thread.ret, kept, 0) => index,
+            _ => take_any(proc)?,
+        };
         let entry = proc.ret_entry(index)?;
         entry.ret.store(ret, Relaxed);
         entry.body.store(site.body, Relaxed);
@@ -42,13 +48,50 @@ pub(crate) unsafe fn take(proc: &Proc, site: &Site, sp: u64, ret: u64) -> Option
     }
 }
 
+/// Takes an entry that no thread keeps.
+///
+/// # Safety
+/// As [`take`].
+#[inline(never)]
+unsafe fn take_any(proc: &Proc) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pop(proc).or_else(|| {
+            sweep(proc);
+            pop(proc)
+        })
+    }
+}
+
+/// A compare-and-swap between a thread and its own signal handlers: one instruction, but not locked.
+#[inline(always)]
+fn swap(word: &AtomicU32, old: u32, new: u32) -> bool {
+    let done: u8;
+    // SAFETY: the word is valid; the instruction writes it, the flags, and eax.
+    unsafe {
+        core::arch::asm!(
+            "cmpxchg dword ptr [{word}], {new:e}",
+            "sete {done}",
+            word = in(reg) word.as_ptr(), new = in(reg) new, done = out(reg_byte) done, inout("eax") old => _,
+            options(nostack),
+        );
+    }
+    done != 0
+}
+
 /// Frees an entry whose function has returned. No sweep takes it meanwhile, since it is not abandoned.
 ///
 /// # Safety
 /// As [`take`], and the entry is in use by the caller's function.
-#[inline]
-pub(crate) unsafe fn free(proc: &Proc, index: u32, entry: &RetEntry) {
+#[inline(always)]
+pub(crate) unsafe fn free(proc: &Proc, thread: Option<&ThreadEntry>, index: u32, entry: &RetEntry) {
     entry.used.store(entry.used.load(Relaxed).wrapping_add(1), Release);
+    if index < proc.nret / 2
+        && let Some(thread) = thread
+        && swap(&thread.ret, 0, index + 1)
+    {
+        return;
+    }
     // SAFETY: the caller's promise.
     unsafe { push(proc, index, entry) };
 }
@@ -57,6 +100,7 @@ pub(crate) unsafe fn free(proc: &Proc, index: u32, entry: &RetEntry) {
 ///
 /// # Safety
 /// As [`take`], and nobody else frees the entry.
+#[inline(never)]
 unsafe fn push(proc: &Proc, index: u32, entry: &RetEntry) {
     // SAFETY: the caller's promise.
     let free = unsafe { &proc.ret_head().free };

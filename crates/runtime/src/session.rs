@@ -12,10 +12,10 @@
 //! All structures are `repr(C)` and position independent but for the addresses in [`Proc`], [`Site`] and [`RetEntry`],
 //! which are addresses of that one process.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x02");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x03");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
@@ -64,6 +64,10 @@ pub struct Control {
     pub printk_map: u32,
     /// Run-time budget of one run of a program in units of its back edges, calls and helper calls; 0 for none.
     pub budget: u64,
+    /// 1 if threads may [keep](Proc::keeps) slots: who looks whether a slot is in use makes all processors agree first.
+    pub keeps: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 /// Link states.
@@ -115,6 +119,8 @@ pub struct Link {
 pub struct ProgCell {
     /// Offset of the program's image in the control arena, 0 if there is none.
     pub image: AtomicU64,
+    /// Offset of its image of bytecode, for where the first one is machine code that cannot be executed; 0 if there is none.
+    pub bytecode: AtomicU64,
     /// Program type (`enum bpf_prog_type`).
     pub prog_type: u32,
     /// Reserved, zero.
@@ -139,8 +145,15 @@ pub const SLOTS_OFFSET: usize = 4096;
 pub struct Slot {
     /// 0 when free, else the owner as [`owner_word`] makes it.
     pub owner: AtomicU64,
-    /// Times taken; only its owner writes it.
+    /// Counts runs: odd while one is under way, even between them. Only its owner writes it.
     pub taken: AtomicU64,
+}
+
+impl Slot {
+    /// True if a run is under way on it, as far as this processor can see.
+    pub fn is_busy(&self) -> bool {
+        self.owner.load(Ordering::SeqCst) != 0 && self.taken.load(Ordering::SeqCst) & 1 != 0
+    }
 }
 
 /// The owner word of a slot: the target's index in the session and the thread's TLS base (or, with bit 43 set in its place,
@@ -236,6 +249,11 @@ pub struct Proc {
     pub nmaps: u32,
     /// Address of the description (FDE) by which an unwinder gets past the return stubs.
     pub description: u64,
+    /// 1 if the control arena is mapped executable; else programs are interpreted.
+    pub executes: u32,
+    /// 1 if threads keep the slot of their last run: the process is registered for `membarrier`, by which others find out
+    /// whether it is in use. Else, and in sessions that do not allow it, each run takes a slot and gives it back.
+    pub keeps: u32,
 }
 
 /// Links that one site can carry.
@@ -268,6 +286,8 @@ pub struct Site {
     pub guard: u32,
     /// Bytes from the start of the function if `ip` is its entry (behind an `endbr64` it still is); else [`NONE`].
     pub entry: u32,
+    /// True (1) if one of the links is an entry link.
+    pub has_entry: AtomicU32,
 }
 
 /// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process, and lead
@@ -335,22 +355,30 @@ pub struct TrapState {
 }
 
 /// What a process knows of one of its threads, found by the thread's TLS base.
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct ThreadEntry {
     /// TLS base (or thread id with bit 63 set); 0 when unused.
     pub key: AtomicU64,
-    /// The slot that the thread holds, plus one; 0 for none.
+    /// The slot that the thread runs a program on, plus one; 0 for none.
     pub active: AtomicU32,
     /// The slot that it held last.
     pub last: AtomicU32,
-    /// Stack pointer when it took the slot.
+    /// Stack pointer when it began to run.
     pub sp: AtomicU64,
-    /// Address of the run's environment on the thread's stack, which carries guards.
-    pub reserved: AtomicU64,
+    /// Address of the run's guards on the thread's stack.
+    pub guards: AtomicU64,
+    /// The slot that the thread keeps between runs, plus one; 0 for none. It is the thread's as long as its claim says so.
+    pub kept: AtomicU32,
+    /// A free return entry that the thread keeps, plus one; 0 for none.
+    pub ret: AtomicU32,
+    /// Key of the thread from which it is about to take a kept slot.
+    pub keeper: AtomicU64,
+    /// Reserved, zero.
+    pub reserved: [AtomicU64; 2],
 }
 
-/// Bytes of private memory per slot: eight BPF frames, then scratch for helpers.
-pub const SLOT_STACK: usize = 8192;
+/// Bytes of private memory per slot: eight BPF frames, the environment of runs, scratch for helpers.
+pub const SLOT_STACK: usize = 8704;
 
 /// An activation of a function with a return probe.
 #[repr(C, align(64))]
@@ -425,7 +453,8 @@ pub struct PrintkRecord {
     pub tid: u32,
 }
 
-/// What the trampoline of a site calls; see the `skep-agent` crate. Returns 0 to run on at [`Site::body`], or the address of
+/// What the trampoline of a site calls; see the `skep-agent` crate. Of the registers it has stored the stack pointer, those that
+/// a call may change, and what the site's programs read of the others. Returns 0 to run on at [`Site::body`], or the address of
 /// the return stub to go through (the trampoline then drops the return address from the stack and jumps there).
 pub type HitFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
 

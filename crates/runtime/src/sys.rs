@@ -15,6 +15,7 @@ const FUTEX: usize = 202;
 const CLOCK_GETTIME: usize = 228;
 const RT_TGSIGQUEUEINFO: usize = 297;
 const PROCESS_VM_READV: usize = 310;
+const MEMBARRIER: usize = 324;
 
 const PR_GET_NAME: usize = 16;
 const PR_GET_AUXV: usize = 0x4155_5856;
@@ -137,6 +138,13 @@ pub(crate) unsafe fn block_signals(mask: u64) {
 pub(crate) unsafe fn signal_self(signal: i32, info: *const crate::session::SigInfo) {
     // SAFETY: the kernel reads the information only.
     unsafe { call6(RT_TGSIGQUEUEINFO, [getpid() as usize, gettid() as usize, signal as usize, info as usize, 0, 0]) };
+}
+
+/// Has all processors that run traced processes agree on memory; false if they cannot be made to.
+pub(crate) fn synchronise() -> bool {
+    const GLOBAL_EXPEDITED: usize = 2;
+    // SAFETY: no memory is passed.
+    unsafe { call(MEMBARRIER, GLOBAL_EXPEDITED, 0, 0) == 0 }
 }
 
 /// Wakes one process that waits on a futex in shared memory.

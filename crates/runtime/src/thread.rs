@@ -2,14 +2,22 @@
 //!
 //! # Invariants
 //!
-//! * A thread writes `sp`, `reserved` (the address of its [`Env`]) and then `active` of its entry *before* it takes the
+//! * A thread writes `sp`, `guards` (the address of its [`Guards`]) and then `active` of its entry *before* it takes the
 //!   slot named there, and clears `active` *after* it has released it. So whatever a signal interrupts, the entry names
-//!   every slot that the thread may hold.
-//! * A slot is taken by one compare-and-swap and released by one store, by its owner, and only in the process that
-//!   took it: a forked child returns from programs that its parent began, and must leave the parent's slot alone.
-//!
+//!   every slot that the thread may be running on.
+//! * A slot is taken and released by its owner, and only in the process that took it: a forked child returns from
+//!   programs that its parent began, and must leave the parent's slot alone.
 //! * The slot table is writable by every target, so a free slot there is a hint. What makes a slot's memory exclusive is
 //!   its *claim*, a word in private memory that holds the thread's key. A slot that cannot be claimed is passed over.
+//!
+//! # Kept slots
+//!
+//! Taking a slot costs two locked instructions, more than all else that a hit does. So a thread keeps the slot of its last
+//! run, if it is one of the lower half of the table: others have the upper half. Between runs such a slot has an owner
+//! and a claim, and an even `taken`. Its thread begins a run by plain stores, `active` first, and then looks whether the
+//! claim is still its own. A thread that finds no free slot takes one that another thread of the process keeps: it changes
+//! the claim, has `membarrier` make all processors agree, and only then looks whether that thread is active: if it is,
+//! it may have seen the old claim, and gets it back. Likewise the controller, before it looks whether slots are in use.
 //!
 //! # Runs that were left
 //!
@@ -17,10 +25,10 @@
 //! `active` set and must tell that from a hit while the program still waits: below the handler, or, where handlers
 //! switch coroutines, on any other stack. Taking the slot of a run that is not over would let two runs share memory, so
 //! "left" needs a proof that the recorded frames are gone: the present hit's own frames lie over them, or the guards in
-//! the recorded `Env` have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
+//! the recorded `Guards` have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
 //! its hits until something does.
 //!
-//! The hit that finds a run left first becomes what `sp` and `reserved` describe, then gives back what the run held: so a
+//! The hit that finds a run left first becomes what `sp` and `guards` describe, then gives back what the run held: so a
 //! hit that interrupts it is missed, and if it is left in turn the next one begins again.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -28,14 +36,17 @@ use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::env::Env;
-use crate::session::{Control, Proc, ThreadEntry, owner_word};
+use crate::env::{Env, SlotArea};
+use crate::session::{Proc, Slot, ThreadEntry, owner_proc, owner_word};
 use crate::{read, sys};
 
 /// Entries looked at before a thread is given up: the table is full around its place.
 const PROBES: u32 = 128;
 /// Set in a key, and in bit 43 of an owner word, that is made from a thread id.
 const BY_TID: u64 = 1 << 63;
+/// Set in a claim while it is found out whether the slot can be taken from the thread that keeps it; the key is that of who
+/// does. No thread's own key has it.
+const DISPUTED: u64 = 1 << 62;
 
 /// Why a thread cannot run a program now.
 pub(crate) enum Refusal {
@@ -45,18 +56,42 @@ pub(crate) enum Refusal {
     NoSlot,
 }
 
+/// The calling thread: what identifies it, and its entry.
+#[derive(Clone, Copy)]
+pub(crate) struct Thread<'a> {
+    key: u64,
+    pub(crate) entry: &'a ThreadEntry,
+}
+
+/// What a run leaves on the stack of its thread, to be found by a later hit if it is still there.
+#[repr(C)]
+pub(crate) struct Guards {
+    low: u64,
+    high: u64,
+}
+
+impl Guards {
+    pub(crate) const NEW: Guards = Guards { low: 0, high: 0 };
+}
+
 /// A slot that the calling thread holds.
 pub(crate) struct Held<'a> {
     proc: &'a Proc,
     entry: &'a ThreadEntry,
-    pub(crate) slot: u32,
+    slot: &'a Slot,
+    /// Of the run.
+    taken: u64,
+    /// The private memory of the slot; the run's environment is in it.
+    pub(crate) area: *mut SlotArea,
+    /// It stays the thread's.
+    kept: bool,
 }
 
 /// What identifies the calling thread: its TLS base, or its id.
 ///
 /// # Safety
 /// `proc.fsgsbase` says truly whether the instruction may be used.
-#[inline]
+#[inline(always)]
 unsafe fn key(proc: &Proc) -> u64 {
     let mut base = 0u64;
     if proc.fsgsbase != 0 {
@@ -68,6 +103,7 @@ unsafe fn key(proc: &Proc) -> u64 {
 }
 
 /// The owner word of a slot that the thread `key` of `proc` holds.
+#[inline(always)]
 fn owner(proc: &Proc, key: u64) -> u64 {
     if key & BY_TID == 0 {
         owner_word(proc.index, key)
@@ -76,19 +112,43 @@ fn owner(proc: &Proc, key: u64) -> u64 {
     }
 }
 
-/// The guard that an [`Env`] of thread `key` at this address carries.
-fn guard(key: u64, env: u64) -> u64 {
-    key.rotate_left(32) ^ env ^ 0x736b_6570_6775_6172
+/// The guard that a thread's [`Guards`] at this address carry.
+#[inline(always)]
+fn guard(key: u64, address: u64) -> u64 {
+    key.rotate_left(32) ^ address ^ 0x736b_6570_6775_6172
 }
 
-/// The entry of thread `key`, made if there is none.
+/// Where to look for a thread first.
+#[inline(always)]
+fn place(key: u64) -> u32 {
+    ((key >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+/// The calling thread, with a new entry if it has none; `None` if there is no room for one.
 ///
 /// # Safety
 /// In the process of `proc`.
-#[inline]
-unsafe fn entry<'a>(proc: &'a Proc, control: &Control, key: u64) -> Option<&'a ThreadEntry> {
+#[inline(always)]
+pub(crate) unsafe fn current(proc: &Proc) -> Option<Thread<'_>> {
+    // SAFETY: the caller's promise; `nthreads` is a power of two, so the masked index is in the table.
+    unsafe {
+        let key = key(proc);
+        let entry = proc.thread(place(key) & proc.nthreads.wrapping_sub(1));
+        if entry.key.load(Relaxed) == key {
+            return Some(Thread { key, entry });
+        }
+        search(proc, key, true).map(|entry| Thread { key, entry })
+    }
+}
+
+/// The entry of thread `key`, made if there is none and `make` asks for it.
+///
+/// # Safety
+/// In the process of `proc`.
+#[inline(never)]
+unsafe fn search(proc: &Proc, key: u64, make: bool) -> Option<&ThreadEntry> {
     let mask = proc.nthreads.wrapping_sub(1);
-    let mut at = ((key >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+    let mut at = place(key);
     for _ in 0..PROBES.min(proc.nthreads) {
         // SAFETY: `nthreads` is a power of two, so the masked index is in the table.
         let entry = unsafe { proc.thread(at & mask) };
@@ -97,10 +157,15 @@ unsafe fn entry<'a>(proc: &'a Proc, control: &Control, key: u64) -> Option<&'a T
             return Some(entry);
         }
         if found == 0 {
+            if !make {
+                return None;
+            }
             match entry.key.compare_exchange(0, key, AcqRel, Relaxed) {
                 Ok(_) => {
                     // Threads start at different slots.
-                    entry.last.store(at.checked_rem(control.nslots).unwrap_or(0), Relaxed);
+                    // SAFETY: in the process of `proc`.
+                    let nslots = unsafe { proc.control() }.nslots;
+                    entry.last.store(at.checked_rem(nslots).unwrap_or(0), Relaxed);
                     return Some(entry);
                 }
                 // A signal handler of this very thread may have been first.
@@ -113,79 +178,256 @@ unsafe fn entry<'a>(proc: &'a Proc, control: &Control, key: u64) -> Option<&'a T
     None
 }
 
-/// Takes a slot for the calling thread. `sp` is the lowest address of the probed function's stack that the hit leaves
-/// alone; `env`, which is on this thread's stack below it, gets the guards.
-///
-/// # Safety
-/// In the process of `proc`; `env` lives until the slot is released.
-#[inline]
-pub(crate) unsafe fn take<'a>(proc: &'a Proc, sp: u64, env: *mut Env) -> Result<Held<'a>, Refusal> {
-    // SAFETY: the caller is in the process of `proc`.
-    unsafe {
-        let (control, shared) = (proc.control(), proc.shared());
-        let key = key(proc);
-        let me = owner(proc, key);
-        let entry = entry(proc, control, key).ok_or(Refusal::Missed)?;
-        let run_was_left = entry.active.load(Relaxed) != 0;
-        if run_was_left && !left(entry, key, sp, env) {
-            return Err(Refusal::Missed);
+impl<'a> Thread<'a> {
+    /// Takes a slot. `sp` is the lowest address of the probed function's stack that the hit leaves alone; `guards`, which
+    /// are on this thread's stack below it, are set.
+    ///
+    /// # Safety
+    /// In the process of `proc`, by this thread; `guards` live until the slot is released.
+    #[inline(always)]
+    pub(crate) unsafe fn take(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
+        let Thread { key, entry } = self;
+        let kept = entry.kept.load(Relaxed);
+        if entry.active.load(Relaxed) != 0 || kept == 0 {
+            // SAFETY: the caller's promise.
+            return unsafe { self.take_any(proc, sp, guards) };
         }
-        let guard = guard(key, env as u64);
-        core::ptr::write_volatile(&raw mut (*env).guard_low, guard);
-        core::ptr::write_volatile(&raw mut (*env).guard_high, guard);
-        if run_was_left {
-            // While the two do not belong together the guards alone count.
-            entry.sp.store(0, Relaxed);
-            compiler_fence(Ordering::SeqCst);
-            entry.reserved.store(env as u64, Relaxed);
-            compiler_fence(Ordering::SeqCst);
-            entry.sp.store(sp, Relaxed);
-            // A hit in a signal handler here may have done it all until a moment ago.
-            let active = entry.active.load(Relaxed);
-            if active != 0 {
-                recover(proc, entry, active - 1, key, me);
+        let index = kept.wrapping_sub(1);
+        // SAFETY: the caller's promise; what a thread keeps is in the table.
+        unsafe {
+            self.announce(kept, sp, guards);
+            let area = proc.area(index);
+            if let Some(slot) = proc.shared().slot(proc.control(), index)
+                && (*area).claim.load(Acquire) == key
+                && slot.owner.load(Relaxed) == owner(proc, key)
+            {
+                return Ok(Held { proc, entry, slot, taken: begin(slot), area, kept: true });
             }
+            self.take_another(proc, kept, sp, guards)
         }
+    }
 
-        let mut index = entry.last.load(Relaxed);
-        if index >= control.nslots {
-            index = 0;
+    /// Writes down the run that begins. A hit in a signal handler in the middle may write the same words; from the moment
+    /// that they are seen unchanged it gives up.
+    ///
+    /// # Safety
+    /// As [`Thread::take`].
+    #[inline(always)]
+    unsafe fn announce(self, active: u32, sp: u64, guards: *mut Guards) {
+        let entry = self.entry;
+        let word = guard(self.key, guards as u64);
+        // SAFETY: the guards are the caller's.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*guards).low, word);
+            core::ptr::write_volatile(&raw mut (*guards).high, word);
         }
-        // A hit in a signal handler here may write the same words; from the moment that they are seen unchanged it gives up.
         loop {
-            entry.reserved.store(env as u64, Relaxed);
+            entry.guards.store(guards as u64, Relaxed);
             entry.sp.store(sp, Relaxed);
             compiler_fence(Ordering::SeqCst);
-            entry.active.store(index + 1, Relaxed);
+            entry.active.store(active, Relaxed);
             compiler_fence(Ordering::SeqCst);
-            if entry.reserved.load(Relaxed) == env as u64 {
+            if entry.guards.load(Relaxed) == guards as u64 {
                 break;
             }
         }
+    }
 
-        for _ in 0..control.nslots {
-            if let Some(slot) = shared.slot(control, index)
-                && slot.owner.load(Relaxed) == 0
-            {
-                entry.active.store(index + 1, Relaxed);
-                // A signal handler on this thread is the only one to see the order.
+    /// The slot that the thread kept has been taken from it.
+    ///
+    /// # Safety
+    /// As [`Thread::take`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn take_another(self, proc: &'a Proc, kept: u32, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
+        self.forget(kept);
+        compiler_fence(Ordering::SeqCst);
+        self.entry.active.store(0, Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.take_any(proc, sp, guards) }
+    }
+
+    /// The thread keeps this slot no more. A hit in a signal handler may have found another one meanwhile.
+    fn forget(self, kept: u32) {
+        let _ = self.entry.kept.compare_exchange(kept, 0, Relaxed, Relaxed);
+    }
+
+    /// As [`Thread::take`], when it keeps none, or runs a program already.
+    ///
+    /// # Safety
+    /// As [`Thread::take`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn take_any(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
+        let Thread { key, entry } = self;
+        // SAFETY: the caller is in the process of `proc`.
+        unsafe {
+            let (control, shared) = (proc.control(), proc.shared());
+            let me = owner(proc, key);
+            if entry.active.load(Relaxed) != 0 {
+                if !left(entry, key, sp, guards) {
+                    return Err(Refusal::Missed);
+                }
+                let word = guard(key, guards as u64);
+                core::ptr::write_volatile(&raw mut (*guards).low, word);
+                core::ptr::write_volatile(&raw mut (*guards).high, word);
+                // While the two do not belong together the guards alone count.
+                entry.sp.store(0, Relaxed);
                 compiler_fence(Ordering::SeqCst);
-                if slot.owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok() {
-                    if claim(proc, index).compare_exchange(0, key, AcqRel, Relaxed).is_ok() {
-                        slot.taken.store(slot.taken.load(Relaxed).wrapping_add(1), Release);
-                        entry.last.store(index, Relaxed);
-                        return Ok(Held { proc, entry, slot: index });
+                entry.guards.store(guards as u64, Relaxed);
+                compiler_fence(Ordering::SeqCst);
+                entry.sp.store(sp, Relaxed);
+                // A hit in a signal handler here may have done it all until a moment ago.
+                let active = entry.active.load(Relaxed);
+                if active != 0 {
+                    self.recover(proc, active - 1, me);
+                }
+            }
+            let mut index = entry.last.load(Relaxed);
+            if index >= control.nslots {
+                index = 0;
+            }
+            self.announce(index + 1, sp, guards);
+
+            // The lower half can be kept; who has a slot of it keeps it until then.
+            let keeping = proc.keeps != 0 && control.keeps != 0;
+            let kept = if keeping { control.nslots / 2 } else { 0 };
+            for _ in 0..control.nslots {
+                if let Some(slot) = shared.slot(control, index)
+                    && slot.owner.load(Relaxed) == 0
+                {
+                    entry.active.store(index + 1, Relaxed);
+                    // A signal handler on this thread is the only one to see the order.
+                    compiler_fence(Ordering::SeqCst);
+                    if slot.owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok() {
+                        let claimed = claim(proc, index).compare_exchange(0, key, AcqRel, Relaxed);
+                        // It may be the thread's from a time when it kept the slot.
+                        if claimed.is_ok() || claimed == Err(key) {
+                            entry.last.store(index, Relaxed);
+                            let keep = index < kept && entry.kept.load(Relaxed) == 0;
+                            if keep {
+                                entry.kept.store(index + 1, Relaxed);
+                            }
+                            return Ok(self.held(proc, slot, index, keep));
+                        }
+                        // Another target has freed the slot of a run in this process.
+                        slot.owner.store(0, Release);
                     }
-                    // Another target has freed the slot of a run in this process.
+                }
+                index = if index + 1 < control.nslots { index + 1 } else { 0 };
+            }
+            if keeping {
+                for index in 0..kept {
+                    if let Some(slot) = shared.slot(control, index)
+                        && self.take_kept(proc, slot, index)
+                    {
+                        return Ok(self.held(proc, slot, index, false));
+                    }
+                }
+            }
+            compiler_fence(Ordering::SeqCst);
+            entry.active.store(0, Relaxed);
+            Err(Refusal::NoSlot)
+        }
+    }
+
+    /// Takes a slot that another thread of the process keeps and does not use. It is free again after this run.
+    ///
+    /// # Safety
+    /// As [`Thread::take`].
+    unsafe fn take_kept(self, proc: &Proc, slot: &Slot, index: u32) -> bool {
+        // SAFETY: in the process of `proc`.
+        unsafe {
+            let claim = claim(proc, index);
+            let keeper = claim.load(Relaxed);
+            if keeper == 0 || keeper & DISPUTED != 0 || keeper == self.key {
+                return false;
+            }
+            let Some(other) = search(proc, keeper, false) else { return false };
+            let uses = || other.active.load(Acquire) != 0;
+            // Who does not keep it is in a run on it.
+            if other.kept.load(Relaxed) != index + 1 || uses() || owner_proc(slot.owner.load(Relaxed)) != proc.index {
+                return false;
+            }
+            self.entry.keeper.store(keeper, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            self.entry.active.store(index + 1, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            if claim.compare_exchange(keeper, self.key | DISPUTED, AcqRel, Relaxed).is_err() {
+                return false;
+            }
+            if !sys::synchronise() || uses() {
+                claim.store(keeper, Release);
+                return false;
+            }
+            claim.store(self.key, Release);
+            slot.owner.store(owner(proc, self.key), Release);
+            true
+        }
+    }
+
+    /// A slot that was just taken.
+    ///
+    /// # Safety
+    /// It was, by this thread.
+    unsafe fn held(self, proc: &'a Proc, slot: &'a Slot, index: u32, kept: bool) -> Held<'a> {
+        let area = proc.area(index);
+        // SAFETY: the slot is the caller's, so its memory is.
+        unsafe {
+            let mut env = Env::new(proc.control(), proc.shared(), proc.map_refs(), index, area);
+            env.proc = proc;
+            env.executes = proc.executes != 0;
+            (&raw mut (*area).env).write(env);
+        }
+        Held { proc, entry: self.entry, slot, taken: begin(slot), area, kept }
+    }
+
+    /// Gives back what a run that was left still held.
+    ///
+    /// # Safety
+    /// The run on slot `index` was begun by this thread, and left.
+    #[cold]
+    unsafe fn recover(self, proc: &Proc, index: u32, me: u64) {
+        // SAFETY: in the process of `proc`; a claim by this thread says that the area is still that run's.
+        unsafe {
+            if let Some(slot) = proc.shared().slot(proc.control(), index) {
+                let claim = claim(proc, index);
+                if claim.load(Acquire) == self.key | DISPUTED {
+                    claim.store(self.entry.keeper.load(Relaxed), Release);
+                } else if claim.load(Acquire) == self.key {
+                    (*proc.area(index)).nreserved = 0; // the maps tell what was reserved
+                    (*proc.area(index)).lock = 0; // others see that its holder is gone
+                    if slot.owner.load(Acquire) == me {
+                        recover_maps(proc, index);
+                    }
+                    claim.store(0, Release);
+                }
+                if slot.owner.load(Acquire) == me {
+                    end(slot, slot.taken.load(Relaxed));
                     slot.owner.store(0, Release);
                 }
             }
-            index = if index + 1 < control.nslots { index + 1 } else { 0 };
         }
+        self.forget(index.wrapping_add(1));
         compiler_fence(Ordering::SeqCst);
-        entry.active.store(0, Relaxed);
-        Err(Refusal::NoSlot)
+        self.entry.active.store(0, Relaxed);
     }
+}
+
+/// Counts a run that begins. What others wrote there does not matter: odd is a run.
+#[inline(always)]
+fn begin(slot: &Slot) -> u64 {
+    let taken = slot.taken.load(Relaxed).wrapping_add(1) | 1;
+    slot.taken.store(taken, Release);
+    // What the run reads is read behind that, for this processor; for others see the head of this module.
+    compiler_fence(Ordering::SeqCst);
+    taken
+}
+
+/// The run that [`begin`] counted is over.
+#[inline(always)]
+fn end(slot: &Slot, taken: u64) {
+    slot.taken.store((taken | 1).wrapping_add(1), Release);
 }
 
 /// The claim of a slot's memory: 0, or the key of the thread that has it.
@@ -203,15 +445,16 @@ impl Held<'_> {
     ///
     /// # Safety
     /// In the process that took it, or in a child forked since.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn release(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.proc.alive()
-                && let Some(slot) = self.proc.shared().slot(self.proc.control(), self.slot)
-            {
-                claim(self.proc, self.slot).store(0, Release);
-                slot.owner.store(0, Release);
+            if self.proc.alive() {
+                end(self.slot, self.taken);
+                if !self.kept {
+                    (*self.area).claim.store(0, Release);
+                    self.slot.owner.store(0, Release);
+                }
             }
         }
         compiler_fence(Ordering::SeqCst);
@@ -220,54 +463,26 @@ impl Held<'_> {
 }
 
 /// True if the run that `entry` names as active was left: see the head of this module. The present hit's frames reach from
-/// `env` to the registers at `sp`.
+/// `guards` to the registers at `sp`.
 ///
 /// # Safety
 /// `entry` is the calling thread's.
 #[cold]
 #[inline(never)]
-unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64, env: *const Env) -> bool {
+unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64, guards: *const Guards) -> bool {
     let end = |sp: u64| sp.saturating_add(size_of::<PtRegs>() as u64);
     let (then, now) = (entry.sp.load(Relaxed), sp);
-    let (old, new) = (entry.reserved.load(Relaxed), env as u64);
+    let (old, new) = (entry.guards.load(Relaxed), guards as u64);
     if old < end(now) && new < end(then) {
         return true;
     }
-    let env = old;
-    let guard = guard(key, env);
-    [core::mem::offset_of!(Env, guard_low), core::mem::offset_of!(Env, guard_high)].into_iter().any(|at| {
+    let word = guard(key, old);
+    [core::mem::offset_of!(Guards, low), core::mem::offset_of!(Guards, high)].into_iter().any(|at| {
         let mut found = 0u64;
         // SAFETY: eight bytes into a local.
-        let ok = unsafe { read::read((&raw mut found).cast(), env.wrapping_add(at as u64), 8) };
-        !ok || found != guard
+        let ok = unsafe { read::read((&raw mut found).cast(), old.wrapping_add(at as u64), 8) };
+        !ok || found != word
     })
-}
-
-/// Gives back what a run that was left still held.
-///
-/// # Safety
-/// The run on slot `index` was begun by this thread, and left.
-#[cold]
-unsafe fn recover(proc: &Proc, entry: &ThreadEntry, index: u32, key: u64, me: u64) {
-    // SAFETY: in the process of `proc`; a claim by this thread says that the area is still that run's.
-    unsafe {
-        if let Some(slot) = proc.shared().slot(proc.control(), index) {
-            let claim = claim(proc, index);
-            if claim.load(Acquire) == key {
-                (*proc.area(index)).nreserved = 0; // the maps tell what was reserved
-                (*proc.area(index)).lock = 0; // others see that its holder is gone
-                if slot.owner.load(Acquire) == me {
-                    recover_maps(proc, index);
-                }
-                claim.store(0, Release);
-            }
-            if slot.owner.load(Acquire) == me {
-                slot.owner.store(0, Release);
-            }
-        }
-    }
-    compiler_fence(Ordering::SeqCst);
-    entry.active.store(0, Relaxed);
 }
 
 /// Gives back what a slot holds in the maps of the session.

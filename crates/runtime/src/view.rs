@@ -44,10 +44,14 @@ impl Control {
         (index < self.nmaps).then(|| self.at::<MapHeader>(u64::from(self.map_headers)).wrapping_add(index as usize))
     }
 
-    /// The image that a cell names now, if any.
+    /// The image that a cell names now, if any: the one to run where this arena is mapped executable, or is not.
     #[inline]
-    pub fn image(&self, cell: &ProgCell) -> Option<*const Image> {
-        let offset = cell.image.load(Ordering::Acquire);
+    pub fn image(&self, cell: &ProgCell, executes: bool) -> Option<*const Image> {
+        let mut offset = cell.image.load(Ordering::Acquire);
+        if !executes && offset != 0 {
+            let bytecode = cell.bytecode.load(Ordering::Acquire);
+            offset = if bytecode == 0 { offset } else { bytecode };
+        }
         let end = offset.checked_add(size_of::<Image>() as u64)?;
         (offset != 0 && end <= self.size).then(|| self.at(offset))
     }

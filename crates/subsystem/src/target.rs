@@ -1,6 +1,6 @@
 //! Putting a session's links into a process.
 
-use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget};
+use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget, Registers};
 use crate::place::{Place, What, When};
 use crate::session::{Link, Session};
 
@@ -22,7 +22,7 @@ pub fn probe(link: Link, place: &Place) -> ProbeSpec {
         When::Entry => ProbeKind::Entry,
         When::Return => ProbeKind::Return,
     };
-    ProbeSpec { link: link.index(), kind, target }
+    ProbeSpec { link: link.index(), kind, target, registers: Registers::ALL }
 }
 
 /// The request that maps a session's memory into a process and places probes there. `proc_index` is the process's number
@@ -31,8 +31,14 @@ pub fn request(
     session: &Session,
     pid: u32,
     proc_index: u32,
-    probes: Vec<ProbeSpec>,
+    mut probes: Vec<ProbeSpec>,
 ) -> Result<AttachRequest<'_>, AttachError> {
     let memory = session.memory().map_err(|e| AttachError::os("the session's memory", &e))?;
+    for probe in &mut probes {
+        let link = session.links().iter().find(|link| link.index() == probe.link);
+        if let Some(program) = link.and_then(|link| session.program_at(link.program())) {
+            probe.registers = Registers::read_by(program.context());
+        }
+    }
     Ok(memory.request(pid, proc_index, probes))
 }

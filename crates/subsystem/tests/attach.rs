@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Trial};
 use skep_subsystem::attach::{
     AttachError, AttachRequest, Attached, Injector, InjectorEvent, Placed, ProbeKind, ProbeSpec, ProbeTarget,
-    main_if_requested,
+    Registers, main_if_requested,
 };
 use skep_subsystem::spawn::Held;
 
@@ -159,7 +159,7 @@ impl Drop for Target {
 
 fn symbol(link: u32, kind: ProbeKind, name: &str) -> ProbeSpec {
     let target = ProbeTarget::Symbol { name: name.into(), offset: 0, module: None };
-    ProbeSpec { link, kind, target }
+    ProbeSpec { link, kind, target, registers: Registers::ALL }
 }
 
 fn entry_and_return(name: &str) -> Vec<ProbeSpec> {
@@ -383,6 +383,7 @@ fn inside_a_function() -> Outcome {
         link: 0,
         kind: ProbeKind::Entry,
         target: ProbeTarget::Symbol { name: "probed".into(), offset, module: Some("calls-cet".into()) },
+        registers: Registers::ALL,
     };
     let mut session = Session::new(&[at(0)])?;
     // endbr64; push rbp; mov rbp,rsp; movsd [rbp-8],…
@@ -876,7 +877,7 @@ fn thousands_of_sites_while_running() -> Outcome {
     let module = Some(libc.clone());
     let spec = |name: &String, kind| {
         let target = ProbeTarget::Symbol { name: name.clone(), offset: 0, module: module.clone() };
-        ProbeSpec { link: 0, kind, target }
+        ProbeSpec { link: 0, kind, target, registers: Registers::ALL }
     };
     let names = exported(&libc)?;
     for kind in [ProbeKind::Entry, ProbeKind::Return] {

@@ -7,7 +7,7 @@ pub mod support;
 use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::c_void;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use skep_agent::{BLOB, Blob};
 use skep_ebpf::Insn;
@@ -87,8 +87,8 @@ impl World {
                 let mut program = Program::new("test", ProgType::Kprobe, "GPL", insns.to_vec());
                 program.maps = maps.to_vec().into();
                 let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
-                // Where these tests have the control arena nothing can be executed.
-                let options = skep_jit::Options { engine: skep_jit::Engine::Interpreter, ..Default::default() };
+                let engine = skep_jit::Engine::Jit;
+                let options = skep_jit::Options { engine, budget: true, bytecode: true, ..Default::default() };
                 let compiled = skep_jit::compile(&verified, &options).unwrap();
                 let prog = session.add(&compiled);
                 session.link(prog, kind)
@@ -107,7 +107,8 @@ impl World {
         let (proc, site) = unsafe { (&mut *table::<Proc>(1), &mut *table::<Site>(1)) };
         proc.magic = MAGIC;
         proc.index = 5;
-        proc.control = session.control() as *const _ as u64;
+        proc.control = session.executable() as u64;
+        proc.executes = 1;
         proc.shared = session.shared() as *const _ as u64;
         proc.maps = session.refs().as_ptr() as u64;
         proc.nmaps = session.refs().len() as u32;
@@ -124,6 +125,8 @@ impl World {
         site.ip = 0x40_1000;
         *site.nlinks.get_mut() = links.len() as u32;
         *site.has_return.get_mut() = has_return;
+        *site.has_entry.get_mut() = u32::from(links.iter().any(|&(_, kind)| kind == link_kind::ENTRY));
+        proc.keeps = u32::from(registered());
         for (i, index) in indices.into_iter().enumerate().take(SITE_LINKS) {
             *site.links[i].get_mut() = index;
         }
@@ -161,8 +164,14 @@ impl World {
 
     pub fn all_slots_free(&self) -> bool {
         let (control, shared) = (self.session.control(), self.session.shared());
-        (0..SLOTS).all(|i| shared.slot(control, i).unwrap().owner.load(Ordering::Relaxed) == 0)
+        (0..SLOTS).all(|i| !shared.slot(control, i).unwrap().is_busy())
     }
+}
+
+/// Registers this process for barriers, as the injector does with targets.
+fn registered() -> bool {
+    // SAFETY: no memory is passed.
+    unsafe { libc::syscall(libc::SYS_membarrier, 1 << 2, 0, 0) == 0 }
 }
 
 fn fsgsbase() -> bool {

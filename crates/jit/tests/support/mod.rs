@@ -80,6 +80,7 @@ impl Session {
             (control.links, control.nlinks) = (links as u32, LINKS);
             (control.samples_map, control.printk_map) = (control.nmaps - 2, control.nmaps - 1);
             *control.enable.get_mut() = ENABLED;
+            control.keeps = 1;
             for (i, map) in session.maps.iter().enumerate() {
                 let header = base.add(headers).cast::<MapHeader>().add(i);
                 header.write(*map.header());
@@ -92,20 +93,35 @@ impl Session {
     /// Gives a program a cell; returns its index.
     pub fn add(&mut self, program: &Compiled) -> u32 {
         let (at, image) = (self.used, program.image());
-        assert!(at + image.len() <= self.arena.len() && self.progs < PROGS, "the arena is full");
-        self.used = offset(at + image.len());
+        let bytecode = program.bytecode_image().unwrap_or_default();
+        let second = offset(at + image.len());
+        assert!(second + bytecode.len() <= self.arena.len() && self.progs < PROGS, "the arena is full");
+        self.used = offset(second + bytecode.len());
         let index = self.progs;
         self.progs += 1;
         let base = self.arena.ptr();
         // SAFETY: in range, as just checked.
         unsafe {
             ptr::copy_nonoverlapping(image.as_ptr(), base.add(at), image.len());
+            ptr::copy_nonoverlapping(bytecode.as_ptr(), base.add(second), bytecode.len());
             let control = &*base.cast::<Control>();
             let cell = &mut *base.add(control.progs as usize).cast::<ProgCell>().add(index as usize);
             cell.prog_type = program.prog_type() as u32;
             *cell.image.get_mut() = at as u64;
+            *cell.bytecode.get_mut() = if bytecode.is_empty() { 0 } else { second as u64 };
         }
         index
+    }
+
+    /// Takes a program's image of bytecode out of its cell.
+    pub fn forget_bytecode(&mut self, index: u32) {
+        // SAFETY: the cell is one that `add` has filled; nobody runs programs meanwhile.
+        unsafe {
+            let base = self.arena.ptr();
+            let control = &*base.cast::<Control>();
+            let cell = &mut *base.add(control.progs as usize).cast::<ProgCell>().add(index as usize);
+            *cell.bytecode.get_mut() = 0;
+        }
     }
 
     /// Makes a link that is on; returns its index.
@@ -134,6 +150,11 @@ impl Session {
     pub fn control(&self) -> &Control {
         // SAFETY: the arena begins with its head.
         unsafe { &*self.arena.ptr().cast() }
+    }
+
+    /// The control arena where programs can be executed.
+    pub fn executable(&self) -> *const Control {
+        self.arena.code().expect("memory for code").cast()
     }
 
     pub fn shared(&self) -> &SharedHead {

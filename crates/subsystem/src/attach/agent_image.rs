@@ -1,5 +1,8 @@
 //! The agent's ELF file, laid out as a loader would.
 
+use std::ops::Range;
+
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register};
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader};
 use object::{LittleEndian, Object, ObjectSymbol};
@@ -20,6 +23,20 @@ pub struct AgentImage {
     pub ret: u64,
     /// `skep_guard` and `skep_trap`, relative to the base. Without them there are no breakpoints.
     pub traps: Option<(u64, u64)>,
+    /// Its code uses vector registers, which trampolines then save.
+    pub vectors: bool,
+}
+
+/// The one function that may use vector registers, since it keeps them.
+const KEEPS_VECTORS: &str = "skep_keep_vectors";
+
+/// Does code use registers other than the general ones? Whatever cannot be decoded does.
+fn uses_vectors(code: &[u8], at: u64, except: &Range<u64>) -> bool {
+    let mut infos = InstructionInfoFactory::new();
+    Decoder::with_ip(64, code, at, DecoderOptions::NONE).iter().filter(|i| !except.contains(&i.ip())).any(|insn| {
+        let general = |r: Register| r.is_gpr() || r.is_segment_register() || r == Register::RIP;
+        insn.is_invalid() || !infos.info(&insn).used_registers().iter().all(|used| general(used.register()))
+    })
 }
 
 struct Segment {
@@ -77,7 +94,21 @@ impl AgentImage {
                 .ok_or_else(|| bad(format!("it does not define `{name}`")))
         };
         let traps = symbol("skep_guard").ok().zip(symbol("skep_trap").ok());
-        Ok(AgentImage { relative, span, hit: symbol("skep_hit")?, ret: symbol("skep_return")?, traps, segments })
+        let keeper = file.symbols().find(|s| s.name() == Ok(KEEPS_VECTORS));
+        let keeper = keeper.map_or(0..0, |s| s.address()..s.address() + s.size());
+        let vectors = header.program_headers(endian, bytes).map_err(malformed)?.iter().any(|segment| {
+            let code = segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).contains(elf::PF_X);
+            code && uses_vectors(segment.data(endian, bytes).unwrap_or_default(), segment.p_vaddr(endian), &keeper)
+        });
+        Ok(AgentImage {
+            relative,
+            span,
+            hit: symbol("skep_hit")?,
+            ret: symbol("skep_return")?,
+            traps,
+            vectors,
+            segments,
+        })
     }
 
     /// The agent that skep is built with.
@@ -137,6 +168,9 @@ mod tests {
     fn built_in() {
         let agent = AgentImage::built_in().unwrap();
         assert!(agent.hit < agent.span() && agent.ret < agent.span());
+        assert!(!agent.vectors, "trampolines would have to save vector registers");
+        assert!(uses_vectors(&[0x90, 0x0f, 0x28, 0xc1], 0, &(0..0)));
+        assert!(!uses_vectors(&[0x90, 0x0f, 0x28, 0xc1, 0xc3], 0x100, &(0x101..0x104)));
         let base = 0x7000_0000_0000;
         for (start, prot, bytes) in agent.at(base).unwrap() {
             assert!(start >= base && start + bytes.len() as u64 <= base + agent.span());

@@ -87,6 +87,10 @@ pub struct Addresses {
     pub trap_state: u64,
     /// See [`Proc::description`].
     pub description: u64,
+    /// See [`Proc::executes`].
+    pub executes: bool,
+    /// See [`Proc::keeps`].
+    pub keeps: bool,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -162,6 +166,8 @@ impl Block {
             ntraps: 0,
             nmaps: 0,
             description: a.description,
+            executes: u32::from(a.executes),
+            keeps: u32::from(a.keeps),
         };
         self.put(0, proc);
         self.set_maps(maps);
@@ -204,6 +210,7 @@ impl Block {
         for (place, (link, _)) in site.links.iter().zip(links) {
             place.store(*link, Ordering::Relaxed);
         }
+        site.has_entry.store(u32::from(links.iter().any(|(_, kind)| *kind == ProbeKind::Entry)), Ordering::Relaxed);
         site.has_return.store(u32::from(links.iter().any(|(_, kind)| *kind == ProbeKind::Return)), Ordering::Relaxed);
         site.nlinks.store(links.len().min(SITE_LINKS) as u32, Ordering::Release);
     }
@@ -256,5 +263,6 @@ fn make_site(proc: u64, planned: &PlannedSite) -> Site {
         links,
         guard: planned.guard,
         entry: planned.entry.unwrap_or(NONE),
+        has_entry: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Entry))),
     }
 }

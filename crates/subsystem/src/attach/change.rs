@@ -70,7 +70,7 @@ impl Target {
             return Ok(Changed::Anew);
         };
         world.memory.show(self.patched.iter().flatten().map(|c| (c.address, c.old.clone())).collect());
-        let planned = plan::grow(world, &maps, &modules, probes, guards, earlier);
+        let planned = plan::grow(world, &maps, &modules, probes, &session.agent, earlier);
         world.memory.show(Vec::new());
         let done = planned.and_then(|plan| self.carry_out(world, session, &modules, plan, calm, first_return));
         self.modules = Some(modules);
@@ -150,9 +150,11 @@ impl Target {
 
     /// Can the sites that there are become what the plan wants them to be?
     fn can_become(&self, plan: &Plan) -> bool {
-        // Its trampoline would be another.
-        let other = |site: &PlannedSite| self.sites.iter().any(|s| s.ip == site.ip && s.guard != site.guard);
-        !plan.sites.iter().any(other)
+        // Its trampoline would be another, or what is behind the return stubs.
+        let code = |site: &PlannedSite| (site.guard, site.stored());
+        let other = |site: &PlannedSite| self.sites.iter().any(|s| s.ip == site.ip && code(s) != code(site));
+        let stored = plan::stored_at_return(&self.sites);
+        !plan.sites.iter().any(other) && stored.and(plan::stored_at_return(&plan.sites)) == stored
     }
 
     /// All sites: those that there are, in their order, with the plan's links, and the new ones.
@@ -217,12 +219,16 @@ fn is_calm(world: &World, session: &Session, agent: &[Range<u64>]) -> Result<boo
     let mut slots = vec![0; session.nslots as usize * size_of::<Slot>()];
     let read = rustix::io::pread(&session.shared.fd, &mut slots[..], SLOTS_OFFSET as u64);
     read.map_err(|e| AttachError::os("reading the slots", &e.into()))?;
-    let owner = |slot: &[u8]| {
-        let bytes = slot.get(offset_of!(Slot, owner)..).and_then(|s| s.first_chunk()).copied();
+    let word = |slot: &[u8], offset: usize| {
+        let bytes = slot.get(offset..).and_then(|s| s.first_chunk()).copied();
         bytes.map_or(0, u64::from_le_bytes)
     };
-    let owners = slots.chunks_exact(size_of::<Slot>()).map(owner);
-    if { owners }.any(|owner| owner != 0 && owner_proc(owner) == session.proc_index) {
+    // Threads keep slots that they do not run on.
+    let busy = |slot: &[u8]| {
+        let (owner, taken) = (word(slot, offset_of!(Slot, owner)), word(slot, offset_of!(Slot, taken)));
+        owner != 0 && owner_proc(owner) == session.proc_index && taken & 1 != 0
+    };
+    if slots.chunks_exact(size_of::<Slot>()).any(busy) {
         return Ok(false);
     }
     let inside = |address: u64| agent.iter().any(|range| range.contains(&address));

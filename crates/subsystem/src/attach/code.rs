@@ -1,8 +1,9 @@
 //! The machine code of trampolines and return stubs.
 //!
 //! A **trampoline** is where a patched place jumps to. It builds a `pt_regs` on the application's stack, calls `skep_hit`,
-//! and gives *every* general and vector register back: a compiler may know that a function leaves even `r10` alone
-//! (inter-procedural register allocation), so the ABI's "caller-saved" is no licence.
+//! and gives *every* general register back: a compiler may know that a function leaves even `r10` alone (inter-procedural
+//! register allocation), so the ABI's "caller-saved" is no licence. What the call keeps and no program reads is not stored;
+//! vector registers are saved only for an agent that uses any.
 //!
 //! A **return stub** stands in for a function's return address. The trampoline drops the address from the stack and jumps
 //! to the stub, which `call`s the function's body: the address of the stub then stands where the return address stood, the
@@ -11,11 +12,25 @@
 
 use skep_runtime::session::STUB_SIZE;
 
+use super::request::Registers;
+
 /// Offset of fields in `pt_regs`, by the order of the pushes.
 const REGS: i32 = 168;
 const REG_SP: i32 = 152;
-const REG_SS: i32 = 160;
 const XMM: i32 = 256;
+/// What functions may use below their stack pointer.
+const RED_ZONE: i32 = 128;
+
+/// Words of a `pt_regs`.
+const ORIG_RAX: u32 = 15;
+const RIP: u32 = 16;
+const CS: u32 = 17;
+const FLAGS: u32 = 18;
+const SS: u32 = 20;
+/// Registers that a call may change, with their words: r11 to r8, rax, rcx, rdx, rsi, rdi.
+const CHANGED: [(u32, u8); 9] = [(6, 11), (7, 10), (8, 9), (9, 8), (10, 0), (11, 1), (12, 2), (13, 6), (14, 7)];
+/// Registers that it keeps: r15 to r12, rbp, rbx.
+const KEPT: [(u32, u8); 6] = [(0, 15), (1, 14), (2, 13), (3, 12), (4, 5), (5, 3)];
 
 /// A trampoline to make.
 pub struct Trampoline {
@@ -29,6 +44,10 @@ pub struct Trampoline {
     pub inside: bool,
     /// `hit` is a `skep_guard`, which may answer in the function's place.
     pub guard: bool,
+    /// What programs read of the registers.
+    pub registers: Registers,
+    /// `hit` uses vector registers.
+    pub vectors: bool,
 }
 
 /// A growing piece of code.
@@ -70,9 +89,16 @@ impl Code {
         self.imm32(&[0x48, 0x89, 0x84, 0x24], REG_SP) // mov [rsp+152], rax
     }
 
-    /// Calls `function` on an aligned stack with the vector registers saved; rdi and what else it takes are set by `args`.
-    fn call(&mut self, function: u64, args: impl FnOnce(&mut Self)) -> &mut Self {
+    /// Calls `function`, with the vector registers saved if it uses them; rdi and what else it takes are set by `args`.
+    fn call(&mut self, function: u64, vectors: bool, args: impl FnOnce(&mut Self) -> &mut Self) -> &mut Self {
         args(self);
+        if !vectors {
+            // What has no vector registers asks for no alignment of the stack.
+            self.put(&[0xfc]); // cld
+            self.imm64(&[0x48, 0xb8], function); // mov rax, function
+            return self.put(&[0xff, 0xd0]); // call rax
+        }
+        self.put(&[0x55]); // push rbp
         self.put(&[0x48, 0x89, 0xe5]); // mov rbp, rsp
         self.imm32(&[0x48, 0x81, 0xec], XMM); // sub rsp, 256
         self.put(&[0x48, 0x83, 0xe4, 0xf0]); // and rsp, -16
@@ -81,7 +107,86 @@ impl Code {
         self.imm64(&[0x48, 0xb8], function); // mov rax, function
         self.put(&[0xff, 0xd0]); // call rax
         self.vectors(0x28); // movaps xmm, [rsp+…]
-        self.put(&[0x48, 0x89, 0xec]) // mov rsp, rbp
+        self.put(&[0x48, 0x89, 0xec]); // mov rsp, rbp
+        self.put(&[0x5d]) // pop rbp
+    }
+
+    /// Arguments of `skep_hit`.
+    fn hit_args(&mut self, site: u64) -> &mut Self {
+        self.imm64(&[0x48, 0xbf], site); // mov rdi, site
+        self.put(&[0x48, 0x89, 0xe6]) // mov rsi, rsp
+    }
+
+    /// `mov [rsp + 8 × word], reg`, or back with opcode 8b.
+    fn mov(&mut self, opcode: u8, word: u32, reg: u8) -> &mut Self {
+        let rex = 0x48 | (reg >> 3) << 2;
+        let modrm = (reg & 7) << 3 | 0x04;
+        match i8::try_from(word * 8) {
+            Ok(0) => self.put(&[rex, opcode, modrm, 0x24]),
+            Ok(at) => self.put(&[rex, opcode, modrm | 0x40, 0x24, at.cast_unsigned()]),
+            Err(_) => self.imm32(&[rex, opcode, modrm | 0x80, 0x24], (word * 8).cast_signed()),
+        }
+    }
+
+    fn store(&mut self, word: u32, reg: u8) -> &mut Self {
+        self.mov(0x89, word, reg)
+    }
+
+    /// `mov qword [rsp + 8 × word], value`.
+    fn store_imm(&mut self, word: u32, value: i32) -> &mut Self {
+        self.imm32(&[0x48, 0xc7, 0x84, 0x24], (word * 8).cast_signed());
+        self.put(&value.to_le_bytes())
+    }
+
+    /// Puts the flags into a `pt_regs` at rsp.
+    fn save_flags(&mut self) -> &mut Self {
+        self.put(&[0x9c]); // pushfq
+        self.imm32(&[0x8f, 0x84, 0x24], (FLAGS * 8).cast_signed()) // pop [rsp+144], rsp as it is then
+    }
+
+    /// Fills a `pt_regs` at rsp: what a call may change, and what programs read. The stack pointer there is its end plus
+    /// `more`.
+    fn save(&mut self, read: Registers, ip: u64, more: i32) -> &mut Self {
+        for (word, reg) in CHANGED.into_iter().chain(KEPT.into_iter().filter(|(word, _)| read.has(*word))) {
+            self.store(word, reg);
+        }
+        for (word, value) in [(ORIG_RAX, -1), (CS, 0x33), (SS, 0x2b)] {
+            if read.has(word) {
+                self.store_imm(word, value);
+            }
+        }
+        if read.has(RIP) {
+            self.imm64(&[0x48, 0xb8], ip); // mov rax, ip
+            self.store(RIP, 0);
+        }
+        self.fix_rsp(more)
+    }
+
+    /// Gives back what a call may have changed.
+    fn restore(&mut self) -> &mut Self {
+        for (word, reg) in CHANGED {
+            self.mov(0x8b, word, reg);
+        }
+        self
+    }
+
+    /// Gives back the flags; rax and rcx are changed. `popfq` is slow, and needed only for the direction flag.
+    fn restore_flags(&mut self) -> &mut Self {
+        self.mov(0x8b, FLAGS, 0); // mov rax, flags
+        let mut slow = Code::default();
+        slow.put(&[0x50, 0x9d]); // push rax; popfq
+        let mut fast = Code::default();
+        fast.put(&[0x89, 0xc1]); // mov ecx, eax
+        fast.put(&[0xc1, 0xe9, 0x0b]); // shr ecx, 11
+        fast.put(&[0x83, 0xe1, 0x01]); // and ecx, 1: overflow
+        fast.put(&[0x88, 0xc4]); // mov ah, al: the others
+        fast.put(&[0x88, 0xc8]); // mov al, cl
+        fast.put(&[0x04, 0x7f]); // add al, 127: overflows if it was 1
+        fast.put(&[0x9e]); // sahf
+        fast.put(&[0xeb, slow.0.len() as u8]); // jmp past the slow way
+        self.put(&[0xf6, 0xc4, 0x04]); // test ah, 4: direction
+        self.put(&[0x75, fast.0.len() as u8]); // jnz to the slow way
+        self.put(&fast.0).put(&slow.0)
     }
 
     /// `movaps` between xmm0–15 and the 256 bytes at rsp.
@@ -111,43 +216,56 @@ impl Code {
 
 /// The code of a trampoline; the body copy is to follow it directly.
 pub fn trampoline(t: &Trampoline) -> Vec<u8> {
+    match (t.guard, t.inside) {
+        (true, _) => at_guard(t),
+        (false, true) => inside(t),
+        (false, false) => at_entry(t),
+    }
+}
+
+/// Registers may be changed, and the function may be over.
+fn at_guard(t: &Trampoline) -> Vec<u8> {
     let mut code = Code::default();
-    let skip = if t.inside { 128 } else { 0 };
-    if t.inside {
-        code.raise(-skip);
+    code.push_regs(t.ip).fix_rsp(0);
+    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
+    let mut answer = Code::default();
+    answer.pop_regs().raise(REGS - 120);
+    answer.put(&[0xc3]); // ret
+    code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
+    code.imm32(&[0x0f, 0x84], answer.0.len() as i32); // jz past it
+    code.put(&answer.0);
+    code.pop_regs().raise(REGS - 120);
+    code.0
+}
+
+/// An instruction inside a function has no return address to take, so the answer is always "run on".
+fn inside(t: &Trampoline) -> Vec<u8> {
+    let mut code = Code::default();
+    code.raise(-RED_ZONE - REGS).save_flags();
+    code.save(t.registers, t.ip, RED_ZONE);
+    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
+    code.restore_flags().restore().raise(REGS + RED_ZONE);
+    code.0
+}
+
+fn at_entry(t: &Trampoline) -> Vec<u8> {
+    let mut code = Code::default();
+    code.raise(-REGS);
+    if t.registers.has(FLAGS) {
+        code.save_flags();
     }
-    code.push_regs(t.ip).fix_rsp(skip);
-    code.call(t.hit, |code| {
-        code.imm64(&[0x48, 0xbf], t.site); // mov rdi, site
-        code.put(&[0x48, 0x89, 0xe6]); // mov rsi, rsp
-    });
-    if t.inside {
-        // An instruction inside a function has no return address to take, so the answer is always "run on".
-        code.pop_regs().raise(24); // to the flags
-        code.put(&[0x9d]); // popfq
-        code.raise(16 + skip);
-        return code.0;
-    }
-    if t.guard {
-        let mut answer = Code::default();
-        answer.pop_regs().raise(REGS - 120);
-        answer.put(&[0xc3]); // ret
-        code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
-        code.imm32(&[0x0f, 0x84], answer.0.len() as i32); // jz past it
-        code.put(&answer.0);
-        code.pop_regs().raise(REGS - 120);
-        return code.0;
-    }
+    code.save(t.registers, t.ip, 0);
+    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
     // Through a return stub: rax is its address. It travels in the place of ss, which is 16 below the final rsp and thus safe
     // from signal handlers (red zone).
     let mut stub = Code::default();
-    stub.imm32(&[0x48, 0x89, 0x84, 0x24], REG_SS); // mov [rsp+160], rax
-    stub.pop_regs().raise(REGS - 120 + 8); // drops the return address, too
+    stub.store(SS, 0); // rax
+    stub.restore().raise(REGS + 8); // drops the return address, too
     stub.put(&[0xff, 0x64, 0x24, 0xf0]); // jmp [rsp-16]
     code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
     code.imm32(&[0x0f, 0x84], stub.0.len() as i32); // jz past it
     code.put(&stub.0);
-    code.pop_regs().raise(REGS - 120);
+    code.restore().raise(REGS);
     code.0
 }
 
@@ -167,6 +285,10 @@ pub struct Stubs {
     pub proc: u64,
     /// Address of `skep_return`.
     pub ret: u64,
+    /// What programs read of the registers.
+    pub registers: Registers,
+    /// `ret` uses vector registers.
+    pub vectors: bool,
 }
 
 /// Bytes that [`stubs`] and [`trap_handler`] make at most.
@@ -201,26 +323,29 @@ pub fn stubs(s: &Stubs) -> Vec<u8> {
         code.imm32(&[0xe9], (end - (at + STUB_SIZE)) as i32); // jmp common
     }
     // The pushed number stands where the return address stood; rsp after the return is 8 above it.
-    code.push_regs(0).fix_rsp(8);
-    // push_regs used rax as a scratch register after saving it.
-    code.call(s.ret, |code| {
+    code.raise(-REGS);
+    if s.registers.has(FLAGS) {
+        code.save_flags();
+    }
+    code.save(s.registers, 0, 8);
+    code.call(s.ret, s.vectors, |code| {
         code.imm64(&[0x48, 0xbf], s.proc); // mov rdi, proc
         code.imm32(&[0x8b, 0xb4, 0x24], REGS); // mov esi, [rsp+168]
-        code.put(&[0x48, 0x89, 0xe2]); // mov rdx, rsp
+        code.put(&[0x48, 0x89, 0xe2]) // mov rdx, rsp
     });
     code.imm32(&[0x48, 0x89, 0x84, 0x24], REGS); // mov [rsp+168], rax: the real return address
-    code.pop_regs().raise(REGS - 120);
+    code.restore().raise(REGS);
     code.put(&[0xc3]); // ret
     code.0
 }
 
 /// Bytes of a trampoline at most, its body copy not included.
-pub const TRAMPOLINE_MAX: u64 = 560;
+pub const TRAMPOLINE_MAX: u64 = 640;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+    use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 
     fn decode(bytes: &[u8], ip: u64) -> Vec<Instruction> {
         Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).into_iter().collect()
@@ -230,33 +355,110 @@ mod tests {
     fn pt_regs_offsets() {
         use skep_ebpf::uapi::PtRegs;
         assert_eq!(size_of::<PtRegs>(), REGS as usize);
-        assert_eq!(std::mem::offset_of!(PtRegs, rip), 128);
+        assert_eq!(Registers::COUNT as usize, REGS as usize / 8);
+        let word = |offset: usize| (offset / 8) as u32;
+        assert_eq!(word(std::mem::offset_of!(PtRegs, orig_rax)), ORIG_RAX);
+        assert_eq!(word(std::mem::offset_of!(PtRegs, rip)), RIP);
+        assert_eq!(word(std::mem::offset_of!(PtRegs, cs)), CS);
+        assert_eq!(word(std::mem::offset_of!(PtRegs, rflags)), FLAGS);
         assert_eq!(std::mem::offset_of!(PtRegs, rsp), REG_SP as usize);
-        assert_eq!(std::mem::offset_of!(PtRegs, ss), REG_SS as usize);
+        assert_eq!(word(std::mem::offset_of!(PtRegs, ss)), SS);
+        // Numbers of registers in instructions.
+        macro_rules! at {
+            ($($name:ident $number:literal),*) => { [$((word(std::mem::offset_of!(PtRegs, $name)), $number)),*] };
+        }
+        assert_eq!(CHANGED, at![r11 11, r10 10, r9 9, r8 8, rax 0, rcx 1, rdx 2, rsi 6, rdi 7]);
+        assert_eq!(KEPT, at![r15 15, r14 14, r13 13, r12 12, rbp 5, rbx 3]);
     }
 
     #[test]
     fn trampolines_are_balanced() {
         for (inside, guard) in [(false, false), (true, false), (false, true)] {
-            let code = trampoline(&Trampoline { site: 0x1122, ip: 0x3344, hit: 0x5566, inside, guard });
-            assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
-            let insns = decode(&code, 0x1000);
-            assert!(insns.iter().all(|i| !i.is_invalid()));
-            let pushes = insns.iter().filter(|i| i.mnemonic() == Mnemonic::Push).count();
-            assert_eq!(pushes, 20);
-            let saves = insns.iter().filter(|i| i.mnemonic() == Mnemonic::Movaps).count();
-            assert_eq!(saves, 32);
-            if !inside {
-                let jump = insns.iter().find(|i| i.mnemonic() == Mnemonic::Je).unwrap();
-                let target = insns.iter().find(|i| i.ip() == jump.near_branch_target()).unwrap();
-                assert_eq!(target.mnemonic(), Mnemonic::Pop);
+            for (registers, vectors) in
+                [(Registers::ALL, true), (Registers::ALL, false), (Registers::NONE, true), (Registers::NONE, false)]
+            {
+                let t = Trampoline { site: 0x1122, ip: 0x3344, hit: 0x5566, inside, guard, registers, vectors };
+                let code = trampoline(&t);
+                assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
+                let insns = decode(&code, 0x1000);
+                assert!(insns.iter().all(|i| !i.is_invalid()));
+                let saves = insns.iter().filter(|i| i.mnemonic() == Mnemonic::Movaps).count();
+                assert_eq!(saves, if vectors { 32 } else { 0 });
+                if !inside {
+                    let jump = insns.iter().find(|i| i.mnemonic() == Mnemonic::Je).unwrap();
+                    assert!(insns.iter().any(|i| i.ip() == jump.near_branch_target()));
+                }
+                // Straight on: what is taken off the stack is given back.
+                let mut depth = 0i64;
+                let mut at = 0x1000;
+                while let Some(insn) = insns.iter().find(|i| i.ip() == at) {
+                    at = match insn.mnemonic() {
+                        Mnemonic::Je => insn.near_branch_target(),
+                        Mnemonic::Jmp => insn.near_branch_target(),
+                        _ => insn.next_ip(),
+                    };
+                    match insn.mnemonic() {
+                        Mnemonic::Lea if insn.op0_register() == Register::RSP => {
+                            depth += insn.memory_displacement64().cast_signed();
+                        }
+                        Mnemonic::Call => {}
+                        Mnemonic::Sub | Mnemonic::And if insn.op0_register() == Register::RSP => assert!(vectors),
+                        Mnemonic::Mov if insn.op0_register() == Register::RSP => assert!(vectors),
+                        _ => depth += i64::from(insn.stack_pointer_increment()),
+                    }
+                }
+                assert_eq!((at, depth), (0x1000 + code.len() as u64, 0));
+            }
+        }
+    }
+
+    /// Runs the trampoline's own code in this process, with a function that ruins what it may.
+    #[test]
+    fn all_registers_and_flags_come_back() {
+        let both = [false, true];
+        let kinds =
+            both.map(|inside| both.map(|vectors| [Registers::NONE, Registers::ALL].map(|r| (inside, vectors, r))));
+        let kinds: Vec<(bool, bool, Registers)> = kinds.concat().concat();
+        let codes = run::place(kinds.iter().map(|&(inside, vectors, registers)| {
+            let hit = run::function();
+            trampoline(&Trampoline { site: 1, ip: 0x3344, hit, inside, guard: false, registers, vectors })
+        }));
+        for ((inside, _, registers), code) in kinds.into_iter().zip(codes) {
+            let flags_in = [0x202u64, 0x203, 0x282, 0x242, 0x216, 0xa02, 0xad7, 0x602, 0xed7];
+            for flags in flags_in.into_iter().filter(|f| inside || f & 0x400 == 0) {
+                let seen = run::through(code, flags);
+                let [before, after] = seen.general;
+                assert_eq!(before, after);
+                if inside {
+                    assert_eq!(seen.flags & 0xcd5, flags & 0xcd5, "{flags:#x}");
+                }
+                if registers == Registers::ALL {
+                    let r = seen.regs;
+                    assert_eq!((r.rip, r.cs, r.ss, r.orig_rax), (0x3344, 0x33, 0x2b, u64::MAX));
+                    assert_eq!(r.rflags & 0xcd5, flags & 0xcd5);
+                    let kept = [r.rbx, r.rbp, r.r12, r.r13, r.r14, r.r15];
+                    let changed = [r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11];
+                    assert_eq!([&kept[..], &changed[..]].concat(), before[..15]);
+                    assert_eq!(r.rsp, before[15]);
+                }
             }
         }
     }
 
     #[test]
     fn stubs_point_at_their_entries() {
-        let s = Stubs { stubs: 0x10000, count: 3, rets: 0x9000, ret_size: 64, body: 8, proc: 0x77, ret: 0x88 };
+        let (registers, vectors) = (Registers::ALL, true);
+        let s = Stubs {
+            stubs: 0x10000,
+            count: 3,
+            rets: 0x9000,
+            ret_size: 64,
+            body: 8,
+            proc: 0x77,
+            ret: 0x88,
+            registers,
+            vectors,
+        };
         let code = stubs(&s);
         assert!((code.len() + 16 + trap_handler(1, 2).len()) as u64 <= stubs_size(3));
         let insns = decode(&code, s.stubs);
@@ -270,6 +472,128 @@ mod tests {
         assert_eq!(insns.last().unwrap().mnemonic(), Mnemonic::Ret);
         for (k, insn) in insns.iter().filter(|i| i.ip() < common && i.mnemonic() == Mnemonic::Push).enumerate() {
             assert_eq!((insn.ip(), insn.immediate32to64()), (s.stubs + k as u64 * STUB_SIZE + 6, k as i64));
+        }
+    }
+
+    /// Runs code with all registers known.
+    mod run {
+        use std::arch::naked_asm;
+
+        use skep_ebpf::uapi::PtRegs;
+
+        /// What was seen.
+        pub struct Seen {
+            /// rbx, rbp, r12 to r15, rax, rcx, rdx, rsi, rdi, r8 to r11, rsp: before and after.
+            pub general: [[u64; 16]; 2],
+            /// Flags after.
+            pub flags: u64,
+            /// What the function was given.
+            pub regs: PtRegs,
+        }
+
+        static mut TARGET: u64 = 0;
+        static mut STACK: u64 = 0;
+        static mut OUT: [u64; 17] = [0; 17];
+        static mut REGS: [u64; 21] = [0; 21];
+
+        /// Stands in for the agent: keeps the `pt_regs`, and changes all that a call may change.
+        #[unsafe(naked)]
+        unsafe extern "C" fn ruin() -> u64 {
+            naked_asm!(
+                "lea rdi, [rip + {regs}]",
+                "mov ecx, 21",
+                "rep movsq",
+                "mov rcx, -1",
+                "mov rdx, rcx",
+                "mov rsi, rcx",
+                "mov rdi, rcx",
+                "mov r8, rcx",
+                "mov r9, rcx",
+                "mov r10, rcx",
+                "mov r11, rcx",
+                "xor eax, eax",
+                "stc",
+                "ret",
+                regs = sym REGS,
+            )
+        }
+
+        #[unsafe(naked)]
+        unsafe extern "C" fn enter(code: u64, regs: *const u64, flags: u64) {
+            naked_asm!(
+                "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+                "mov [rip + {stack}], rsp",
+                "mov [rip + {target}], rdi",
+                "mov rax, rsi",
+                "push rdx",
+                "popfq",
+                "mov rbx, [rax]", "mov rbp, [rax + 8]", "mov r12, [rax + 16]", "mov r13, [rax + 24]",
+                "mov r14, [rax + 32]", "mov r15, [rax + 40]", "mov rcx, [rax + 56]", "mov rdx, [rax + 64]",
+                "mov rsi, [rax + 72]", "mov rdi, [rax + 80]", "mov r8, [rax + 88]", "mov r9, [rax + 96]",
+                "mov r10, [rax + 104]", "mov r11, [rax + 112]", "mov rax, [rax + 48]",
+                "jmp qword ptr [rip + {target}]",
+                stack = sym STACK, target = sym TARGET,
+            )
+        }
+
+        /// Where the code goes on.
+        #[unsafe(naked)]
+        unsafe extern "C" fn landed() {
+            naked_asm!(
+                "mov [rip + {out}], rbx", "mov [rip + {out} + 8], rbp", "mov [rip + {out} + 16], r12",
+                "mov [rip + {out} + 24], r13", "mov [rip + {out} + 32], r14", "mov [rip + {out} + 40], r15",
+                "mov [rip + {out} + 48], rax", "mov [rip + {out} + 56], rcx", "mov [rip + {out} + 64], rdx",
+                "mov [rip + {out} + 72], rsi", "mov [rip + {out} + 80], rdi", "mov [rip + {out} + 88], r8",
+                "mov [rip + {out} + 96], r9", "mov [rip + {out} + 104], r10", "mov [rip + {out} + 112], r11",
+                "mov [rip + {out} + 120], rsp",
+                "pushfq",
+                "pop qword ptr [rip + {out} + 128]",
+                "cld",
+                "mov rsp, [rip + {stack}]",
+                "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+                "ret",
+                out = sym OUT, stack = sym STACK,
+            )
+        }
+
+        /// The function for trampolines to call.
+        pub fn function() -> u64 {
+            ruin as *const () as u64
+        }
+
+        /// Makes pieces of code executable, for good; each goes on where [`through`] sees the registers.
+        pub fn place(codes: impl Iterator<Item = Vec<u8>>) -> Vec<u64> {
+            let mut all = Vec::new();
+            let mut places = Vec::new();
+            for code in codes {
+                places.push(all.len() as u64);
+                all.extend(code);
+                all.extend([0xff, 0x25, 0, 0, 0, 0]); // jmp [rip]
+                all.extend((landed as *const () as u64).to_le_bytes());
+            }
+            // SAFETY: new memory, executable once it is written.
+            unsafe {
+                let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                let at = libc::mmap(std::ptr::null_mut(), all.len(), prot, flags, -1, 0);
+                assert_ne!(at, libc::MAP_FAILED);
+                at.cast::<u8>().copy_from_nonoverlapping(all.as_ptr(), all.len());
+                assert_eq!(libc::mprotect(at, all.len(), libc::PROT_READ | libc::PROT_EXEC), 0);
+                places.into_iter().map(|offset| at as u64 + offset).collect()
+            }
+        }
+
+        /// Runs one of them.
+        pub fn through(code: u64, flags: u64) -> Seen {
+            let mut before: [u64; 16] = std::array::from_fn(|n| 0x1111_1111_1111_1111 * (n as u64 + 1));
+            // SAFETY: the code saves and gives back whatever it uses, and ends in `landed`. No other test uses these statics.
+            unsafe {
+                enter(code, before.as_ptr(), flags);
+                before[15] = (&raw const STACK).read();
+                let out = (&raw const OUT).read();
+                let after: [u64; 16] = std::array::from_fn(|n| out[n]);
+                let regs = (&raw const REGS).cast::<PtRegs>().read();
+                Seen { general: [before, after], flags: out[16], regs }
+            }
         }
     }
 }

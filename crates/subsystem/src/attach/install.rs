@@ -11,7 +11,7 @@ use super::AttachError;
 use super::agent_image::AgentImage;
 use super::block::{Addresses, Block, Room};
 use super::code::{self, Stubs};
-use super::plan::Plan;
+use super::plan::{Plan, stored_at_return};
 use super::procfs::{Auxv, Mapping, at};
 use super::ptrace::Tid;
 use super::remote::{Access, Channel, Remote, SCRATCH};
@@ -101,6 +101,8 @@ pub struct Installed {
     pub handler: Option<Handler>,
     /// See [`Plan::hazards`].
     pub hazards: Vec<Range<u64>>,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 /// A map in a process.
@@ -158,11 +160,11 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
     let auxv = Auxv::read(world.pid)?;
     let worker: Option<Tid> = None;
     let mut remote = Remote::begin(world, worker, maps)?;
-    let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new() };
+    let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new(), notes: Vec::new() };
     let result = mapper.map_all(session, plan, &block, &auxv);
     match result {
         Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, maps, handler }) => {
-            let Mapper { regions, code, .. } = mapper;
+            let Mapper { regions, code, notes, .. } = mapper;
             remote.finish()?;
             block.fill(block_at, &addresses, &map_refs(addresses.control, &maps), &plan.sites);
             let hazards = plan.hazards.clone();
@@ -181,6 +183,7 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
                 scratch,
                 handler,
                 hazards,
+                notes,
             })
         }
         Err(error) => {
@@ -205,7 +208,7 @@ pub fn grow(
     calm: bool,
 ) -> Result<(), AttachError> {
     let mut remote = Remote::begin(world, None, maps)?;
-    let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new() };
+    let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new(), notes: Vec::new() };
     let result = mapper.map_more(session, installed, plan, known, calm);
     let Mapper { regions, code, .. } = mapper;
     let mapped = match result {
@@ -253,6 +256,7 @@ struct Mapper<'r, 'w> {
     remote: &'r mut Remote<'w>,
     regions: Vec<Range<u64>>,
     code: Vec<Range<u64>>,
+    notes: Vec<String>,
 }
 
 impl Mapper<'_, '_> {
@@ -273,7 +277,8 @@ impl Mapper<'_, '_> {
         let channel = Channel::open(self.remote, scratch)?;
         let shared = self.map_shared(&channel, session, block);
         channel.close(self.remote)?;
-        let (control, shared, maps, block_at) = shared?;
+        let SharedAt { control, executes, shared, maps, block: block_at } = shared?;
+        let keeps = self.register_barriers();
 
         let mut addresses = Addresses {
             index: session.proc_index,
@@ -291,6 +296,8 @@ impl Mapper<'_, '_> {
             fsgsbase: auxv.get(at::HWCAP2).unwrap_or(0) & 2 != 0,
             trap_state: private.trap_state,
             description: 0,
+            executes,
+            keeps,
         };
         let mut stubs = code::stubs(&Stubs {
             stubs: private.stubs,
@@ -300,6 +307,8 @@ impl Mapper<'_, '_> {
             body: std::mem::offset_of!(RetEntry, body) as u64,
             proc: block_at,
             ret: agent + session.agent.ret,
+            registers: stored_at_return(&plan.sites),
+            vectors: session.agent.vectors,
         });
         let handler = traps.map(|(restorer, (_, trap))| {
             stubs.resize(stubs.len().next_multiple_of(16), 0xcc);
@@ -437,7 +446,7 @@ impl Mapper<'_, '_> {
     }
 
     fn map_shared(&mut self, channel: &Channel, session: &Session, block: &Block) -> Result<SharedAt, AttachError> {
-        let control = self.share(channel, &session.control, 0, Access::Execute)?;
+        let (control, executes) = self.share_control(channel, &session.control)?;
         let shared = self.share(channel, &session.shared, 0, Access::Write)?;
         let mut maps = Vec::new();
         for map in &session.maps {
@@ -445,7 +454,29 @@ impl Mapper<'_, '_> {
         }
         let block_at = channel.map(self.remote, block.fd(), 0..block.size(), Access::Read)?;
         self.regions.push(block_at..block_at + block.size());
-        Ok((control, shared, maps, block_at))
+        Ok(SharedAt { control, executes, shared, maps, block: block_at })
+    }
+
+    /// The control arena holds the programs' machine code. Where the process may not map it executable, bytecode is run.
+    fn share_control(&mut self, channel: &Channel, memory: &SharedFd) -> Result<(u64, bool), AttachError> {
+        match self.share(channel, memory, 0, Access::Execute) {
+            // Not noted as code: whoever is in it has the agent on his stack.
+            Ok(control) => Ok((control, true)),
+            Err(AttachError::Remote { pid, call, errno }) if call == "mmap" => {
+                self.notes.push(format!(
+                    "process {pid}: its programs are interpreted, since it may not map machine code ({errno})"
+                ));
+                Ok((self.share(channel, memory, 0, Access::Read)?, false))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets its own threads, and the controller, ask for barriers on the processors that run it; false if it may not.
+    fn register_barriers(&mut self) -> bool {
+        const REGISTER_GLOBAL_EXPEDITED: u64 = 1 << 2;
+        let args = [REGISTER_GLOBAL_EXPEDITED, 0, 0, 0, 0, 0];
+        self.remote.syscall("membarrier", libc::SYS_membarrier, args).is_ok()
     }
 
     fn share(&mut self, channel: &Channel, memory: &SharedFd, offset: u64, access: Access) -> Result<u64, AttachError> {
@@ -464,7 +495,14 @@ impl Mapper<'_, '_> {
     }
 }
 
-type SharedAt = (u64, u64, Vec<MappedMap>, u64);
+/// Addresses of what is shared.
+struct SharedAt {
+    control: u64,
+    executes: bool,
+    shared: u64,
+    maps: Vec<MappedMap>,
+    block: u64,
+}
 
 struct Private {
     stubs: u64,

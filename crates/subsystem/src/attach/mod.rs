@@ -108,5 +108,5 @@ pub use error::AttachError;
 pub use injector::{Injector, main_if_requested};
 pub use request::{
     AttachRequest, Attached, InjectorEvent, MapMemory, Memory, Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec,
-    ProbeTarget,
+    ProbeTarget, Registers,
 };

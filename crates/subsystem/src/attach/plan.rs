@@ -6,6 +6,7 @@ use std::ops::Range;
 use skep_runtime::session::{SITE_LINKS, guard};
 
 use super::AttachError;
+use super::agent_image::AgentImage;
 use super::arrivals;
 use super::code::{self, Trampoline};
 use super::guards;
@@ -13,7 +14,7 @@ use super::patch::Change;
 use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
-use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec};
+use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec, Registers};
 use super::site::{self, BodyCopy, Function, Refusal, Window};
 use super::symbols::{Found, Loaded, Module, Modules};
 use super::world::World;
@@ -35,6 +36,10 @@ pub struct PlannedSite {
     pub window: Window,
     /// Links, with their kinds.
     pub links: Vec<(u32, ProbeKind)>,
+    /// What programs read of the registers at its entry, and at its return.
+    pub registers: [Registers; 2],
+    /// The agent uses vector registers.
+    vectors: bool,
     /// Name, for messages.
     pub symbol: String,
     /// The text at `ip` as it is.
@@ -75,8 +80,28 @@ impl PlannedSite {
         if self.window.trap {
             return Vec::new();
         }
-        let guard = self.guard != guard::NONE;
-        code::trampoline(&Trampoline { site, ip: self.ip, hit, inside: !self.window.entry, guard })
+        code::trampoline(&Trampoline {
+            site,
+            ip: self.ip,
+            hit,
+            inside: !self.window.entry,
+            guard: self.guard != guard::NONE,
+            registers: self.stored(),
+            vectors: self.vectors,
+        })
+    }
+
+    /// What its trampoline stores of the registers: what programs read at its entry, or all where any may read all.
+    pub fn stored(&self) -> Registers {
+        let [entry, ret] = self.registers;
+        if ret == Registers::ALL { ret } else { entry }
+    }
+
+    fn add_link(&mut self, link: (u32, ProbeKind), registers: Registers) {
+        self.links.push(link);
+        let [entry, ret] = &mut self.registers;
+        let read = if link.1 == ProbeKind::Entry { entry } else { ret };
+        *read = read.and(registers);
     }
 
     /// What patching it changes.
@@ -121,15 +146,15 @@ pub struct Plan {
     pub hazards: Vec<Range<u64>>,
 }
 
-/// Makes the plan. `guards` says whether the agent has a function for them.
+/// Makes the plan.
 pub fn plan(
     world: &mut World,
     maps: &[Mapping],
     modules: &Modules,
     probes: &[ProbeSpec],
-    guards: bool,
+    agent: &AgentImage,
 ) -> Result<Plan, AttachError> {
-    grow(world, maps, modules, probes, guards, Vec::new())
+    grow(world, maps, modules, probes, agent, Vec::new())
 }
 
 /// Makes the plan for a process that has sites already: they stay as they are but for their links. What of them is not
@@ -139,7 +164,7 @@ pub fn grow(
     maps: &[Mapping],
     modules: &Modules,
     probes: &[ProbeSpec],
-    guards: bool,
+    agent: &AgentImage,
     earlier: Vec<PlannedSite>,
 ) -> Result<Plan, AttachError> {
     let mut plan = Plan { sites: earlier, ..Plan::default() };
@@ -159,14 +184,25 @@ pub fn grow(
         }
     }
     plan.check_arrivals(world, modules);
-    if guards {
+    if agent.traps.is_some() {
         plan.describe_stubs(world, modules);
     }
     plan.add_guards(world, modules);
+    for site in &mut plan.sites {
+        site.vectors = agent.vectors;
+    }
     plan.place(maps, modules);
     plan.check_guards();
     plan.check_description();
     Ok(plan)
+}
+
+/// What is stored of the registers when functions return: what programs read, or all where any may read all.
+pub fn stored_at_return(sites: &[PlannedSite]) -> Registers {
+    match sites.iter().any(|site| site.registers.contains(&Registers::ALL)) {
+        true => Registers::ALL,
+        false => sites.iter().fold(Registers::NONE, |all, site| all.and(site.registers[1])),
+    }
 }
 
 impl Plan {
@@ -207,7 +243,7 @@ impl Plan {
             if site.links.len() >= SITE_LINKS {
                 return Err(AttachError::TooManyLinks { symbol, address: ip, limit: SITE_LINKS });
             }
-            site.links.push(link);
+            site.add_link(link, probe.registers);
             return Ok(Placed { method: site.window.method(), ..placed });
         }
         let (window, why_no_jump) = match self.find_jump(world, module, loaded, &found) {
@@ -218,7 +254,7 @@ impl Plan {
         };
         let method = window.method();
         let site = self.push(world, found, window);
-        site.links.push(link);
+        site.add_link(link, probe.registers);
         site.why_no_jump = why_no_jump;
         Ok(Placed { method, ..placed })
     }
@@ -288,6 +324,8 @@ impl Plan {
             ip,
             window,
             links: Vec::new(),
+            registers: [Registers::NONE; 2],
+            vectors: true,
             symbol,
             text,
             entry: entry(world, &found),

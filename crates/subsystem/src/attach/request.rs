@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
+use skep_jit::Context;
 
 use super::AttachError;
 
@@ -62,6 +63,42 @@ pub enum ProbeTarget {
     },
 }
 
+/// Words of a `pt_regs`, by their order in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers(u32);
+
+impl Registers {
+    /// Words of a `pt_regs`.
+    pub const COUNT: u32 = 21;
+    /// All of it.
+    pub const ALL: Registers = Registers((1 << Registers::COUNT) - 1);
+    /// Nothing of it.
+    pub const NONE: Registers = Registers(0);
+
+    /// Those that a program may read of its context.
+    pub fn read_by(context: &Context) -> Registers {
+        let Context::Parts(parts) = context else { return Registers::ALL };
+        let words = parts.iter().flat_map(|&(start, end)| start / 8..end.div_ceil(8));
+        Registers(words.filter(|&word| word < Registers::COUNT).fold(0, |all, word| all | 1 << word))
+    }
+
+    /// Those of both.
+    pub fn and(self, other: Registers) -> Registers {
+        Registers(self.0 | other.0)
+    }
+
+    /// Is this word among them?
+    pub fn has(self, word: u32) -> bool {
+        word < Registers::COUNT && self.0 & 1 << word != 0
+    }
+}
+
+impl Default for Registers {
+    fn default() -> Registers {
+        Registers::ALL
+    }
+}
+
 /// A probe to place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeSpec {
@@ -71,6 +108,8 @@ pub struct ProbeSpec {
     pub kind: ProbeKind,
     /// Where it goes.
     pub target: ProbeTarget,
+    /// What its program reads of the registers.
+    pub registers: Registers,
 }
 
 /// A process to attach to, the memory to share with it, and the probes to place.

@@ -107,7 +107,7 @@ impl Target {
             modules.adopt(prepared);
         }
         let guards = session.agent.traps.is_some();
-        let mut plan = plan::plan(world, &maps, &modules, probes, guards)?;
+        let mut plan = plan::plan(world, &maps, &modules, probes, &session.agent)?;
         // Loaded before it is needed, the unwinder can be asked; told is worse.
         if point == Point::Running
             && guards
@@ -117,7 +117,7 @@ impl Target {
             load_unwinder(world, &maps, &modules, dlopen)?;
             maps = procfs::maps(pid)?;
             modules = reread(pid, &maps, modules)?;
-            plan = plan::plan(world, &maps, &modules, probes, guards)?;
+            plan = plan::plan(world, &maps, &modules, probes, &session.agent)?;
         }
         if restored != 0 {
             plan.notes
@@ -137,6 +137,7 @@ impl Target {
         };
         if !plan.sites.is_empty() {
             target.install(world, &maps, &modules, session, &plan, point)?;
+            plan.notes.extend(target.installed.iter().flat_map(|i| i.notes.iter().cloned()));
             target.returns = plan.sites.iter().any(PlannedSite::has_return);
             target.sites = std::mem::take(&mut plan.sites);
             target.modules = Some(modules);

@@ -132,6 +132,7 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd) -> io::Result<Option<(T,
 mod tests {
     use std::os::fd::AsFd;
 
+    use super::super::request::Registers;
     use super::*;
     use crate::attach::request::{ProbeKind, ProbeTarget};
 
@@ -145,8 +146,9 @@ mod tests {
         )
         .unwrap();
         let target = ProbeTarget::FileOffset { module: "m".repeat(100), offset: 7 };
-        let probes: Vec<ProbeSpec> =
-            (0..700).map(|link| ProbeSpec { link, kind: ProbeKind::Return, target: target.clone() }).collect();
+        let probes: Vec<ProbeSpec> = (0..700)
+            .map(|link| ProbeSpec { link, kind: ProbeKind::Return, target: target.clone(), registers: Registers::ALL })
+            .collect();
         let part = MapPart { offset: 4096, size: 1, writable: true, header: 2, absent: false };
         let request = Request::Attach(Job {
             pid: 1,

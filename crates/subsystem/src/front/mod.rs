@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod attr;
+mod barrier;
 pub mod bells;
 mod btf;
 pub mod client;

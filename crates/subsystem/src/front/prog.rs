@@ -514,6 +514,7 @@ impl Subsystem {
             engine: self.config.engine,
             maps: MapIndices::Each(indices),
             budget: true,
+            bytecode: true,
             ..skep_jit::Options::default()
         };
         self.fault(FaultPoint::ProgCompile)?;

@@ -138,8 +138,9 @@ impl World {
     /// Waits until no thread of a process runs a program; false if that takes longer than `patience`.
     pub fn quiesce(&self, proc_index: u32, patience: Duration) -> bool {
         let busy = || {
-            let owners = (0..self.limits.slots).filter_map(|i| Some(self.slot(i)?.owner.load(Ordering::Acquire)));
-            { owners }.any(|owner| owner != 0 && owner_proc(owner) == proc_index)
+            self.synchronise();
+            let mut slots = (0..self.limits.slots).filter_map(|i| self.slot(i));
+            slots.any(|slot| slot.is_busy() && owner_proc(slot.owner.load(Ordering::Acquire)) == proc_index)
         };
         let start = Instant::now();
         while busy() {
@@ -162,6 +163,7 @@ impl World {
             if owner == 0 || owner_proc(owner) != proc_index {
                 continue;
             }
+            let busy = slot.is_busy();
             // The maps first: a slot that is free may be taken at once.
             for map in maps.iter().map(|m| &m.map).chain(&self.rings) {
                 let done = map.recover(index);
@@ -170,7 +172,7 @@ impl World {
                 swept.records += done.records;
             }
             if slot.owner.compare_exchange(owner, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                swept.slots += 1;
+                swept.slots += u32::from(busy);
             }
         }
         swept

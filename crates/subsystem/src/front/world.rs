@@ -21,6 +21,7 @@ use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN};
 use skep_runtime::session::{CONTROL_NAME, Control, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
 use skep_runtime::{Machine, SlotArea, session};
 
+use super::barrier;
 use super::bells::Bells;
 use super::ids::{Id, Ids};
 use super::lease::{self, Leases};
@@ -329,6 +330,8 @@ impl World {
                 samples_map: SAMPLES,
                 printk_map: PRINTK,
                 budget: limits.budget,
+                keeps: u32::from(barrier::works()),
+                reserved: 0,
             });
         }
         let tables = Tables {
@@ -453,7 +456,9 @@ impl World {
     /// Adds a program's code; `maps` are those that it names.
     pub fn add_program(self: &Arc<Self>, loaded: &Loaded, maps: Vec<Arc<MapObject>>) -> Result<ProgPlace, Errno> {
         let image = loaded.image();
-        let len = image.len().div_ceil(IMAGE_ALIGN);
+        let bytecode = loaded.bytecode_image().unwrap_or_default();
+        let own = image.len().next_multiple_of(IMAGE_ALIGN);
+        let len = (own + bytecode.len()).div_ceil(IMAGE_ALIGN);
         // Dropped without the lock: places of maps want it.
         let dead;
         let (index, start) = {
@@ -471,16 +476,24 @@ impl World {
         let place = ProgPlace { index, start, len, world: Arc::downgrade(self), maps };
         let at = self.images + start * IMAGE_ALIGN;
         let cell = self.progs + index as usize * size_of::<ProgCell>();
-        self.control.allocate(at, image.len()).map_err(out_of_memory)?;
+        self.control.allocate(at, own + bytecode.len()).map_err(out_of_memory)?;
         if loaded.engine() == Engine::Jit {
-            self.control.code().map_err(out_of_memory)?;
+            // Where this process may not map it, programs that have bytecode are interpreted here.
+            let mapped = self.control.code();
+            if bytecode.is_empty() {
+                mapped.map_err(out_of_memory)?;
+            }
         }
         self.control.allocate(cell, size_of::<ProgCell>()).map_err(out_of_memory)?;
         // SAFETY: both parts are allocated and this program's own; the cell shows the image last.
         unsafe {
             std::ptr::copy_nonoverlapping(image.as_ptr(), self.control.ptr().add(at), image.len());
+            let second = self.control.ptr().add(at + own);
+            std::ptr::copy_nonoverlapping(bytecode.as_ptr(), second, bytecode.len());
             let cell = self.control.ptr().add(cell).cast::<ProgCell>();
             (&raw mut (*cell).prog_type).write(loaded.prog_type() as u32);
+            let bytecode = if bytecode.is_empty() { 0 } else { at + own };
+            (*cell).bytecode.store(bytecode as u64, Ordering::Relaxed);
             (*cell).image.store(at as u64, Ordering::Release);
         }
         Ok(place)
@@ -546,15 +559,23 @@ impl World {
 
     fn slots_in_use(&self) -> Vec<(u32, u64)> {
         self.leases.barrier();
+        self.synchronise();
         (0..self.slots)
             .filter_map(|i| {
                 if let Some(state) = self.leases.state(i) {
                     return lease::is_running(state).then_some((i, state));
                 }
                 let slot = self.slot(i)?;
-                (slot.owner.load(Ordering::SeqCst) != 0).then(|| (i, slot.taken.load(Ordering::SeqCst)))
+                slot.is_busy().then(|| (i, slot.taken.load(Ordering::SeqCst)))
             })
             .collect()
+    }
+
+    /// Has all processors that run traced processes agree on memory: threads begin runs by plain stores.
+    pub(super) fn synchronise(&self) {
+        if self.head().keeps != 0 {
+            barrier::synchronise();
+        }
     }
 
     /// Takes back the memory of programs that no run can be inside of any more.
@@ -563,7 +584,7 @@ impl World {
             if let Some(state) = self.leases.state(i) {
                 return state != taken;
             }
-            self.slot(i).is_none_or(|s| s.owner.load(Ordering::SeqCst) == 0 || s.taken.load(Ordering::SeqCst) != taken)
+            self.slot(i).is_none_or(|s| !s.is_busy() || s.taken.load(Ordering::SeqCst) != taken)
         };
         let (dead, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut tables.gone).into_iter().partition(|g: &Gone| g.slots.iter().all(idle));
@@ -588,7 +609,8 @@ impl World {
         let (index, slot) = (first..self.slots).chain(0..first).find_map(|i| {
             let slot = self.slot(i)?;
             slot.owner.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).ok()?;
-            slot.taken.fetch_add(1, Ordering::SeqCst);
+            // Odd, whatever it was.
+            slot.taken.store(slot.taken.load(Ordering::SeqCst).wrapping_add(1) | 1, Ordering::SeqCst);
             Some((i, slot))
         })?;
         HINT.set(index);
@@ -606,12 +628,14 @@ impl World {
         let maps = self.handles.0.as_ptr().cast();
         // SAFETY: `UnsafeCell<MapRef>` has the layout of `MapRef`; arenas and handles live as long as the world, which runs
         // need; the slot is the caller's.
-        unsafe {
+        let mut machine = unsafe {
             match self.areas.take(slot) {
                 Some(area) => Machine::with_area(control, shared, maps, slot, area),
                 None => Machine::new(control, shared, maps, slot),
             }
-        }
+        };
+        machine.set_executes(self.control.mapped_code().is_some());
+        machine
     }
 
     /// Runs something with a machine on a slot of its own; `None` if all are taken.

@@ -196,6 +196,7 @@ impl Session {
             maps: MapIndices::Each(indices),
             budget: options.budget != 0,
             harden: false,
+            bytecode: true,
         };
         let held: Vec<Arc<MapObject>> = maps.iter().flatten().map(|m| Arc::clone(m.object())).collect();
         let mut loaded = Vec::with_capacity(programs.len());
@@ -364,7 +365,7 @@ impl Session {
 /// Room for these programs and maps, and no more: it is address space in each process that is traced.
 fn limits(programs: &[Verified], maps: usize, options: &Options) -> Limits {
     // More than code of either kind takes.
-    let image = |p: &Verified| (p.insns().len() * 256 + 1024).next_multiple_of(4096);
+    let image = |p: &Verified| (p.insns().len() * 264 + 2048).next_multiple_of(4096);
     Limits {
         slots: options.slots,
         objects: (maps + programs.len() + 8) as u32,

@@ -71,6 +71,8 @@ impl Arenas {
         let control = Arena::new(CONTROL_NAME, 65536)?;
         let shared = Arena::new(SHARED_NAME, shared_size(NSLOTS, NLINKS))?;
         let head = Control {
+            keeps: 1,
+            reserved: 0,
             magic: MAGIC,
             enable: AtomicU32::new(std::process::id()),
             nslots: NSLOTS,

@@ -15,7 +15,9 @@ use skep_maps::control::{Arena, RingConsumer};
 use skep_runtime::session::link_flags;
 
 use super::{Armed, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
-use crate::attach::{self, AttachError, AttachRequest, Injector, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget};
+use crate::attach::{
+    self, AttachError, AttachRequest, Injector, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget, Registers,
+};
 use crate::events::sample;
 use crate::front::bells::Bell;
 use crate::front::object::{MapObject, ProgObject};
@@ -270,11 +272,13 @@ impl Inner {
         let mut add = |prog: Option<&Arc<ProgObject>>, cookie: u64, chained: bool| {
             let flags = kernel | link_flags::EVENT | if chained { link_flags::CHAINED } else { 0 };
             let prog_index = prog.map(|p| p.place.index());
+            // All, so that other programs can come to this place while it stays as it is.
+            let registers = Registers::ALL;
             let link = world.add_link(NewLink { prog: prog_index, when: point.when, flags, cookie })?;
             link.switch(true);
             let hearer = Hearer { consumer: Arc::downgrade(consumer), prog: prog.cloned() };
             self.reports().links.insert(link.index(), hearer);
-            carried.probes.push(ProbeSpec { link: link.index(), kind, target: target.clone() });
+            carried.probes.push(ProbeSpec { link: link.index(), kind, target: target.clone(), registers });
             carried.links.push(link);
             Ok(())
         };
