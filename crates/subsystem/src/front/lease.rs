@@ -177,12 +177,13 @@ impl World {
         }
     }
 
-    /// A slot to keep, as long as half of them are left for those who come and go.
+    /// A slot to keep: one of the lower half, as threads of traced processes do, so that the others are left for those who
+    /// come and go.
     fn lease(&self) -> Option<Lease> {
         let slots = self.leases.states.len() as u32;
         let count = &self.leases.kept;
         count.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |n| (n < slots / 2).then_some(n + 1)).ok()?;
-        let Some((slot, words)) = self.take_slot() else {
+        let Some((slot, words)) = self.take_slot_below(slots / 2) else {
             count.fetch_sub(1, Ordering::Relaxed);
             return None;
         };

@@ -603,10 +603,15 @@ impl World {
     }
 
     /// Takes a free slot: its number and its words.
-    pub(super) fn take_slot(&self) -> Option<(u32, &Slot)> {
+    fn take_slot(&self) -> Option<(u32, &Slot)> {
+        self.take_slot_below(self.slots)
+    }
+
+    /// As [`World::take_slot`], one of the first `end`.
+    pub(super) fn take_slot_below(&self, end: u32) -> Option<(u32, &Slot)> {
         let owner = session::owner_word(OWN_INDEX, u64::from(std::process::id()) << 4);
-        let first = HINT.get() % self.slots.max(1);
-        let (index, slot) = (first..self.slots).chain(0..first).find_map(|i| {
+        let first = HINT.get() % end.max(1);
+        let (index, slot) = (first..end).chain(0..first).find_map(|i| {
             let slot = self.slot(i)?;
             slot.owner.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).ok()?;
             // Odd, whatever it was.
