@@ -584,7 +584,7 @@ mod tests {
 
         /// Runs one of them.
         pub fn through(code: u64, flags: u64) -> Seen {
-            let mut before: [u64; 16] = std::array::from_fn(|n| 0x1111_1111_1111_1111 * (n as u64 + 1));
+            let mut before: [u64; 16] = std::array::from_fn(|n| 0x1111_1111_1111_1111u64.wrapping_mul(n as u64 + 1));
             // SAFETY: the code saves and gives back whatever it uses, and ends in `landed`. No other test uses these statics.
             unsafe {
                 enter(code, before.as_ptr(), flags);
