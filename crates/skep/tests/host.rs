@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use skep::host::{
-    Bytes, BytesMut, Context, FieldDef, FieldType, HookOptions, Host, HostError, HostOptions, LoadError, Loader,
+    Bytes, BytesMut, Context, FieldDef, FieldType, Hook, HookOptions, Host, HostError, HostOptions, LoadError, Loader,
     OverBudget, Plugin, Proceed, c_declaration,
 };
 
@@ -42,6 +42,25 @@ fn host() -> Host {
 
 fn request(path: &str) -> Request<'_> {
     Request { method: 1, status: 200, path: path.into(), served_by: None }
+}
+
+/// A hook outlives what the requests borrow.
+#[test]
+fn a_hook_is_kept_and_requests_come_and_go() {
+    struct Service {
+        hook: Hook<Request<'static>>,
+    }
+    let host = host();
+    let service = Service { hook: host.hook("request", HookOptions::default()) };
+    let loader = Loader::new().hook(&service.hook);
+    let plugin = loader.load(&host.tenant(1 << 20), "request.bpf.o", &object("request.bpf.o")).unwrap();
+    let _attached = service.hook.attach(&plugin.program("deny_admin").unwrap(), 0).unwrap();
+    for (name, status) in [("adminer", 403), ("about", 200)] {
+        let path = format!("/{name}");
+        let mut request = request(&path);
+        service.hook.call(&mut request).unwrap();
+        assert_eq!(request.status, status, "{path}");
+    }
 }
 
 #[test]

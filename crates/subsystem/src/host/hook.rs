@@ -70,9 +70,12 @@ pub struct Busy;
 pub struct OverBudget;
 
 /// A place where an application asks programs. A handle: clones are the same hook.
+///
+/// It is covariant in its context: a `Hook<Request<'static>>`, which can be kept anywhere, is called with requests that
+/// borrow for shorter.
 pub struct Hook<C> {
     core: Arc<Core>,
-    context: PhantomData<fn(&mut C)>,
+    context: PhantomData<fn() -> C>,
 }
 
 impl<C> Clone for Hook<C> {
