@@ -1,8 +1,8 @@
 //! Speed of machine code: skep, its interpreter, the kernel's JIT, clang's code for the host, and rbpf, in one run.
 //!
-//! usage: `cargo run --release -p skep-benches --bin jit [ROUNDS [sizes]]`, as root (the kernel's columns); with `sizes` only
-//! the second table. `SKEP_BENCH` names the
-//! folder of the workloads (default `../shared/bench` beside the workspace); they are built with clang-19.
+//! usage: `cargo run --release -p skep-benches --bin jit [ROUNDS [sizes | WORKLOAD]]`, as root (the kernel's columns); with
+//! `sizes` only the second table, with a workload's name only that one. `SKEP_BENCH` names the folder of the workloads
+//! (default `../shared/bench` beside the workspace); they are built with clang-19.
 //!
 //! Every round measures all engines of a workload one after the other, on one core, with real-time priority if that is
 //! allowed; the figures are medians over the rounds. All engines run the same source and return the same checksum.
@@ -69,13 +69,17 @@ fn main() {
     steady();
     let with_kernel = kernel::available();
 
-    if std::env::args().nth(2).is_some_and(|a| a == "sizes") {
+    let only = std::env::args().nth(2);
+    if only.as_deref() == Some("sizes") {
         return sizes(rounds, with_kernel);
     }
     println!("| workload | skep | interpreter | kernel | native -O2 | rbpf | skep/kernel | skep/native |");
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let (mut to_kernel, mut to_native, mut each) = (Vec::new(), Vec::new(), Vec::new());
     for name in COMPUTE.into_iter().chain(MORE).chain(OTHERS.map(|(n, _)| n)) {
+        if only.as_deref().is_some_and(|o| o != name) {
+            continue;
+        }
         let row = Workload::open(name, &sources, &objects, with_kernel).measure(rounds);
         let [skep, interp, kernel, native, rbpf] = row;
         println!(
@@ -96,7 +100,7 @@ fn main() {
             each.push(format!("{name} {:.2} ns (kernel {:.2})", skep / n, kernel / n));
         }
     }
-    for n in [COMPUTE.len(), COMPUTE.len() + MORE.len()] {
+    for n in [COMPUTE.len(), COMPUTE.len() + MORE.len()].into_iter().filter(|_| only.is_none()) {
         println!(
             "\ngeometric mean of the first {n} workloads: {:.3} of the kernel's time, {:.3} of native",
             geomean(&to_kernel[..n]),
@@ -104,6 +108,9 @@ fn main() {
         );
     }
     println!("each: {}", each.join(", "));
+    if only.is_some() {
+        return;
+    }
     sizes(rounds.min(7), with_kernel);
 }
 

@@ -186,8 +186,9 @@ impl Machine {
             let retval = native::run(env, image, budget);
             if env.over_budget {
                 SlotArea::discard_reserved(env.area);
+                return Run { retval, over_budget: true };
             }
-            Run { retval, over_budget: env.over_budget }
+            Run { retval, over_budget: false }
         }
     }
 }

@@ -31,16 +31,24 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         if flags & image::NATIVE == 0 {
             return interp::run(env, image, budget);
         }
-        if !env.executes || !interp::fits(env, image, STACK_BYTES, SAVED_FRAMES + 1) {
+        // What was compiled fits in an empty stack.
+        debug_assert!((*image).stack as usize <= STACK_BYTES && (*image).frames as usize <= SAVED_FRAMES);
+        env.over_budget = false;
+        if !env.executes || env.proc.as_ref().is_some_and(|p| (*image).nmaps > p.nmaps) {
             return 0;
         }
-        (env.prog_type, env.over_budget) = ((*image).prog_type, false);
-        (env.tail_calls, env.stack_top, env.native) = (0, 0, true);
+        (env.prog_type, env.native, env.fuel) = ((*image).prog_type, true, u64::MAX);
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
         let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64;
-        env.fuel = if budget == 0 || flags & image::UNWINDS == 0 { u64::MAX } else { budget };
+        if flags & image::UNWINDS == 0 {
+            return code(env, env.ctx, fp);
+        }
+        (env.tail_calls, env.stack_top) = (0, 0);
+        if budget != 0 {
+            env.fuel = budget;
+        }
         let env: *mut Env = env;
-        if flags & image::UNWINDS != 0 { enter(env, (*env).ctx, fp, code) } else { code(env, (*env).ctx, fp) }
+        enter(env, (*env).ctx, fp, code)
     }
 }
 

@@ -405,6 +405,7 @@ impl Emitter<'_> {
 
     /// A tail call: what this function has pushed is taken back, and the other program returns to its caller.
     pub(crate) fn tail_call(&mut self) {
+        self.goes_on = true;
         self.arguments(0b1100);
         self.spend();
         let asm = self.asm();

@@ -54,6 +54,8 @@ pub(crate) struct Emitter<'a> {
     leave: Option<Label>,
     /// Where a spent budget leads.
     pub(crate) over: Option<Label>,
+    /// It may end in the middle of code that it goes on with.
+    pub(crate) goes_on: bool,
     /// Entry of each function.
     pub(crate) entries: Vec<Label>,
     /// Where exceptions end, in the main function, if there are any.
@@ -112,6 +114,7 @@ impl<'a> Emitter<'a> {
             too_many: Vec::new(),
             leave: None,
             over: None,
+            goes_on: false,
             entries,
             landing,
             catches: source.special.catches,
@@ -145,7 +148,7 @@ impl<'a> Emitter<'a> {
             asm.zero(RAX);
             asm.ret();
         }
-        let unwinds = self.over.is_some();
+        let unwinds = self.over.is_some() || self.goes_on;
         (self.layout.finish(), unwinds)
     }
 

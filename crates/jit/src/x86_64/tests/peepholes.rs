@@ -212,3 +212,23 @@ fn blinding() {
         assert_eq!(found(&code(text, &Tuning { blinding: Some(seed), ..tuning() })), 0, "seed {seed}");
     }
 }
+
+#[test]
+fn what_goes_on_with_other_code_may_end_in_it() {
+    let unwinds = |text: &str| {
+        let insns = assemble(text).unwrap();
+        let source = Source {
+            name: "test",
+            prog_type: ProgType::SchedCls,
+            insns: &insns,
+            subprogs: &[Subprog { start: 0, stack: 64 }],
+            marks: &crate::marks::marks(&insns),
+            maps: &[],
+            known: None,
+            special: &crate::special::NONE,
+        };
+        translate(&source, &Options::default(), &tuning()).unwinds
+    };
+    assert!(unwinds("r2 = 0\nr3 = 0\ncall 12\nr0 = 0\nexit\n"));
+    assert!(!unwinds("r2 = 0\nr3 = 0\ncall 5\nr0 = 0\nexit\n"));
+}
