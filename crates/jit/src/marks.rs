@@ -31,10 +31,8 @@ pub(crate) fn marks(insns: &[Insn]) -> Vec<u32> {
     let mut marks = vec![0; insns.len()];
     let mut n = 0;
     for (i, insn) in insns.iter().enumerate() {
-        // Written always and kept sometimes: there is nothing to decide.
-        if let Some(mark) = marks.get_mut(n) {
-            *mark = i as u32;
-        }
+        // Written always and kept sometimes: there is nothing to decide. `n` is no larger than `i`.
+        marks[n] = i as u32;
         let marked = MARKED[usize::from(insn.code)] & (ALWAYS | u8::from(insn.off != 0) << 1);
         n += usize::from(marked != 0);
     }

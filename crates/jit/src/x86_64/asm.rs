@@ -166,10 +166,22 @@ impl Asm {
 
     #[inline]
     fn put(&mut self, s: Short) {
-        // All eight bytes and back again: there is nothing to decide.
-        let end = self.bytes.len() + s.len as usize / 8;
-        self.bytes.extend_from_slice(&s.bytes.to_le_bytes());
-        self.bytes.truncate(end);
+        self.put_with(s, 0, 0);
+    }
+
+    /// Puts `s` and the first `n` bytes of `more` behind it.
+    #[inline]
+    fn put_with(&mut self, s: Short, more: i32, n: usize) {
+        let (start, len) = (self.bytes.len(), s.len as usize / 8);
+        self.bytes.reserve(16);
+        // SAFETY: there is room for sixteen bytes: eight, and four behind the first `len` of them, which are no more than
+        // eight. As many as are kept have been written.
+        unsafe {
+            let end = self.bytes.as_mut_ptr().add(start);
+            end.cast::<u64>().write_unaligned(s.bytes.to_le());
+            end.add(len).cast::<i32>().write_unaligned(more.to_le());
+            self.bytes.set_len(start + len + n);
+        }
     }
 
     #[inline]
@@ -180,9 +192,15 @@ impl Asm {
     /// An instruction with a register as its r/m operand.
     #[inline]
     fn rr(&mut self, f: Form, opcode: u8, reg: u8, rm: Reg) {
+        self.rr_with(f, opcode, reg, rm, 0, 0);
+    }
+
+    /// The same with `n` bytes of a number behind it.
+    #[inline]
+    fn rr_with(&mut self, f: Form, opcode: u8, reg: u8, rm: Reg, imm: i32, n: usize) {
         let mut s = Asm::opening(f, opcode, reg, 0, rm.0, true);
         s.byte(0xc0 | (reg & 7) << 3 | rm.0 & 7);
-        self.put(s);
+        self.put_with(s, imm, n);
     }
 
     /// An instruction with memory as its r/m operand.
@@ -205,8 +223,7 @@ impl Asm {
         if m.base.is_none() {
             s.byte(reg | 4);
             s.byte(sib | 5);
-            self.put(s);
-            return self.d(m.disp);
+            return self.put_with(s, m.disp, 4);
         }
         let short = i8::try_from(m.disp).is_ok();
         let (mode, bytes) = match (m.disp == 0 && base & 7 != 5, short) {
@@ -217,10 +234,7 @@ impl Asm {
         let indexed = m.index.is_some() || base & 7 == RSP.0;
         s.byte(mode | reg | if indexed { 4 } else { base & 7 });
         s.maybe(sib | base & 7, indexed);
-        self.put(s);
-        let end = self.bytes.len() + bytes;
-        self.d(m.disp);
-        self.bytes.truncate(end);
+        self.put_with(s, m.disp, bytes);
     }
 
     #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]
@@ -243,15 +257,11 @@ impl Asm {
     #[inline]
     pub(crate) fn alu_ri(&mut self, op: Alu, wide: bool, dst: Reg, imm: i32) {
         if i8::try_from(imm).is_ok() {
-            self.rr(w(wide), 0x83, op as u8, dst);
-            self.b(imm as u8);
+            self.rr_with(w(wide), 0x83, op as u8, dst, imm, 1);
+        } else if dst == RAX {
+            self.put_with(Asm::opening(w(wide), op as u8 * 8 + 5, 0, 0, 0, false), imm, 4);
         } else {
-            if dst == RAX {
-                self.head(w(wide), op as u8 * 8 + 5, 0, 0, 0, false);
-            } else {
-                self.rr(w(wide), 0x81, op as u8, dst);
-            }
-            self.d(imm);
+            self.rr_with(w(wide), 0x81, op as u8, dst, imm, 4);
         }
     }
 
@@ -330,11 +340,9 @@ impl Asm {
     /// `dst = imm`; flags stay.
     pub(crate) fn mov_ri(&mut self, dst: Reg, imm: u64) {
         if u32::try_from(imm).is_ok() {
-            self.head(PLAIN, 0xb8 | dst.0 & 7, 0, 0, dst.0, false);
-            self.d(imm as u32 as i32);
+            self.put_with(Asm::opening(PLAIN, 0xb8 | dst.0 & 7, 0, 0, dst.0, false), imm as u32 as i32, 4);
         } else if i32::try_from(imm as i64).is_ok() {
-            self.rr(w(true), 0xc7, 0, dst);
-            self.d(imm as i32);
+            self.rr_with(w(true), 0xc7, 0, dst, imm as i32, 4);
         } else {
             self.head(w(true), 0xb8 | dst.0 & 7, 0, 0, dst.0, false);
             self.bytes.extend_from_slice(&imm.to_le_bytes());
@@ -375,8 +383,7 @@ impl Asm {
         if k == 1 {
             self.rr(w(wide), 0xd1, op as u8, dst);
         } else {
-            self.rr(w(wide), 0xc1, op as u8, dst);
-            self.b(k);
+            self.rr_with(w(wide), 0xc1, op as u8, dst, i32::from(k), 1);
         }
     }
 
@@ -413,11 +420,9 @@ impl Asm {
 
     pub(crate) fn imul_rri(&mut self, wide: bool, dst: Reg, src: Reg, imm: i32) {
         if i8::try_from(imm).is_ok() {
-            self.rr(w(wide), 0x6b, dst.0, src);
-            self.b(imm as u8);
+            self.rr_with(w(wide), 0x6b, dst.0, src, imm, 1);
         } else {
-            self.rr(w(wide), 0x69, dst.0, src);
-            self.d(imm);
+            self.rr_with(w(wide), 0x69, dst.0, src, imm, 4);
         }
     }
 

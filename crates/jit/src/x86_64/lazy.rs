@@ -101,8 +101,19 @@ impl Emitter<'_> {
         self.lazy[usize::from(r & 15)]
     }
 
+    /// True if the register's value is in its place: it has no formula.
+    #[inline]
+    pub(crate) fn in_place(&self, r: u8) -> bool {
+        self.pending >> (r & 15) & 1 == 0
+    }
+
     /// The register's value as a sum, settled first if it is none.
+    #[inline]
     pub(crate) fn sum(&mut self, r: u8) -> Sum {
+        if self.in_place(r) { Sum::of(r) } else { self.sum_of_formula(r) }
+    }
+
+    fn sum_of_formula(&mut self, r: u8) -> Sum {
         match self.lazy(r) {
             Lazy::No => Sum::of(r),
             Lazy::Sum(s) => s,
@@ -114,13 +125,20 @@ impl Emitter<'_> {
     }
 
     /// The number that a register is known to hold.
+    #[inline]
     pub(crate) fn constant(&self, r: u8) -> Option<u64> {
+        if self.in_place(r) {
+            return None;
+        }
         if let Lazy::Sum(s) = self.lazy(r) { s.value() } else { None }
     }
 
     /// The register whose machine register holds what `r` is (with `low`, only the low half counts).
     #[inline]
     pub(crate) fn copied(&self, r: u8, low: bool) -> Option<u8> {
+        if self.in_place(r) {
+            return Some(r);
+        }
         match self.lazy(r) {
             Lazy::No => Some(r),
             Lazy::Sum(s) if s.wide || low => s.copy(),
@@ -132,7 +150,7 @@ impl Emitter<'_> {
     #[inline]
     pub(crate) fn settle(&mut self, regs: &[(u8, bool)]) {
         for &(r, low) in regs {
-            if self.copied(r, low).is_none() {
+            if !self.in_place(r) && self.copied(r, low).is_none() {
                 self.force(r);
             }
         }
@@ -230,11 +248,15 @@ impl Emitter<'_> {
     }
 
     /// Puts a register's value in its place.
+    #[inline]
     pub(crate) fn force(&mut self, r: u8) {
-        let lazy = self.lazy(r);
-        if lazy == Lazy::No {
-            return;
+        if !self.in_place(r) {
+            self.force_formula(r);
         }
+    }
+
+    fn force_formula(&mut self, r: u8) {
+        let lazy = self.lazy(r);
         self.lazy[usize::from(r)] = Lazy::No;
         self.pending &= !(1 << r);
         self.spill(r);

@@ -9,7 +9,11 @@ use super::regs::{self, ENV, R9, R10, R11, RAX};
 
 impl Emitter<'_> {
     /// Makes `base + off` an address that one instruction can have.
+    #[inline]
     fn addressable(&mut self, base: u8, off: i16) {
+        if self.in_place(base) {
+            return;
+        }
         let sum = self.sum(base);
         if !sum.wide || sum.base.is_none() || sum.disp.checked_add(i32::from(off)).is_none() {
             self.force(base);
@@ -17,7 +21,11 @@ impl Emitter<'_> {
     }
 
     /// The address `base + off`, which was made [addressable](Emitter::addressable).
+    #[inline]
     fn address(&mut self, base: u8, off: i16) -> Mem {
+        if self.in_place(base) {
+            return Mem::at(regs::of(base), i32::from(off));
+        }
         let sum = self.sum(base);
         Mem {
             base: sum.base.map(regs::of),
