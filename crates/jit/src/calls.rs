@@ -1,7 +1,6 @@
 //! The functions of a program, and how deep they call each other.
 
 use skep_ebpf::insn::{CALL, MAX_CALL_FRAMES, STACK_SIZE};
-use skep_runtime::env::STACK_BYTES;
 
 use crate::{CompileError, Source, special};
 
@@ -15,6 +14,10 @@ pub(crate) struct Subprog {
     pub(crate) start: u32,
     /// Bytes of stack that it uses, as the verifier saw.
     pub(crate) stack: u32,
+    /// Arguments that it has.
+    pub(crate) args: u8,
+    /// Its number in the program as loaded.
+    pub(crate) number: u32,
 }
 
 impl Subprog {
@@ -36,11 +39,12 @@ pub(crate) fn subprog_of(subprogs: &[Subprog], insn: usize) -> usize {
     subprogs.partition_point(|s| s.start as usize <= insn).saturating_sub(1)
 }
 
-/// The longest chain of calls from the main function and from that which exceptions end in, in stack and in frames.
+/// The longest chain of calls from the main function and from that which exceptions end in, in stack and in frames: at most
+/// `room` bytes of stack.
 ///
 /// A helper that calls back counts as a call of the function that it is given; of all whose address is taken, if that is
 /// not always the same.
-pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> {
+pub(crate) fn longest_chain(source: &Source<'_>, room: usize) -> Result<Chain, CompileError> {
     let subprogs = source.subprogs;
     let mut calls: Vec<Vec<usize>> = vec![Vec::new(); subprogs.len()];
     let mut named = None;
@@ -85,7 +89,7 @@ pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> 
         main = Chain { stack: main.stack.max(last.stack), frames: main.frames.max(last.frames) };
     }
     let fits = main.frames as usize <= MAX_CALL_FRAMES
-        && main.stack as usize <= STACK_BYTES
+        && main.stack as usize <= room
         && subprogs.iter().all(|s| s.stack <= STACK_SIZE as u32 + MAY_GOTO_STACK);
     if !fits {
         return Err(CompileError::Calls {
@@ -93,7 +97,7 @@ pub(crate) fn longest_chain(source: &Source<'_>) -> Result<Chain, CompileError> 
             frames: main.frames,
             stack: main.stack,
             max_frames: MAX_CALL_FRAMES as u32,
-            max_stack: STACK_BYTES as u32,
+            max_stack: room as u32,
         });
     }
     Ok(main)

@@ -3,6 +3,7 @@
 //! [`compile`] is the only way to a [`Compiled`], and takes a [`Verified`]: what was not verified cannot be run. A
 //! [`Compiled`] holds decoded bytecode for the interpreter, or machine code.
 
+mod around;
 mod calls;
 mod error;
 #[cfg(target_arch = "x86_64")]
@@ -20,10 +21,14 @@ use std::sync::{Arc, OnceLock};
 
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
+use skep_runtime::around::MAX_ARGS;
+use skep_runtime::env::{EXTENSION_STACK, STACK_BYTES};
 use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
+use skep_runtime::session::FunctionCell;
 use skep_verifier::rewrite::Memory;
 use skep_verifier::{Rewritten, Verified};
 
+pub use around::{Around, Place, around};
 pub use error::CompileError;
 use tuning::Tuning;
 
@@ -62,6 +67,20 @@ pub struct Options {
     pub harden: bool,
     /// A program of machine code gets an image of bytecode, too, for processes where machine code cannot be executed.
     pub bytecode: bool,
+    /// Functions of the program are called through cells, so that others can take their place: where that of the first
+    /// one behind the main function is, from the head of the control arena. The others' follow.
+    pub cells: Option<u32>,
+    /// The program takes the place of a function: other code calls its main function, with that function's arguments.
+    /// What it is run as: the type of the program that it extends.
+    pub extends: Option<ProgType>,
+}
+
+impl Options {
+    /// Where the cell of function `n` is, if it has one.
+    fn cell_of(&self, n: usize) -> Option<i32> {
+        let behind_main = i32::try_from(n).ok()?.checked_sub(1).filter(|n| *n >= 0)?;
+        i32::try_from(self.cells?).ok()?.checked_add(behind_main.checked_mul(size_of::<FunctionCell>() as i32)?)
+    }
 }
 
 /// Indices of a program's maps in the table of maps that it runs with.
@@ -102,6 +121,9 @@ pub struct Compiled {
     engine: Engine,
     helpers: Vec<u32>,
     maps: Vec<u32>,
+    /// Where its functions begin, in the image, and in that of bytecode.
+    functions: Vec<u32>,
+    bytecode_functions: Vec<u32>,
     native: Option<Native>,
     /// The image where it can be executed.
     exec: Arc<OnceLock<exec::Exec>>,
@@ -176,6 +198,23 @@ impl Compiled {
         self.native.as_ref().map_or(&[], |n| &n.functions)
     }
 
+    /// Where the code of each function begins, from the head of the image, by their numbers in the program as loaded; the
+    /// main one's is where other code calls it.
+    pub fn functions(&self) -> &[u32] {
+        &self.functions
+    }
+
+    /// The same in the image of bytecode.
+    pub fn bytecode_functions(&self) -> &[u32] {
+        &self.bytecode_functions
+    }
+
+    /// The head of the image.
+    pub fn head(&self) -> Image {
+        // SAFETY: an image begins with its head, and the words are aligned.
+        unsafe { self.words.as_ptr().cast::<Image>().read_unaligned() }
+    }
+
     /// C function name of the program.
     pub fn name(&self) -> &str {
         &self.name
@@ -232,14 +271,20 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
     let at_origin = |insn: u32| known.origin(insn as usize);
     let marks = marks::marks(known.insns());
     let special = special::Special::of(verified, &marks).map_err(|e| e.at(at_origin))?;
+    let all = verified.subprogs();
     let subprog = |f: &skep_verifier::rewrite::Function| {
         let rounds = if f.may_goto { calls::MAY_GOTO_STACK } else { 0 };
-        calls::Subprog { start: f.start, stack: f.stack_depth + rounds }
+        let origin = known.origin(f.start as usize).unwrap_or(0);
+        let number = all.partition_point(|s| s.start <= origin).saturating_sub(1);
+        // A global function's type says what its arguments are.
+        let args = verified.function_args(number).filter(|_| all.get(number).is_some_and(|s| s.global));
+        let args = args.unwrap_or(MAX_ARGS as u8);
+        calls::Subprog { start: f.start, stack: f.stack_depth + rounds, args, number: number as u32 }
     };
     let subprogs: Vec<calls::Subprog> = known.functions().iter().map(subprog).collect();
     let source = Source {
         name: &program.name,
-        prog_type: program.prog_type,
+        prog_type: options.extends.unwrap_or(program.prog_type),
         insns: known.insns(),
         subprogs: &subprogs,
         marks: &marks,
@@ -286,20 +331,35 @@ fn translate(source: &Source<'_>, options: &Options) -> Result<Compiled, Compile
 }
 
 fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Result<Compiled, CompileError> {
-    let chain = calls::longest_chain(source)?;
+    let chain = calls::longest_chain(source, if options.extends.is_some() { EXTENSION_STACK } else { STACK_BYTES })?;
     let mut lowered = lower::lower(source, options)?;
-    let (mut image, may_goto) = (Vec::new(), u32::from(lowered.may_goto));
+    let (mut image, mut functions) = (Vec::new(), Vec::new());
+    let mut head = Head {
+        name: source.name,
+        prog_type: source.prog_type,
+        slots: 0,
+        stack: chain.stack,
+        frames: chain.frames,
+        flags: 0,
+        nmaps: lowered.nmaps,
+        may_goto: lowered.may_goto,
+        entry: None,
+    };
+    let extends = options.extends.is_some();
     if options.engine == Engine::Interpreter || options.bytecode {
         fuse::fuse(&mut lowered.code);
+        functions = lower::entries(source, options, &mut lowered.code);
         let mut code = Vec::with_capacity(lowered.code.len() * 8);
         for c in &lowered.code {
             code.extend([c.op as u8, c.dst]);
             code.extend(c.a.to_ne_bytes());
             code.extend(c.imm.to_ne_bytes());
         }
-        image = words(source, &code, lowered.code.len() as u32, [0, lowered.nmaps, may_goto], chain);
+        head.slots = lowered.code.len() as u32;
+        head.entry = functions.first().copied().filter(|_| extends);
+        image = words(&head, &code);
     }
-    let (mut bytecode, mut native) = (Vec::new(), None);
+    let (mut bytecode, mut bytecode_functions, mut native) = (Vec::new(), Vec::new(), None);
     match options.engine {
         Engine::Interpreter => {}
         #[cfg(target_arch = "x86_64")]
@@ -314,10 +374,10 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
                 offsets: OnceLock::new(),
                 functions: made.functions.into(),
             });
-            bytecode = std::mem::replace(
-                &mut image,
-                words(source, &code, code.len() as u32, [flags, lowered.nmaps, may_goto], chain),
-            );
+            (head.slots, head.flags) = (code.len() as u32, flags);
+            head.entry = made.entries.first().copied().filter(|_| extends);
+            bytecode = std::mem::replace(&mut image, words(&head, &code));
+            bytecode_functions = std::mem::replace(&mut functions, made.entries);
         }
         #[cfg(not(target_arch = "x86_64"))]
         Engine::Jit => return Err(CompileError::NoMachineCode { program: source.name.into() }),
@@ -331,25 +391,52 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         engine: options.engine,
         helpers: lowered.helpers.into_iter().collect(),
         maps: lowered.maps.into_iter().collect(),
+        functions: by_number(source, &functions),
+        bytecode_functions: by_number(source, &bytecode_functions),
         native,
         exec: Arc::default(),
     })
 }
 
+/// Where the functions are that there are, by their numbers in the program as loaded.
+fn by_number(source: &Source<'_>, functions: &[u32]) -> Vec<u32> {
+    let last = source.subprogs.iter().map(|s| s.number as usize).max().unwrap_or(0);
+    let mut all = vec![CODE_OFFSET as u32; last + 1];
+    for (subprog, at) in source.subprogs.iter().zip(functions) {
+        if let Some(place) = all.get_mut(subprog.number as usize) {
+            *place = at + CODE_OFFSET as u32;
+        }
+    }
+    all
+}
+
+/// What stands in the head of an image.
+struct Head<'a> {
+    name: &'a str,
+    prog_type: ProgType,
+    slots: u32,
+    stack: u32,
+    frames: u32,
+    flags: u32,
+    nmaps: u32,
+    may_goto: u8,
+    /// Where other code calls its main function.
+    entry: Option<u32>,
+}
+
 /// Head and code of an image.
-fn words(source: &Source<'_>, code: &[u8], slots: u32, more: [u32; 3], chain: calls::Chain) -> Vec<u64> {
+fn words(head: &Head<'_>, code: &[u8]) -> Vec<u64> {
     let mut name = [0u8; 16];
-    for (to, from) in name.iter_mut().take(15).zip(source.name.bytes()) {
+    for (to, from) in name.iter_mut().take(15).zip(head.name.bytes()) {
         *to = from;
     }
     let size = (CODE_OFFSET + code.len()).next_multiple_of(8);
     let mut bytes = Vec::with_capacity(size);
-    let head = [IMAGE_MAGIC, size as u32, slots, source.prog_type as u32, chain.stack, chain.frames];
-    for field in head {
+    for field in [IMAGE_MAGIC, size as u32, head.slots, head.prog_type as u32, head.stack, head.frames] {
         bytes.extend(field.to_ne_bytes());
     }
     bytes.extend(name);
-    for field in more {
+    for field in [head.flags, head.nmaps, u32::from(head.may_goto), head.entry.unwrap_or(u32::MAX)] {
         bytes.extend(field.to_ne_bytes());
     }
     bytes.resize(CODE_OFFSET, 0);

@@ -1,11 +1,13 @@
 //! Instruction by instruction from bytecode to operations of the interpreter.
 
 use std::collections::BTreeSet;
+use std::mem::offset_of;
 
 use skep_ebpf::Insn;
 use skep_ebpf::insn::{CALL, EXIT, JA, JA32, LD_IMM64, alu, atomic, call, class, jmp, mode, pseudo, size};
 use skep_runtime::helpers;
 use skep_runtime::op::{Code, Op};
+use skep_runtime::session::FunctionCell;
 
 use crate::calls::subprog_of;
 use crate::error::unsupported;
@@ -66,12 +68,12 @@ impl Lowered {
             LD_IMM64 => {
                 let &high = source.insns.get(i + 1).ok_or_else(|| refused("half a 64-bit immediate"))?;
                 if insn.src() == pseudo::FUNC {
-                    self.function(insn, i, source).map_err(refused)?;
+                    self.function(insn, i, source, options).map_err(refused)?;
                 } else {
                     self.wide(insn, high, source, options).map_err(refused)?;
                 }
             }
-            CALL => self.call(insn, i, source)?,
+            CALL => self.call(insn, i, source, options)?,
             _ if source.is_object_access(i) => self.code.push(object(insn).map_err(refused)?),
             _ if special::is_may_goto(insn) => {
                 let a = frame_of(source, i);
@@ -105,24 +107,31 @@ impl Lowered {
         Ok(())
     }
 
-    /// The address of a function.
-    fn function(&mut self, insn: Insn, i: usize, source: &Source<'_>) -> Result<(), What> {
+    /// The address of a function: of its own, or where it is called through a cell of what goes there.
+    fn function(&mut self, insn: Insn, i: usize, source: &Source<'_>, options: &Options) -> Result<(), What> {
         let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
         let found = source.subprogs.iter().position(|s| s.start as usize == target);
         let found = found.ok_or("the address of a function that the program does not have")?;
-        let may_goto = i32::from(may_goto_frame(source, found));
-        self.code.push(Code { op: Op::LdFunc, dst: insn.dst(), a: 0, imm: insn.imm });
+        let through = named_cells(source, options).iter().position(|(n, _)| *n == found);
+        let (imm, may_goto) = match through {
+            Some(n) => ((source.insns.len() + n) as i32 - i as i32 - 1, 0),
+            None => (insn.imm, i32::from(may_goto_frame(source, found))),
+        };
+        self.code.push(Code { op: Op::LdFunc, dst: insn.dst(), a: 0, imm });
         self.code.push(Code { op: Op::Trap, dst: 0, a: 0, imm: may_goto });
         Ok(())
     }
 
-    fn call(&mut self, insn: Insn, i: usize, source: &Source<'_>) -> Result<(), CompileError> {
+    fn call(&mut self, insn: Insn, i: usize, source: &Source<'_>, options: &Options) -> Result<(), CompileError> {
         let at = i as u32;
         let code = match insn.src() {
             call::SUBPROG => {
-                let target = (i as i64 + 1 + i64::from(insn.imm)) as usize;
-                let dst = may_goto_frame(source, subprog_of(source.subprogs, target));
-                Code { op: Op::CallSub, dst, a: frame_of(source, i), imm: insn.imm }
+                let callee = subprog_of(source.subprogs, (i as i64 + 1 + i64::from(insn.imm)) as usize);
+                let a = frame_of(source, i);
+                match cell_of(source, options, callee) {
+                    Some(imm) => Code { op: Op::CallCell, dst: 0, a, imm },
+                    None => Code { op: Op::CallSub, dst: may_goto_frame(source, callee), a, imm: insn.imm },
+                }
             }
             call::HELPER => {
                 let id = insn.imm as u32;
@@ -160,6 +169,40 @@ impl Lowered {
         self.code.push(code);
         Ok(())
     }
+}
+
+/// Where the cell of a function names bytecode, if it is called through one.
+fn cell_of(source: &Source<'_>, options: &Options, function: usize) -> Option<i32> {
+    let cell = source.subprogs.get(function).and_then(|s| options.cell_of(s.number as usize))?;
+    Some(cell + offset_of!(FunctionCell, bytecode) as i32)
+}
+
+/// The functions whose addresses the program takes that are called through cells, and their cells.
+fn named_cells(source: &Source<'_>, options: &Options) -> Vec<(usize, i32)> {
+    if options.cells.is_none() {
+        return Vec::new();
+    }
+    let named = special::named_functions(source.insns, source.marks, source.subprogs).into_iter();
+    named.filter_map(|n| Some((n, cell_of(source, options, n)?))).collect()
+}
+
+/// Adds, behind the program's instructions, what goes to cells and what is entered through them; returns where each
+/// function is entered, in bytes.
+pub(crate) fn entries(source: &Source<'_>, options: &Options, code: &mut Vec<Code>) -> Vec<u32> {
+    code.extend(named_cells(source, options).into_iter().map(|(_, imm)| Code { op: Op::GoCell, dst: 0, a: 0, imm }));
+    let mut entries = Vec::with_capacity(source.subprogs.len());
+    for (n, subprog) in source.subprogs.iter().enumerate() {
+        let main = n == 0 && options.extends.is_some();
+        let outside = main || cell_of(source, options, n).is_some();
+        let a = u16::from(may_goto_frame(source, n));
+        let mut at = subprog.start;
+        if outside && (a != 0 || main && source.special.throws()) {
+            at = code.len() as u32;
+            code.push(Code { op: Op::Enter, dst: u8::from(main), a, imm: subprog.start as i32 - at as i32 - 1 });
+        }
+        entries.push(at * size_of::<Code>() as u32);
+    }
+    entries
 }
 
 /// Bytes of the frame of the function that an instruction belongs to.

@@ -34,6 +34,8 @@ pub(crate) struct Tuning {
     pub(crate) budget: bool,
     /// Seed of what blinds the program's numbers.
     pub(crate) blinding: Option<u64>,
+    /// The main function is called by other code.
+    pub(crate) extends: bool,
 }
 
 impl Tuning {
@@ -47,6 +49,7 @@ impl Tuning {
             optimise: true,
             budget: options.budget,
             blinding: options.harden.then(seed),
+            extends: options.extends.is_some(),
         }
     }
 }

@@ -18,6 +18,7 @@ use skep_maps::{MapHeader, MapRef};
 
 use crate::env::Env;
 use crate::helpers::COUNT;
+use crate::session::{Control, ProgCell};
 
 /// A function of the runtime that machine code calls: r1 to r5, and the environment.
 pub type HelperFn = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut Env) -> u64;
@@ -25,6 +26,26 @@ pub type HelperFn = unsafe extern "sysv64" fn(u64, u64, u64, u64, u64, *mut Env)
 /// The functions that machine code calls, by [`helpers::index`](crate::helpers::index) and
 /// [`helpers::entry`](crate::helpers::entry).
 pub type Table = [HelperFn; COUNT];
+
+/// The head of the control arena.
+pub const CONTROL: i32 = offset_of!(Env, control) as i32;
+/// The slot's private memory, which begins with its stack.
+pub const AREA: i32 = offset_of!(Env, area) as i32;
+/// What `get_attach_cookie` returns.
+pub const COOKIE: i32 = offset_of!(Env, cookie) as i32;
+/// The program's type, 32 bits.
+pub const PROG_TYPE: i32 = offset_of!(Env, prog_type) as i32;
+/// Tail calls so far, 32 bits.
+pub const TAIL_CALLS: i32 = offset_of!(Env, tail_calls) as i32;
+/// The last change around functions that this process has the maps of.
+pub const CHANGE: i32 = offset_of!(Env, change) as i32;
+/// In the head of the control arena: where the programs' cells are, 32 bits.
+pub const CONTROL_PROGS: i32 = offset_of!(Control, progs) as i32;
+
+/// In the table of programs' cells: where the offset of the image that runs is.
+pub const fn prog_cell(prog: u32) -> i32 {
+    (prog as usize * size_of::<ProgCell>() + offset_of!(ProgCell, image)) as i32
+}
 
 /// Map handles.
 pub const MAPS: i32 = offset_of!(Env, maps) as i32;

@@ -11,14 +11,28 @@ use crate::abi::Table;
 use crate::helpers;
 use crate::session::{Control, NONE, Proc, SLOT_STACK, SharedHead};
 
-/// Bytes of BPF stack of a slot: all frames of a run lie in it.
+/// Bytes of BPF stack that programs may take, in all their frames: where one is entered, it is checked that they do.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
+/// Bytes below them for what is entered without that check, or only once in a while: an extension in place of a function
+/// ([`EXTENSION_STACK`]), and programs around functions.
+pub const NESTED_STACK: usize = 4 * STACK_SIZE;
+/// Bytes of stack that an extension may take: where its functions have a `may_goto`, they count its rounds in addition.
+pub const EXTENSION_STACK: usize = STACK_SIZE + MAX_CALL_FRAMES * 16;
+/// Bytes of BPF stack of a slot.
+pub const STACK_TOTAL: usize = STACK_BYTES + NESTED_STACK;
 /// Frames that calls may leave behind: a tail call keeps those of its callers, one at least if it is in a function.
 pub(crate) const SAVED_FRAMES: usize = MAX_TAIL_CALLS as usize + MAX_CALL_FRAMES;
+/// Frames for an extension, and for programs around functions, as [`NESTED_STACK`].
+pub(crate) const NESTED_FRAMES: usize = 3 * MAX_CALL_FRAMES;
 /// Ring buffer records that a program may hold at once.
 pub(crate) const RESERVED: usize = 16;
 /// Bytes that helpers may use for what is too large for the thread's stack.
-pub(crate) const SCRATCH: usize = SLOT_STACK - STACK_BYTES - SAVED_FRAMES * 48 - RESERVED * 16 - 40 - size_of::<Env>();
+pub(crate) const SCRATCH: usize = SLOT_STACK
+    - STACK_TOTAL
+    - (SAVED_FRAMES + NESTED_FRAMES) * size_of::<Frame>()
+    - RESERVED * size_of::<Reservation>()
+    - 40
+    - size_of::<Env>();
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -41,8 +55,8 @@ pub(crate) struct Reservation {
 /// The private memory of a slot in one process.
 #[repr(C, align(64))]
 pub struct SlotArea {
-    pub(crate) stack: [u8; STACK_BYTES],
-    pub(crate) frames: [Frame; SAVED_FRAMES],
+    pub(crate) stack: [u8; STACK_TOTAL],
+    pub(crate) frames: [Frame; SAVED_FRAMES + NESTED_FRAMES],
     pub(crate) reserved: [Reservation; RESERVED],
     /// How many of `reserved` are in use; not zero after a run was left in the middle.
     pub(crate) nreserved: u32,
@@ -162,6 +176,8 @@ pub struct Env {
     pub(crate) prog_type: u32,
     /// True once the run was ended by its budget.
     pub(crate) over_budget: bool,
+    /// The last change around functions that this process has the maps of.
+    pub(crate) change: u64,
     /// What machine code calls.
     pub(crate) table: *const Table,
     /// What is left of the budget (the interpreter keeps it here while a helper calls back).
@@ -217,6 +233,7 @@ impl Env {
             link: NONE,
             prog_type: 0,
             over_budget: false,
+            change: u64::MAX,
             table: &raw const helpers::TABLE,
             fuel: 0,
             entry_sp: 0,

@@ -168,6 +168,7 @@ unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs:
             }
         };
         let env = &mut (*held.area).env;
+        env.change = proc.change;
         env.ctx = regs.cast();
         env.regs = regs;
         env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
@@ -219,6 +220,8 @@ unsafe fn run(env: &mut Env, link: &Link, index: u32) -> Option<u64> {
         let prog = link.prog.load(Acquire);
         env.link = index;
         env.cookie = link.cookie;
+        // A run that was ended around a function may have left another one.
+        env.ctx = env.regs.cast_mut().cast();
         if prog == NONE {
             // A link that only counts.
             bump(&row.hits);

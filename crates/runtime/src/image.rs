@@ -45,8 +45,10 @@ pub struct Image {
     pub nmaps: u32,
     /// A 16th of the main function's frame if that has a `may_goto`, else 0.
     pub may_goto: u32,
+    /// Where its main function begins as one that other code calls, in bytes of code; `u32::MAX` if it is never called so.
+    pub entry: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 const _: () = assert!(size_of::<Image>() == 64);

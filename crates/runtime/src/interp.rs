@@ -15,8 +15,9 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use skep_ebpf::insn::MAX_TAIL_CALLS;
 
 use crate::abi::MAY_GOTO_ROUNDS;
+use crate::around::{self, Around};
 use crate::callback::FRAME_SHIFT;
-use crate::env::{Env, Frame, SAVED_FRAMES, STACK_BYTES};
+use crate::env::{Env, Frame, NESTED_FRAMES, NESTED_STACK, SAVED_FRAMES, STACK_BYTES};
 use crate::image::{self, Image};
 use crate::op::{Code, Op};
 use crate::{helpers, packet};
@@ -83,25 +84,63 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// The begin of a program.
+    /// The begin of a program in an empty slot.
     ///
     /// # Safety
     /// As [`run`].
     unsafe fn of(env: &Env, image: *const Image) -> Start {
         // SAFETY: the caller's promise.
+        unsafe { Start::program(image, env.ctx as u64, around::top(env), (&raw mut (*env.area).frames).cast()) }
+    }
+
+    /// The begin of a program with this context, on frames from here on.
+    ///
+    /// # Safety
+    /// `image` must be readable.
+    unsafe fn program(image: *const Image, ctx: u64, fp: u64, frame: *mut Frame) -> Start {
+        // SAFETY: the caller's promise.
+        let (pc, may_goto) = unsafe { (Image::code(image), (*image).may_goto as u8) };
+        Start { pc, fp, frame, args: [ctx, 0, 0, 0, 0], may_goto }
+    }
+}
+
+/// Where frames are free.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// The frame pointer of what is called there.
+    pub(crate) fp: u64,
+    /// Where it keeps its callers.
+    pub(crate) frame: *mut Frame,
+}
+
+impl Room {
+    /// Bytes of stack and frames that there are.
+    ///
+    /// # Safety
+    /// It is of this environment's area.
+    pub(crate) unsafe fn left(&self, env: &Env) -> (usize, usize) {
+        // SAFETY: the caller's promise.
         unsafe {
-            Start {
-                pc: Image::code(image),
-                fp: (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64,
-                frame: (&raw mut (*env.area).frames).cast(),
-                args: [env.ctx as u64, 0, 0, 0, 0],
-                may_goto: (*image).may_goto as u8,
-            }
+            let frames = (&raw mut (*env.area).frames).cast::<Frame>();
+            let used = self.frame.offset_from_unsigned(frames);
+            (self.fp.wrapping_sub(env.area as u64) as usize, SAVED_FRAMES + NESTED_FRAMES - used)
         }
     }
 }
 
-/// Calls a function of the program that runs in `env`, and returns its r0.
+/// Runs an image on `env.ctx` in the middle of another run, which `env` is as after; false if that is over.
+///
+/// # Safety
+/// As [`run`]; the image's stack and frames are in `room`.
+pub(crate) unsafe fn nested(env: &mut Env, image: *const Image, room: Room) -> bool {
+    let tail_calls = core::mem::take(&mut env.tail_calls);
+    // SAFETY: the caller's promise.
+    unsafe { call(env, &Start::program(image, env.ctx as u64, room.fp, room.frame)) };
+    env.tail_calls = tail_calls;
+    !env.over_budget
+}
+
+/// Calls a function, and returns its r0.
 ///
 /// # Safety
 /// As [`run`]; there is room for the function's frame and what it leaves behind.
@@ -130,8 +169,23 @@ unsafe fn allow_loops(fp: u64, frame: u8) {
     }
 }
 
-/// Set in a saved address: what runs above was entered by a tail call.
-const TAIL_CALLED: usize = 1;
+/// Set in a saved address: what runs above is the main function of a program, which its exceptions end in.
+const MAIN: usize = 1;
+
+/// Says of what runs on the topmost frame that it is a main function; the first one of a run always is.
+///
+/// # Safety
+/// Frames from `base` to `frame` are in use.
+#[inline(always)]
+unsafe fn enter_main(base: *mut Frame, frame: *mut Frame) {
+    if frame != base {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let caller = &raw mut (*frame.sub(1)).pc;
+            *caller = (*caller).map_addr(|a| a | MAIN);
+        }
+    }
+}
 
 /// True if the image's longest call chain fits in this much stack and this many frames, and its maps are here: a program
 /// may be newer than the memory of a traced process.
@@ -167,12 +221,12 @@ pub(crate) unsafe fn tail_call_target(
     unsafe {
         let prog = (*(map as *const skep_maps::MapRef)).prog_array_get(index)?;
         let cell = (*env.control).prog(prog)?;
-        let image = (*env.control).image(cell, native)?;
+        let image = (*env.control).own_image(cell, native)?;
         (cell.prog_type == env.prog_type && fits(env, image, stack, frames)).then_some(image)
     }
 }
 
-/// The dispatch loop. Returns r0 and, with `COUNT`, the number of instructions.
+/// The dispatch loop; with `COUNT` it counts instructions.
 ///
 /// # Safety
 /// As [`run`], and the image has been checked to fit.
@@ -345,7 +399,25 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                 }
                 frame = frame.sub(1);
                 ptr::copy_nonoverlapping((*frame).saved.as_ptr(), r.add(6), 5);
-                pc = (*frame).pc.map_addr(|a| a & !TAIL_CALLED);
+                pc = (*frame).pc.map_addr(|a| a & !MAIN);
+            }};
+        }
+        // Where a cell leads.
+        macro_rules! cell {
+            () => {{
+                let control = env.control.cast::<u8>();
+                let cell = control.add((*pc).imm as u32 as usize).cast::<AtomicU64>();
+                control.add((*cell).load(Ordering::Acquire) as usize).cast()
+            }};
+        }
+        // Programs around a function, with the budget of this run.
+        macro_rules! around {
+            ($behind:literal, $what:expr, $ctx:expr, $room:expr) => {{
+                env.fuel = budget;
+                if !Around::call($what, $behind, env, $ctx, $room) {
+                    break;
+                }
+                budget = env.fuel;
             }};
         }
         // A load from the packet; where there is none the function ends with 0.
@@ -573,6 +645,53 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                     allow_loops(*r.add(10), (*pc).dst);
                     pc = pc.offset((*pc).imm as isize + 1);
                 }
+                Op::CallCell => {
+                    spend!();
+                    ptr::copy_nonoverlapping(r.add(6), (&raw mut (*frame).saved).cast::<u64>(), 5);
+                    (*frame).pc = pc.add(1);
+                    frame = frame.add(1);
+                    *r.add(10) -= u64::from((*pc).a);
+                    pc = cell!();
+                }
+                Op::GoCell => pc = cell!(),
+                Op::Enter => {
+                    if (*pc).dst != 0 {
+                        enter_main(frames_base, frame);
+                    }
+                    allow_loops(*r.add(10), (*pc).a as u8);
+                    pc = pc.offset((*pc).imm as isize + 1);
+                }
+                Op::Around => {
+                    let what = pc.cast::<u8>().add((*pc).imm as u32 as usize).cast::<Around>();
+                    let fp = *r.add(10);
+                    if !(*what).fits(env, &Room { fp, frame }) {
+                        pc = env.control.cast::<u8>().add((*what).otherwise as usize).cast();
+                        continue;
+                    }
+                    if (*what).before + (*what).behind > 0 {
+                        let ctx = (*what).enter(fp, r.add(1));
+                        let below = Room { fp: fp - around::CONTEXT as u64, frame };
+                        around!(false, what, ctx, below);
+                    }
+                    if (*what).behind > 0 {
+                        ptr::copy_nonoverlapping(r.add(6), (&raw mut (*frame).saved).cast::<u64>(), 5);
+                        (*frame).pc = pc.add(1);
+                        frame = frame.add(1);
+                        *r.add(10) -= around::CONTEXT as u64;
+                        if (*what).main != 0 {
+                            enter_main(frames_base, frame);
+                        }
+                    }
+                    pc = env.control.cast::<u8>().add((*what).body as usize).cast();
+                }
+                Op::Returned => {
+                    let first = pc.sub(1);
+                    let what = first.cast::<u8>().add((*first).imm as u32 as usize).cast::<Around>();
+                    let fp = *r.add(10);
+                    let ctx = (*what).leave(fp, *r);
+                    around!(true, what, ctx, Room { fp: fp - around::CONTEXT as u64, frame });
+                    leave!();
+                }
                 Op::CallHelper => {
                     spend!();
                     *r = helpers::call((*pc).imm as u32, env, *r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5));
@@ -585,17 +704,16 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                 }
                 Op::TailCall => {
                     spend!();
-                    let stack = (*r.add(10) - (&raw const (*env.area).stack) as u64) as usize;
-                    let left = SAVED_FRAMES + 1 - frame.offset_from_unsigned((&raw mut (*env.area).frames).cast());
+                    let area = &raw mut *env.area;
+                    let stack = ((*r.add(10) - area as u64) as usize).saturating_sub(NESTED_STACK);
+                    let used = frame.offset_from_unsigned((&raw mut (*area).frames).cast());
+                    let left = (SAVED_FRAMES + 1).saturating_sub(used);
                     match tail_call_target(env, *r.add(2), *r.add(3) as u32, stack, left, env.tail_calls, false) {
                         Some(image) if (*image).flags & image::NATIVE == 0 => {
                             env.tail_calls += 1;
                             *r.add(1) = env.ctx as u64;
                             allow_loops(*r.add(10), (*image).may_goto as u8);
-                            if frame != frames_base {
-                                let caller = &raw mut (*frame.sub(1)).pc;
-                                *caller = (*caller).map_addr(|a| a | TAIL_CALLED);
-                            }
+                            enter_main(frames_base, frame);
                             pc = Image::code(image);
                         }
                         _ => next!(),
@@ -634,7 +752,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                 }
                 Op::Throw => {
                     // All that this program has called is left behind.
-                    while frame != frames_base && (*frame.sub(1)).pc.addr() & TAIL_CALLED == 0 {
+                    while frame != frames_base && (*frame.sub(1)).pc.addr() & MAIN == 0 {
                         frame = frame.sub(1);
                         *r.add(10) = (*frame).saved[4];
                     }

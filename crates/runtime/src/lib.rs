@@ -5,6 +5,7 @@
 #![cfg_attr(not(feature = "control"), no_std)]
 
 pub mod abi;
+pub mod around;
 mod callback;
 mod clock;
 pub mod env;

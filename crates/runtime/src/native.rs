@@ -9,7 +9,7 @@
 use core::arch::naked_asm;
 use core::mem::{offset_of, transmute};
 
-use crate::env::{Env, SAVED_FRAMES, STACK_BYTES};
+use crate::env::{Env, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL};
 use crate::image::{self, CODE_OFFSET, Image};
 use crate::{interp, packet};
 
@@ -39,7 +39,7 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         }
         (env.prog_type, env.native, env.fuel) = ((*image).prog_type, true, u64::MAX);
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
-        let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_BYTES as u64;
+        let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_TOTAL as u64;
         if flags & image::UNWINDS == 0 {
             return code(env, env.ctx, fp);
         }
@@ -90,9 +90,10 @@ pub(crate) unsafe extern "sysv64" fn tail_call(_: u64, map: u64, index: u64, fp:
     // SAFETY: the environment is that of the run that calls.
     unsafe {
         let env = &mut *env;
-        let stack = fp.wrapping_sub((&raw const (*env.area).stack) as u64) as usize;
+        let stack = (fp.wrapping_sub((&raw const (*env.area).stack) as u64) as usize).saturating_sub(NESTED_STACK);
         // The thread's stack grows by what the functions on the way have saved.
-        let entry = if env.stack_top == 0 { sp } else { env.stack_top };
+        // (What ran around a function may have begun with tail calls further down.)
+        let entry = env.stack_top.max(sp);
         env.stack_top = entry;
         if entry.wrapping_sub(sp) > NATIVE_STACK {
             return 0;

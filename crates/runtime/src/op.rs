@@ -71,6 +71,18 @@ pub enum Op {
     /// Call of the subprogram at distance `imm`; `a` is the caller's stack use in bytes, `dst` a 16th of the callee's if that
     /// has a `may_goto`, else 0.
     CallSub,
+    /// Call of a function where the cell says that is `imm` bytes behind the head of the control arena; `a` is as above.
+    CallCell,
+    /// Goes on where the cell says that is `imm` bytes behind the head of the control arena.
+    GoCell,
+    /// A function is entered that others than its own program call: goes on at distance `imm`. `a` is a 16th of the
+    /// function's frame if it has a `may_goto`, else 0; `dst` is 1 if it is a main function.
+    Enter,
+    /// What runs around a function: an [`Around`](crate::around::Around) `imm` bytes behind this operation, which is the
+    /// first one of two.
+    Around,
+    /// The second one: the function has returned.
+    Returned,
     /// Call of helper `imm`.
     CallHelper,
     /// The helper `map_lookup_elem`.

@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x03");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x04");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
@@ -117,14 +117,30 @@ pub struct Link {
 /// The entry cell of a program: where every hit and every tail call finds its code.
 #[repr(C)]
 pub struct ProgCell {
-    /// Offset of the program's image in the control arena, 0 if there is none.
+    /// Offset in the control arena of the image that hits run, 0 if there is none: the program's own, or what was put in
+    /// place of its main function or around it.
     pub image: AtomicU64,
-    /// Offset of its image of bytecode, for where the first one is machine code that cannot be executed; 0 if there is none.
+    /// Offset of the image of bytecode, for where the first one is machine code that cannot be executed; 0 if there is
+    /// none.
     pub bytecode: AtomicU64,
+    /// Offset of the program's own image, which tail calls go to.
+    pub own: AtomicU64,
+    /// Offset of its own image of bytecode, as above.
+    pub own_bytecode: AtomicU64,
     /// Program type (`enum bpf_prog_type`).
     pub prog_type: u32,
     /// Reserved, zero.
-    pub flags: u32,
+    pub reserved: [u32; 3],
+}
+
+/// The entry cell of a function of a program: how far from the head of the control arena its code begins. Calls of it go
+/// where the cell says, so one store replaces it for all calls that begin later, in every process that runs such code.
+#[repr(C)]
+pub struct FunctionCell {
+    /// Machine code.
+    pub code: AtomicU64,
+    /// Bytecode.
+    pub bytecode: AtomicU64,
 }
 
 /// Head of the shared arena; [`Slot`]s follow at [`SLOTS_OFFSET`], then `[LinkCount; nlinks × (nslots + 1)]`, a link's
@@ -249,6 +265,8 @@ pub struct Proc {
     pub nmaps: u32,
     /// Address of the description (FDE) by which an unwinder gets past the return stubs.
     pub description: u64,
+    /// The last change around functions of programs whose maps are here: see [`around`](crate::around).
+    pub change: u64,
     /// 1 if the control arena is mapped executable; else programs are interpreted.
     pub executes: u32,
     /// 1 if threads keep the slot of their last run: the process is registered for `membarrier`, by which others find out
@@ -377,8 +395,8 @@ pub struct ThreadEntry {
     pub reserved: [AtomicU64; 2],
 }
 
-/// Bytes of private memory per slot: eight BPF frames, the environment of runs, scratch for helpers.
-pub const SLOT_STACK: usize = 8704;
+/// Bytes of private memory per slot: BPF frames, the environment of runs, scratch for helpers.
+pub const SLOT_STACK: usize = 12800;
 
 /// An activation of a function with a return probe.
 #[repr(C, align(64))]

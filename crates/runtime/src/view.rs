@@ -1,6 +1,6 @@
 //! Ways into the tables of a session: from a head to what its offsets and addresses name.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use skep_maps::{MapHeader, MapRef};
 
@@ -44,12 +44,23 @@ impl Control {
         (index < self.nmaps).then(|| self.at::<MapHeader>(u64::from(self.map_headers)).wrapping_add(index as usize))
     }
 
-    /// The image that a cell names now, if any: the one to run where this arena is mapped executable, or is not.
+    /// The image that hits of a program run now, if any: the one to run where this arena is mapped executable, or is not.
     #[inline]
     pub fn image(&self, cell: &ProgCell, executes: bool) -> Option<*const Image> {
-        let mut offset = cell.image.load(Ordering::Acquire);
+        self.image_at(&cell.image, &cell.bytecode, executes)
+    }
+
+    /// The program's own image, if any, likewise.
+    #[inline]
+    pub fn own_image(&self, cell: &ProgCell, executes: bool) -> Option<*const Image> {
+        self.image_at(&cell.own, &cell.own_bytecode, executes)
+    }
+
+    #[inline]
+    fn image_at(&self, image: &AtomicU64, bytecode: &AtomicU64, executes: bool) -> Option<*const Image> {
+        let mut offset = image.load(Ordering::Acquire);
         if !executes && offset != 0 {
-            let bytecode = cell.bytecode.load(Ordering::Acquire);
+            let bytecode = bytecode.load(Ordering::Acquire);
             offset = if bytecode == 0 { offset } else { bytecode };
         }
         let end = offset.checked_add(size_of::<Image>() as u64)?;

@@ -184,6 +184,7 @@ impl Session {
         AttachRequest {
             pid,
             proc_index: 0,
+            change: 0,
             control: self.arenas.control(),
             shared: self.arenas.shared(),
             maps: vec![self.arenas.map()],
@@ -199,6 +200,7 @@ impl Session {
         let request = AttachRequest {
             pid,
             proc_index: 0,
+            change: 0,
             control: arenas.control(),
             shared: arenas.shared(),
             maps: vec![arenas.map()],
@@ -531,6 +533,7 @@ fn kill_me_if_requested() {
     let request = AttachRequest {
         pid,
         proc_index: 0,
+        change: 0,
         control: arenas.control(),
         shared: arenas.shared(),
         maps: vec![],

@@ -361,7 +361,7 @@ fn programs_are_made_for_functions_of_programs() {
     for wrong in [fentry(1, target), fentry(99, target), fentry(FUNCTION, bare), attach(1, FUNCTION, target)] {
         assert_eq!(load(&ours, &wrong), no(Errno::EINVAL));
     }
-    assert_eq!(load(&ours, &attach(28, FUNCTION, btf)), no(Errno::EOPNOTSUPP));
+    assert_eq!(load(&ours, &attach(28, FUNCTION, btf)), no(Errno::ENOTSUPP));
     assert_eq!(load(&ours, &attach(28, FUNCTION, 999)), no(Errno::EINVAL));
     // Who is attached to lives as long as what was made for it.
     let extension = ours.bpf(PROG_LOAD, &mut attach(28, FUNCTION, target).0);

@@ -92,7 +92,7 @@ pub use profile::KernelProfile;
 pub use reason::Reason;
 pub use rewrite::Rewritten;
 pub use scalar::Scalar;
-pub use target::Target;
+pub use target::{Target, check_target};
 pub use tnum::Tnum;
 
 use env::Env;

@@ -14,7 +14,7 @@ use crate::globals;
 use crate::hook::{Hook, check_prototype};
 use crate::kernel_types::Types;
 use crate::reason::Reason;
-use crate::{Options, Verified};
+use crate::{Options, Rejection, Verified};
 
 /// A function of a program, to be attached to.
 #[derive(Clone, Debug)]
@@ -79,6 +79,37 @@ pub(crate) fn facts(prog: &Program, env: &Env<'_>) -> TargetFacts {
 pub(crate) fn is_device_bound(prog: &Program, options: &Options) -> bool {
     prog.prog_type == ProgType::Xdp
         && (options.device_bound || options.target.as_ref().is_some_and(|t| t.program.target.device_bound))
+}
+
+impl Verified {
+    /// Arguments of function `n`, if its type is what it is called with.
+    pub fn function_args(&self, n: usize) -> Option<u8> {
+        let facts = self.target.functions.get(n).filter(|f| f.reliable)?;
+        let types = Types::new(self.program.btf.as_deref()?);
+        let (_, params) = types.prototype(facts.type_id)?;
+        u8::try_from(params.len()).ok().filter(|n| *n <= 5)
+    }
+
+    /// The function that a type of the program's own names, by its index.
+    pub fn function_of_type(&self, type_id: u32) -> Option<usize> {
+        self.target.functions.iter().position(|f| f.type_id == type_id)
+    }
+
+    /// The type of program that it is judged as, and its attach type: for an extension those of what it extends.
+    pub fn runs_as(&self) -> Option<(ProgType, Option<AttachType>)> {
+        self.target.kind
+    }
+}
+
+/// Checks that a program that was verified for another function may be attached to this one as well.
+pub fn check_target(prog: &Verified, target: &Target, profile: crate::KernelProfile) -> Result<(), Box<Rejection>> {
+    let moves_packet = prog.target.functions.first().is_some_and(|f| f.moves_packet);
+    let options = Options { profile, ..Options::default() };
+    let checked = resolve(&prog.program, target, &options, moves_packet).and_then(|_| {
+        let same = prog.target.kind == target.program.target.kind;
+        if same { Ok(()) } else { refuse(format!("{} is a program of another type", target.program.program().name)) }
+    });
+    checked.map_err(|f| crate::rejection(&prog.program, &f, crate::Progress::default()))
 }
 
 fn refuse<T>(text: String) -> Check<T> {

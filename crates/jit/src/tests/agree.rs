@@ -24,8 +24,9 @@ fn setting(name: &str, default: usize) -> usize {
 /// A program as it was loaded, for the interpreter: nothing that was found out about it is used.
 fn interpreted(verified: &Verified) -> Compiled {
     let program = verified.program();
-    let subprogs: Vec<_> =
-        verified.subprogs().iter().map(|s| calls::Subprog { start: s.start, stack: s.stack_depth }).collect();
+    let subprogs: Vec<_> = { verified.subprogs().iter().zip(0..) }
+        .map(|(s, number)| calls::Subprog { start: s.start, stack: s.stack_depth, args: 5, number })
+        .collect();
     let source = Source {
         name: &program.name,
         prog_type: program.prog_type,

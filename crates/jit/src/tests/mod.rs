@@ -37,7 +37,8 @@ fn compile_for(prog_type: ProgType, insns: &[Insn], options: &Options) -> Result
     }
     starts.sort_unstable();
     starts.dedup();
-    let subprogs: Vec<_> = starts.into_iter().map(|start| Subprog { start, stack: 128 }).collect();
+    let subprogs: Vec<_> =
+        starts.into_iter().zip(0..).map(|(start, number)| Subprog { start, stack: 128, args: 5, number }).collect();
     let special = &crate::special::NONE;
     let marks = &crate::marks::marks(insns);
     let subprogs = &subprogs;

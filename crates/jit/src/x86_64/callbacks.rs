@@ -12,13 +12,54 @@ use super::emit::Emitter;
 use super::ir::both;
 use super::layout::Label;
 use super::lazy::Lazy;
-use super::regs::{ENV, FP, R9, R11, R13, R14, RAX, RBX, RDI, RDX, RSI, RSP};
+use super::regs::{ENV, FP, R9, R10, R11, R13, R14, RAX, RBX, RDI, RDX, RSI, RSP};
 
 impl Emitter<'_> {
     pub(crate) fn function_address(&mut self, dst: u8, start: u32) {
         let Some(n) = self.flow.function_at(start) else { return };
         let d = self.write(dst);
-        self.layout.lea(d, self.entries[n]);
+        let at = match self.cells.get(n).copied().flatten() {
+            Some(cell) => self.gate(cell),
+            None => self.entries[n],
+        };
+        self.layout.lea(d, at);
+    }
+
+    /// Code that goes where a cell leads.
+    fn gate(&mut self, cell: i32) -> Label {
+        if let Some(&(at, _)) = self.gates.iter().find(|g| g.1 == cell) {
+            return at;
+        }
+        let at = self.layout.label();
+        self.gates.push((at, cell));
+        at
+    }
+
+    pub(crate) fn emit_gates(&mut self) {
+        for (at, cell) in std::mem::take(&mut self.gates) {
+            self.layout.bind(at);
+            self.load_cell(cell);
+            self.asm().jmp_reg(R11);
+        }
+    }
+
+    /// Loads where a cell leads into r11.
+    pub(crate) fn load_cell(&mut self, cell: i32) {
+        let asm = self.asm();
+        asm.load(Size::Dw, R10, Mem::at(ENV, abi::CONTROL));
+        asm.load(Size::Dw, R11, Mem::at(R10, cell));
+        asm.alu_rr(Alu::Add, true, R11, R10);
+    }
+
+    /// Calls a function, through its cell if it has one.
+    pub(crate) fn call_entered(&mut self, n: usize) {
+        match self.cells.get(n).copied().flatten() {
+            Some(cell) => {
+                self.load_cell(cell);
+                self.asm().call_reg(R11);
+            }
+            None => self.layout.call(self.entries[n]),
+        }
     }
 
     /// Calls a function of the runtime.
@@ -32,7 +73,7 @@ impl Emitter<'_> {
             asm.store(Size::Dw, Mem::at(ENV, abi::CALLBACK_FP), R11);
         }
         self.call_out(entry);
-        if calls_back && self.budget {
+        if calls_back {
             self.end_if_over();
         }
     }
@@ -58,7 +99,8 @@ impl Emitter<'_> {
         let (round, rounds, ctx) = (RBX, R13, R14);
         let (head, check, many, done) =
             (self.layout.label(), self.layout.label(), self.layout.label(), self.layout.label());
-        let frame = if callee.uses_fp { self.function.frame as i32 } else { 0 };
+        let cell = self.cells.get(n).is_some_and(Option::is_some);
+        let frame = if callee.uses_fp || cell { self.function.frame as i32 } else { 0 };
         self.spend();
         let asm = &mut self.layout.asm;
         asm.alu_ri(Alu::Cmp, false, RDI, abi::MAX_LOOPS as i32);
@@ -77,7 +119,7 @@ impl Emitter<'_> {
         self.layout.jmp(check);
         self.layout.bind(head);
         self.spend();
-        let wanted = callee.needs;
+        let wanted = self.flow.needs(n);
         let asm = &mut self.layout.asm;
         if wanted & both(1) != 0 {
             asm.mov_rr(true, RDI, round);
@@ -85,7 +127,7 @@ impl Emitter<'_> {
         if wanted & both(2) != 0 {
             asm.mov_rr(true, RSI, ctx);
         }
-        self.layout.call(self.entries[n]);
+        self.call_entered(n);
         let asm = &mut self.layout.asm;
         asm.alu_ri(Alu::Add, true, round, 1);
         asm.test_rr(true, RAX, RAX);

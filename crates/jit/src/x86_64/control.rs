@@ -389,15 +389,17 @@ impl Emitter<'_> {
     pub(crate) fn call_function(&mut self, target: u32) {
         let Some(n) = self.flow.function_at(target) else { return };
         let callee = &self.flow.functions[n];
-        let wanted = (1..=5u8).filter(|&r| callee.needs & both(r) != 0).fold(0, |m, r| m | 1 << r);
+        let cell = self.cells.get(n).copied().flatten();
+        let needs = self.flow.needs(n);
+        let wanted = (1..=5u8).filter(|&r| needs & both(r) != 0).fold(0, |m, r| m | 1 << r);
         self.arguments(wanted);
         // The callee's frame is below that of this function.
-        let frame = if callee.uses_fp { self.function.frame as i32 } else { 0 };
+        let frame = if callee.uses_fp || cell.is_some() { self.function.frame as i32 } else { 0 };
         self.spend();
         if frame != 0 {
             self.asm().alu_ri(Alu::Add, true, FP, -frame);
         }
-        self.layout.call(self.entries[n]);
+        self.call_entered(n);
         if frame != 0 {
             self.asm().alu_ri(Alu::Sub, true, FP, -frame);
         }

@@ -12,7 +12,7 @@ use super::layout::{Label, Layout};
 use super::lazy::{Lazy, bits};
 use super::regs::{self, ENV, FP, R10, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
 use crate::tuning::{Features, Tuning};
-use crate::{MapIndices, Source};
+use crate::{MapIndices, Options, Source};
 
 /// Loops start at multiples of this.
 const LOOP_ALIGN: u8 = 16;
@@ -25,6 +25,10 @@ pub(crate) struct Emitter<'a> {
     /// What the verifier knows of the instructions.
     pub(crate) known: Option<&'a Rewritten>,
     pub(crate) indices: &'a MapIndices,
+    /// Where the cell of each function is, if they have any.
+    pub(crate) cells: Vec<Option<i32>>,
+    /// The main function is called as others are.
+    extends: bool,
     pub(crate) features: Features,
     pub(crate) optimise: bool,
     pub(crate) budget: bool,
@@ -58,6 +62,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) goes_on: bool,
     /// Entry of each function.
     pub(crate) entries: Vec<Label>,
+    /// What goes to cells: where it is, and the cell.
+    pub(crate) gates: Vec<(Label, i32)>,
     /// Where exceptions end, in the main function, if there are any.
     pub(crate) landing: Option<Label>,
     /// The function that they end in, by its index in the program.
@@ -84,7 +90,7 @@ impl<'a> Emitter<'a> {
         ops: &'a Ops,
         flow: &'a Flow,
         source: &Source<'a>,
-        indices: &'a MapIndices,
+        options: &'a Options,
         tuning: &Tuning,
     ) -> Emitter<'a> {
         let mut layout = Layout::new(ops.len() + 1);
@@ -95,7 +101,9 @@ impl<'a> Emitter<'a> {
             flow,
             maps: source.maps,
             known: source.known.filter(|_| tuning.optimise),
-            indices,
+            indices: &options.maps,
+            cells: source.subprogs.iter().map(|s| options.cell_of(s.number as usize)).collect(),
+            extends: tuning.extends,
             features: tuning.features,
             optimise: tuning.optimise,
             budget: tuning.budget && source.marks.iter().any(|&i| may_spend(i as usize, &ops.op(i as usize))),
@@ -116,6 +124,7 @@ impl<'a> Emitter<'a> {
             over: None,
             goes_on: false,
             entries,
+            gates: Vec::new(),
             landing,
             catches: source.special.catches,
             lands: false,
@@ -135,11 +144,15 @@ impl<'a> Emitter<'a> {
     /// The code of all functions; and whether it may end a run in the middle.
     pub(crate) fn program(mut self) -> (super::layout::Placed, bool) {
         let flow = self.flow;
+        if self.extends {
+            super::around::enter_as_program(&mut self.layout, self.entries[0]);
+        }
         for (n, function) in flow.functions.iter().enumerate() {
             if n == 0 || function.blocks.first().is_some_and(|b| b.reachable) {
                 self.emit_function(n, function);
             }
         }
+        self.emit_gates();
         if let Some(over) = self.over {
             self.layout.bind(over);
             let asm = &mut self.layout.asm;
@@ -148,7 +161,8 @@ impl<'a> Emitter<'a> {
             asm.zero(RAX);
             asm.ret();
         }
-        let unwinds = self.over.is_some() || self.goes_on;
+        // What is elsewhere may end the run.
+        let unwinds = self.over.is_some() || self.goes_on || self.cells.iter().any(Option::is_some);
         (self.layout.finish(), unwinds)
     }
 
@@ -157,13 +171,14 @@ impl<'a> Emitter<'a> {
         self.fail = None;
         self.leave = None;
         self.pushed.clear();
-        if n > 0 && self.optimise {
+        let main = n == 0 && !self.extends;
+        if !main && self.optimise {
             self.layout.align(LOOP_ALIGN);
         }
         self.layout.bind(self.entries[n]);
         self.lands = n == 0 && self.landing.is_some();
         let fp = function.uses_fp || self.lands;
-        if n == 0 {
+        if main {
             let env = function.uses_env || self.budget || self.lands;
             self.pushed.extend(fp.then_some(FP));
             self.pushed.extend(env.then_some(ENV));
@@ -181,7 +196,7 @@ impl<'a> Emitter<'a> {
             let r = self.pushed[i];
             self.asm().push(r);
         }
-        if n == 0 {
+        if main {
             let asm = &mut self.layout.asm;
             if self.pushed.contains(&ENV) {
                 asm.mov_rr(true, ENV, RDI);

@@ -3,7 +3,7 @@
 use std::hint::select_unpredictable;
 
 use super::effects::{self, DEAD, Effects};
-use super::ir::{ARGUMENTS, Live, Op, Ops, Src};
+use super::ir::{ARGUMENTS, Live, Op, Ops, Src, both};
 use crate::Source;
 
 /// No block.
@@ -61,13 +61,21 @@ pub(crate) struct Flow {
     pub(crate) effects: Vec<Effects>,
     /// Calls of functions of the program: where, and of which.
     subs: Vec<(usize, u32)>,
+    /// Arguments of each function, if they are called through cells: any function that has as many may be there.
+    cells: Vec<u8>,
     /// What is live behind each instruction, with [`DEAD`].
     pub(crate) live: Vec<Live>,
 }
 
 /// Analyses a program; short branches around a move become selects. `starts` are the functions' first instructions
-/// and frames, in order.
-pub(crate) fn analyse(ops: &mut Ops, source: &Source<'_>, starts: &[(usize, u32)], optimise: bool) -> Flow {
+/// and frames, in order; with `cells` functions are called through cells.
+pub(crate) fn analyse(
+    ops: &mut Ops,
+    source: &Source<'_>,
+    starts: &[(usize, u32)],
+    cells: bool,
+    optimise: bool,
+) -> Flow {
     let mut effects = effects::of(ops);
     for &i in source.marks {
         if let (Some(op), Some(e)) = (ops.set_marked(source, i as usize), effects.get_mut(i as usize)) {
@@ -79,7 +87,9 @@ pub(crate) fn analyse(ops: &mut Ops, source: &Source<'_>, starts: &[(usize, u32)
         select(ops, &mut effects, &mut leader, i as usize);
     }
     let len = ops.len();
-    let mut flow = Flow { functions: Vec::with_capacity(starts.len()), effects, subs, live: vec![0; len] };
+    // What is called through cells may be anything that takes the arguments.
+    let cells = source.subprogs.iter().filter(|_| cells).map(|s| s.args).collect();
+    let mut flow = Flow { functions: Vec::with_capacity(starts.len()), effects, subs, cells, live: vec![0; len] };
     let mut block_of = vec![NONE; len + 1];
     for (n, &(start, frame)) in starts.iter().enumerate() {
         let end = starts.get(n + 1).map_or(len, |&(s, _)| s);
@@ -210,6 +220,14 @@ fn blocks(ops: &Ops, leader: &[u8], block_of: &mut [u32], start: usize, end: usi
     blocks
 }
 
+/// The arguments that a call of function `n` gives.
+fn needs(functions: &[Function], cells: &[u8], n: usize) -> Live {
+    match cells.get(n) {
+        Some(&args) => (1..=args.min(5)).fold(0, |live, r| live | both(r)),
+        None => functions[n].needs,
+    }
+}
+
 impl Function {
     /// The upper halves that are zero at the start of each block: where no path comes from behind, those are what is
     /// met when the blocks in front of it are gone through.
@@ -249,6 +267,11 @@ impl Function {
 }
 
 impl Flow {
+    /// The arguments that a call of function `n` gives.
+    pub(crate) fn needs(&self, n: usize) -> Live {
+        needs(&self.functions, &self.cells, n)
+    }
+
     /// Which of up to 64 instructions from `at` on, before `end`, do something that somebody needs.
     #[inline]
     pub(crate) fn needed(&self, at: usize, end: usize) -> u64 {
@@ -275,11 +298,17 @@ impl Flow {
             if let Ok(callee) = starts.binary_search_by_key(&(target as usize), |&(s, _)| s) {
                 self.functions[n].start = start;
                 self.function(starts, callee, done, depth + 1);
+                // It may be any function, of any program.
+                let cell = self.cells.get(callee).is_some();
+                f.uses_fp |= cell;
+                f.calls_out |= cell;
+                f.uses_env |= cell;
                 let c = &self.functions[callee];
                 f.uses_fp |= c.uses_fp;
                 f.calls_out |= c.calls_out;
                 f.uses_env |= c.uses_env;
-                self.effects[i].needs(c.needs);
+                let wanted = needs(&self.functions, &self.cells, callee);
+                self.effects[i].needs(wanted);
             }
         }
         let all = self.liveness(&mut f);

@@ -8,6 +8,7 @@
 //! What the code expects around it is stated in [`skep_runtime::abi`].
 
 mod alu;
+pub(crate) mod around;
 mod asm;
 mod callbacks;
 mod control;
@@ -34,6 +35,8 @@ pub(crate) struct Native {
     pub(crate) code: Vec<u8>,
     /// Where the code of each instruction begins.
     pub(crate) places: Places,
+    /// Where other code calls each function.
+    pub(crate) entries: Vec<u32>,
     /// Where the code of each function begins; those without code are left out.
     pub(crate) functions: Vec<u32>,
     /// It may end a run in the middle.
@@ -47,9 +50,10 @@ pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning)
         known::constants(&mut ops, known);
     }
     let starts: Vec<(usize, u32)> = source.subprogs.iter().map(|s| (s.start as usize, s.frame())).collect();
-    let flow = flow::analyse(&mut ops, source, &starts, tuning.optimise);
-    let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, &options.maps, tuning).program();
-    let functions =
-        (0..flow.functions.len()).filter_map(|n| placed.offset(emit::Emitter::entry(ops.len(), n))).collect();
-    Native { code: placed.code, places: placed.places, functions, unwinds }
+    let flow = flow::analyse(&mut ops, source, &starts, options.cells.is_some(), tuning.optimise);
+    let (placed, unwinds) = emit::Emitter::new(&ops, &flow, source, options, tuning).program();
+    let entry = |n| placed.offset(emit::Emitter::entry(ops.len(), n));
+    let functions = (0..flow.functions.len()).filter_map(entry).collect();
+    let entries = (0..flow.functions.len()).map(|n| entry(n).unwrap_or(0)).collect();
+    Native { code: placed.code, places: placed.places, entries, functions, unwinds }
 }

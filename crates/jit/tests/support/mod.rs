@@ -107,8 +107,9 @@ impl Session {
             let control = &*base.cast::<Control>();
             let cell = &mut *base.add(control.progs as usize).cast::<ProgCell>().add(index as usize);
             cell.prog_type = program.prog_type() as u32;
-            *cell.image.get_mut() = at as u64;
-            *cell.bytecode.get_mut() = if bytecode.is_empty() { 0 } else { second as u64 };
+            let second = if bytecode.is_empty() { 0 } else { second as u64 };
+            (*cell.image.get_mut(), *cell.own.get_mut()) = (at as u64, at as u64);
+            (*cell.bytecode.get_mut(), *cell.own_bytecode.get_mut()) = (second, second);
         }
         index
     }

@@ -6,6 +6,7 @@
 
 mod callback;
 mod dynptr;
+mod function;
 mod iter;
 mod lock;
 mod maps;
@@ -169,11 +170,14 @@ table! {
     160 ktime_get_coarse_ns() => task::ktime_get_coarse_ns;
     164 for_each_map_elem(r1, r2, r3, r4) => callback::for_each_map_elem;
     165 snprintf(r1, r2, r3, r4, r5) => strings::snprintf;
-    173 get_func_ip() => task::get_func_ip;
+    173 get_func_ip(r1) => function::get_func_ip;
     174 get_attach_cookie() => task::get_attach_cookie;
     177 trace_vprintk(r1, r2, r3, r4) => printk::trace_vprintk;
     181 r#loop(r1, r2, r3, r4) => callback::bpf_loop;
     182 strncmp(r1, r2, r3) => task::strncmp;
+    183 get_func_arg(r1, r2, r3) => function::get_func_arg;
+    184 get_func_ret(r1, r2) => function::get_func_ret;
+    185 get_func_arg_cnt(r1) => function::get_func_arg_cnt;
     189 xdp_load_bytes(r1, r2, r3, r4) => net::xdp_load_bytes;
     190 xdp_store_bytes(r1, r2, r3, r4) => net::xdp_store_bytes;
     195 map_lookup_percpu_elem(r1, r2, r3) => maps::map_lookup_percpu_elem;

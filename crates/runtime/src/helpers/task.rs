@@ -114,12 +114,6 @@ pub(super) unsafe fn get_current_comm(_: &mut Env, buf: u64, size: u64) -> u64 {
 
 /// # Safety
 /// None.
-pub(super) unsafe fn get_func_ip(env: &mut Env) -> u64 {
-    env.func_ip
-}
-
-/// # Safety
-/// None.
 pub(super) unsafe fn get_attach_cookie(env: &mut Env) -> u64 {
     env.cookie
 }

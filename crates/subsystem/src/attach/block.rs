@@ -85,6 +85,8 @@ pub struct Addresses {
     pub fsgsbase: bool,
     /// See [`Proc`].
     pub trap_state: u64,
+    /// See [`Proc::change`].
+    pub change: u64,
     /// See [`Proc::description`].
     pub description: u64,
     /// See [`Proc::executes`].
@@ -168,6 +170,7 @@ impl Block {
             description: a.description,
             executes: u32::from(a.executes),
             keeps: u32::from(a.keeps),
+            change: a.change,
         };
         self.put(0, proc);
         self.set_maps(maps);
@@ -181,6 +184,11 @@ impl Block {
             self.put(self.maps + n * size_of::<MapRef>(), map);
         }
         self.put(std::mem::offset_of!(Proc, nmaps), maps.len() as u32);
+    }
+
+    /// The maps are those that are needed up to this change around functions.
+    pub fn set_change(&self, change: u64) {
+        self.put(std::mem::offset_of!(Proc, change), change);
     }
 
     /// Adds sites behind the first `known` ones, and their breakpoints. No thread is to be looking for one.

@@ -157,6 +157,7 @@ impl Injector {
         let job = Job {
             pid: request.pid,
             proc_index: request.proc_index,
+            change: request.change,
             nslots: request.nslots,
             control: request.control.size,
             shared: request.shared.size,

@@ -59,6 +59,8 @@ pub struct MapFd {
 pub struct Session {
     /// Index of this target.
     pub proc_index: u32,
+    /// The last change around functions whose maps are there.
+    pub change: u64,
     /// Number of slots.
     pub nslots: u32,
     /// The control arena.
@@ -220,6 +222,7 @@ pub fn grow(
         }
     };
     installed.block.set_maps(&map_refs(installed.addresses.control, &mapped));
+    installed.block.set_change(session.change);
     let old = std::mem::replace(&mut installed.maps, mapped);
     installed.stale.extend(old.iter().filter(|m| !installed.maps.contains(m)).map(MappedMap::range));
     if calm {
@@ -282,6 +285,7 @@ impl Mapper<'_, '_> {
 
         let mut addresses = Addresses {
             index: session.proc_index,
+            change: session.change,
             pid: self.remote.world.pid,
             control,
             shared,

@@ -119,6 +119,8 @@ pub struct AttachRequest<'a> {
     pub pid: u32,
     /// Its index in the session.
     pub proc_index: u32,
+    /// The last change around functions of programs that the maps are there for (`skep_runtime::around`).
+    pub change: u64,
     /// The control arena; it must be sealed against writing through new mappings.
     pub control: Memory<'a>,
     /// The shared arena.

@@ -325,6 +325,7 @@ fn unpack(job: Job, fds: Vec<OwnedFd>) -> Result<(Session, Vec<ProbeSpec>), Atta
         }
         None => AgentImage::built_in()?,
     };
-    let session = Session { proc_index: job.proc_index, nslots: job.nslots, control, shared, maps, agent };
+    let session =
+        Session { proc_index: job.proc_index, change: job.change, nslots: job.nslots, control, shared, maps, agent };
     Ok((session, job.probes))
 }

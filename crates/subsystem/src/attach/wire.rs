@@ -26,6 +26,8 @@ pub struct Job {
     pub pid: u32,
     /// Its index.
     pub proc_index: u32,
+    /// See [`AttachRequest`](super::AttachRequest).
+    pub change: u64,
     /// Slots.
     pub nslots: u32,
     /// Bytes of the control arena.
@@ -153,6 +155,7 @@ mod tests {
         let request = Request::Attach(Job {
             pid: 1,
             proc_index: 2,
+            change: 5,
             nslots: 3,
             control: 4,
             shared: 5,

@@ -49,6 +49,8 @@ impl Subsystem {
             log.add(&format!("{e}\n"));
             Errno::EINVAL
         });
+        // A blob without types is none.
+        let parsed = parsed.and_then(|btf| if btf.len() <= 1 { Err(Errno::EINVAL) } else { Ok(btf) });
         let written = finish_log(client, attr, &log, f::BTF_LOG_TRUE_SIZE);
         let btf = parsed?;
         written?;

@@ -530,15 +530,23 @@ fn walks_keys(t: MapType) -> bool {
 impl MapObject {
     /// Puts a program into a prog array. It must be of the type, and of the kind, of those that were there.
     pub fn set_program(&self, index: u32, program: Arc<ProgObject>) -> Result<(), Errno> {
+        if program.extends() {
+            return Err(Errno::EINVAL);
+        }
         let prog_type = program.loaded.prog_type();
         let mut owner = self.owner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if owner.is_some_and(|o| o != prog_type) {
             return Err(Errno::EINVAL);
         }
         *owner = Some(prog_type);
+        program.membership().join()?;
         let mut programs = self.programs();
-        self.map.set_program(index, Some(program.place.index()))?;
-        programs.insert(index, program);
+        self.map.set_program(index, Some(program.place.index())).inspect_err(|_| program.membership().leave())?;
+        let before = programs.insert(index, program);
+        drop(programs);
+        if let Some(before) = before {
+            before.membership().leave();
+        }
         Ok(())
     }
 
@@ -550,7 +558,11 @@ impl MapObject {
         let index = key.try_into().map_or(u32::MAX, u32::from_ne_bytes);
         let mut programs = self.programs();
         self.map.set_program(index, None)?;
-        programs.remove(&index);
+        let before = programs.remove(&index);
+        drop(programs);
+        if let Some(before) = before {
+            before.membership().leave();
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! checks. There is no global state: two subsystems know nothing of each other.
 
 pub mod account;
+mod around;
 pub mod attr;
 mod barrier;
 pub mod bells;
@@ -61,6 +62,7 @@ pub use route::Router;
 pub use skep_ebpf::Errno;
 
 use account::{Accounts, Charge};
+use around::Arounds;
 use attr::Attr;
 use bells::Bell;
 use faults::{FaultPoint, Faults};
@@ -128,6 +130,8 @@ pub struct Config {
     pub traced: Option<u32>,
     /// Who is told of machine code.
     pub symbols: Symbols,
+    /// `BPF_LINK_UPDATE` on the link of an extension puts another one in its place. The kernel refuses that (`EINVAL`).
+    pub extension_update: bool,
 }
 
 /// A kernel's eBPF subsystem, in this process.
@@ -148,6 +152,7 @@ pub struct Subsystem {
     links: Arc<Ids<LinkObject>>,
     functions: Arc<Functions>,
     processes: Option<Arc<Processes>>,
+    arounds: Arc<Arounds>,
     means: Means,
     tracefs: TraceFs,
     raw_tracepoints: RawTracepoints,
@@ -195,10 +200,11 @@ impl Subsystem {
         let world = Arc::new(World::new(limits)?);
         let stats_users: Arc<AtomicU64> = Arc::default();
         let functions: Arc<Functions> = Arc::default();
+        let arounds = Arc::new(Arounds::new(&world, config.engine));
         let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
         sites.extend(config.sites.iter().cloned());
         let processes = match config.processes {
-            true => Some(Arc::new(Processes::new(&world, config.traced)?)),
+            true => Some(Arc::new(Processes::new(&world, config.traced, &arounds)?)),
             false => None,
         };
         sites.extend(processes.iter().map(|p| Arc::clone(p) as Arc<dyn ProbeSites>));
@@ -221,6 +227,7 @@ impl Subsystem {
             accounts: Arc::default(),
             devices: Devices::default(),
             links: Arc::default(),
+            arounds,
             functions,
             processes,
             means: Means { runner, sites: AllSites::new(sites) },

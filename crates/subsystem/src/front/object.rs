@@ -6,8 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use skep_ebpf::Errno;
 use skep_ebpf::btf::Btf;
-use skep_ebpf::uapi::{MapType, ProgType, map_flags};
+use skep_ebpf::uapi::{AttachType, MapType, ProgType, map_flags};
 use skep_maps::control::Map;
 use skep_verifier::Verified;
 
@@ -235,9 +236,10 @@ impl MapObject {
 
     fn clear_programs(&self) {
         let programs = std::mem::take(&mut *self.programs());
-        for index in programs.keys() {
+        for (index, program) in &programs {
             // It was there: the table and the map are changed together.
             let _ = self.map.set_program(*index, None);
+            program.membership().leave();
         }
         // Dropped here, not under the lock: one of them may hold this map.
     }
@@ -267,8 +269,10 @@ pub struct ProgObject {
     pub place: ProgPlace,
     /// What the verifier proved.
     pub verified: Arc<Verified>,
-    /// The program whose function it traces or replaces.
-    pub target: Option<Arc<ProgObject>>,
+    /// The program whose function it was loaded for, until it is first attached.
+    pub target: Mutex<Option<Arc<ProgObject>>>,
+    /// The prog arrays that it is in, and its functions that are replaced.
+    pub(super) membership: Membership,
     /// What runs.
     pub loaded: Loaded,
     /// The name given to it, at most 15 bytes.
@@ -303,7 +307,77 @@ pub struct ProgObject {
     pub(super) symbols: OnceLock<Registered>,
 }
 
+/// Programs in prog arrays have no functions that are replaced: a tail call would go past an extension of the main one.
+#[derive(Debug, Default)]
+pub struct Membership {
+    /// How many prog arrays it is in, and how many of its functions are replaced.
+    counts: Mutex<(u32, u32)>,
+}
+
+impl Membership {
+    fn counts(&self) -> MutexGuard<'_, (u32, u32)> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A prog array has it. `EBUSY` if one of its functions is replaced.
+    pub fn join(&self) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        if counts.1 > 0 {
+            return Err(Errno::EBUSY);
+        }
+        counts.0 += 1;
+        Ok(())
+    }
+
+    /// A prog array has it no more.
+    pub fn leave(&self) {
+        let mut counts = self.counts();
+        counts.0 = counts.0.saturating_sub(1);
+    }
+
+    /// One of its functions is replaced. `EBUSY` if it is in a prog array.
+    pub fn extend(&self) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        if counts.0 > 0 {
+            return Err(Errno::EBUSY);
+        }
+        counts.1 += 1;
+        Ok(())
+    }
+
+    /// It is not replaced any more.
+    pub fn restore(&self) {
+        let mut counts = self.counts();
+        counts.1 = counts.1.saturating_sub(1);
+    }
+}
+
 impl ProgObject {
+    /// Prog arrays and extensions.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// True if it takes the place of functions of other programs.
+    pub fn extends(&self) -> bool {
+        self.verified.program().prog_type == ProgType::Ext
+    }
+
+    /// True if it runs around functions (of programs: those of the kernel are not here).
+    pub fn is_around(&self) -> bool {
+        let program = self.verified.program();
+        let around = matches!(
+            program.attach_type,
+            Some(AttachType::TraceFentry | AttachType::TraceFexit | AttachType::ModifyReturn)
+        );
+        program.prog_type == ProgType::Tracing && around
+    }
+
+    /// The program that it was loaded for; once it is attached nowhere else it is not held any more.
+    pub fn target(&self) -> MutexGuard<'_, Option<Arc<ProgObject>>> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Hands on what its runs wrote to perf event arrays.
     pub(super) fn feed(&self) {
         for map in self.maps().iter() {

@@ -21,10 +21,11 @@ use super::client::{Caps, Client};
 use super::faults::FaultPoint;
 use super::hooks::{SecurityHooks, Told};
 use super::log::LogBuffer;
-use super::object::{BtfObject, MapObject, Object, ProgObject, RunStats};
+use super::object::{BtfObject, MapObject, Membership, Object, ProgObject, RunStats};
 use super::offload::{OffloadDevice, Offloaded};
 use super::resolve::{self, FdArray};
 use super::token::{TOKEN_FD, TokenObject};
+use super::world::CellsPlace;
 use super::{Command, Profile, Subsystem, words};
 use crate::loaded::Loaded;
 use crate::symbols::Names;
@@ -220,7 +221,7 @@ impl Load<'_, '_> {
         if fd != 0 {
             match self.client.files.get(fd) {
                 Ok(Object::Prog(prog)) => self.target = Some(prog),
-                Ok(Object::Btf(_)) => return Err(Errno::EOPNOTSUPP),
+                Ok(Object::Btf(_)) => return Err(Errno::ENOTSUPP),
                 _ => return Err(Errno::EINVAL),
             }
         }
@@ -237,6 +238,9 @@ impl Load<'_, '_> {
             Profile::Linux6_18 => self.attr.u32(f::ATTACH_BTF_ID),
             Profile::Linux4_17 => 0,
         };
+        if prog_type == Ext && number != 0 {
+            return Err(Errno::EINVAL);
+        }
         if btf_id != 0 && !with_target || self.target.is_some() && !matches!(prog_type, Tracing | Ext) {
             return Err(Errno::EINVAL);
         }
@@ -379,7 +383,7 @@ fn privilege(has: impl Fn(Caps) -> bool) -> Privilege {
 }
 
 /// The function of a program that a type of its own names.
-fn function_of(prog: &ProgObject, type_id: u32) -> Result<Target, Errno> {
+pub(super) fn function_of(prog: &ProgObject, type_id: u32) -> Result<Target, Errno> {
     let btf = prog.verified.program().btf.as_deref().ok_or(Errno::EINVAL)?;
     let is_func = matches!(btf.kind(type_id), Some(Kind::Func { .. }));
     if !is_func {
@@ -392,6 +396,7 @@ fn function_of(prog: &ProgObject, type_id: u32) -> Result<Target, Errno> {
 struct Judged {
     verified: Arc<Verified>,
     loaded: Loaded,
+    cells: Option<CellsPlace>,
     target: Option<Arc<ProgObject>>,
     maps: Vec<Arc<MapObject>>,
     /// Maps of `fd_array` that no instruction names.
@@ -509,12 +514,19 @@ impl Subsystem {
             }
         })?;
         log.add(verified.log());
+        let prog_type = verified.program().prog_type;
+        // Only functions that have types can be attached to.
+        let typed = verified.program().btf.is_some() && !verified.program().func_info.is_empty();
+        let functions = if typed { verified.subprogs().len().saturating_sub(1) } else { 0 };
+        let cells = (functions > 0).then(|| self.world.reserve_cells(functions)).transpose()?;
         let indices: Arc<[u32]> = maps.iter().map(|m| m.place.index()).collect();
         let options = skep_jit::Options {
             engine: self.config.engine,
             maps: MapIndices::Each(indices),
             budget: true,
             bytecode: true,
+            cells: cells.as_ref().and_then(CellsPlace::offset),
+            extends: if prog_type == ProgType::Ext { verified.runs_as().map(|(t, _)| t) } else { None },
             ..skep_jit::Options::default()
         };
         self.fault(FaultPoint::ProgCompile)?;
@@ -529,6 +541,7 @@ impl Subsystem {
         Ok(Judged {
             verified: Arc::new(verified),
             loaded,
+            cells,
             target,
             maps,
             bound,
@@ -541,9 +554,9 @@ impl Subsystem {
 
     /// Makes the program runnable and gives it a number, then a descriptor. A failure leaves nothing behind.
     fn finish_load(&self, client: &Client, judged: Judged, owned: Owned, code: &[u8]) -> Result<i32, Errno> {
-        let Judged { verified, loaded, target, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
+        let Judged { verified, loaded, cells, target, mut maps, bound, btf, offloaded, func_info, line_info } = judged;
         self.fault(FaultPoint::ProgPlace)?;
-        let place = self.world.add_program(&loaded, maps.clone())?;
+        let place = self.world.add_program(&loaded, maps.clone(), cells)?;
         let named_maps = maps.len();
         for map in bound {
             if !maps.iter().any(|m| Arc::ptr_eq(m, &map)) {
@@ -556,7 +569,8 @@ impl Subsystem {
             place,
             verified,
             loaded,
-            target,
+            target: Mutex::new(target),
+            membership: Membership::default(),
             name: owned.name,
             maps: Mutex::new(maps),
             named_maps,
@@ -585,7 +599,7 @@ impl Subsystem {
         loaded: Loaded,
         maps: Vec<Arc<MapObject>>,
     ) -> Result<Arc<ProgObject>, Errno> {
-        let place = self.world.add_program(&loaded, maps.clone())?;
+        let place = self.world.add_program(&loaded, maps.clone(), None)?;
         let code: Vec<u8> = verified.insns().iter().flat_map(|i| i.to_bytes()).collect();
         let object = self.progs.add(|id| ProgObject {
             id,
@@ -593,7 +607,8 @@ impl Subsystem {
             name: short_name(loaded.name()),
             verified: Arc::new(verified),
             loaded,
-            target: None,
+            target: Mutex::new(None),
+            membership: Membership::default(),
             named_maps: maps.len(),
             maps: Mutex::new(maps),
             btf: None,

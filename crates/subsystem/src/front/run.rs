@@ -72,9 +72,11 @@ impl Subsystem {
     /// Runs a program on given data.
     pub(crate) fn test_run(&self, prog: &Arc<ProgObject>, input: &TestInput<'_>) -> Result<TestOutput, TestRunError> {
         let index = prog.place.index();
+        // An extension has a type that there are no test runs of.
+        let prog_type = prog.verified.program().prog_type;
         let mut over_budget = false;
         let output = self.world.with_machine(|machine| {
-            testrun::test_run(prog.loaded.prog_type(), input, &mut |ctx| {
+            testrun::test_run(prog_type, input, &mut |ctx| {
                 // SAFETY: `test_run` makes contexts of the type that it is given, and the program is of that type.
                 match unsafe { machine.run(index, ctx) } {
                     Some(run) => {

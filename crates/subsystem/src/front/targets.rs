@@ -221,6 +221,7 @@ impl WorldMemory {
         AttachRequest {
             pid,
             proc_index,
+            change: 0,
             control: Memory { fd: world.control.fd(), size: world.control.len() as u64 },
             shared: Memory { fd: world.shared.fd(), size: world.shared.len() as u64 },
             maps: maps.collect(),

@@ -7,18 +7,20 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::{io, ptr};
 
 use skep_ebpf::Errno;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
-use skep_jit::Engine;
+use skep_jit::{Around, Engine};
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
 use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN};
-use skep_runtime::session::{CONTROL_NAME, Control, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size};
+use skep_runtime::session::{
+    CONTROL_NAME, Control, FunctionCell, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size,
+};
 use skep_runtime::{Machine, SlotArea, session};
 
 use super::barrier;
@@ -38,6 +40,8 @@ pub struct Limits {
     pub objects: u32,
     /// Most links.
     pub links: u32,
+    /// Most functions of programs that can be replaced, besides main functions.
+    pub functions: u32,
     /// Bytes for images, all of them together: address space in this process and in each that is traced.
     pub images: usize,
     /// Run-time budget of a run, in back edges, calls and helper calls; 0 for none.
@@ -55,6 +59,7 @@ impl Limits {
             slots,
             objects: 1 << 18,
             links: 1 << 12,
+            functions: 1 << 20,
             images: 1 << 30,
             budget: 1 << 32,
             samples_bytes: 1 << 18,
@@ -124,11 +129,22 @@ impl Space {
     }
 }
 
+/// Memory of code that has gone.
+#[derive(Clone, Copy, Debug)]
+struct GoneCode {
+    /// The place of a program in the table; none for what was around a function.
+    prog: Option<u32>,
+    /// Start and length of its image.
+    image: (usize, usize),
+    /// Its functions' cells: first and how many.
+    cells: (usize, usize),
+}
+
 /// What waits until no run can be inside of it.
 #[derive(Debug)]
 struct Gone {
-    /// The place of a program in the table, and start and length of its image.
-    code: Option<(u32, usize, usize)>,
+    /// Memory of code.
+    code: Option<GoneCode>,
     /// What a program's code names, held until it cannot run any more; or what was in a map of maps.
     #[expect(dead_code, reason = "held, not looked at")]
     maps: Vec<Arc<MapObject>>,
@@ -151,6 +167,8 @@ pub(super) struct Tables {
     pub(super) links: Places,
     progs: Places,
     space: Space,
+    /// Free cells of functions.
+    cells: Space,
     gone: Vec<Gone>,
 }
 
@@ -221,6 +239,7 @@ pub struct World {
     pub(super) links: usize,
     progs: usize,
     images: usize,
+    cells: usize,
     slots: u32,
     tables: Mutex<Tables>,
     pub(crate) rings: [Map; INTERNAL as usize],
@@ -260,12 +279,75 @@ impl Drop for MapPlace {
     }
 }
 
+/// Cells for the functions of a program, free again when this goes.
+#[derive(Debug)]
+pub struct CellsPlace {
+    first: usize,
+    count: usize,
+    world: Weak<World>,
+}
+
+impl CellsPlace {
+    /// Where the first one is, from the head of the control arena.
+    pub fn offset(&self) -> Option<u32> {
+        let world = self.world.upgrade()?;
+        u32::try_from(world.cells + self.first * size_of::<FunctionCell>()).ok()
+    }
+
+    /// First and how many; they are somebody else's from now on.
+    fn take(mut self) -> (usize, usize) {
+        (self.first, std::mem::take(&mut self.count))
+    }
+}
+
+impl Drop for CellsPlace {
+    fn drop(&mut self) {
+        // No code that names them was ever entered.
+        if self.count > 0
+            && let Some(world) = self.world.upgrade()
+        {
+            world.lock().cells.give(self.first, self.count);
+        }
+    }
+}
+
+/// Code that runs around a function; its memory is used again when no run can be in it.
+#[derive(Debug)]
+pub struct CodePlace {
+    start: usize,
+    len: usize,
+    /// Where image and entry are, from the head of the control arena: of machine code, if there is any, and of bytecode.
+    native: Option<(u64, u64)>,
+    bytecode: (u64, u64),
+    world: Weak<World>,
+}
+
+impl CodePlace {
+    /// Where the image is and where the function's cell is to lead, from the head of the control arena.
+    pub fn image_and_entry(&self, engine: Engine) -> (u64, u64) {
+        self.native.filter(|_| engine == Engine::Jit).unwrap_or(self.bytecode)
+    }
+}
+
+impl Drop for CodePlace {
+    fn drop(&mut self) {
+        if let Some(world) = self.world.upgrade() {
+            let code = GoneCode { prog: None, image: (self.start, self.len), cells: (0, 0) };
+            world.wait_for(Some(code), Vec::new());
+        }
+    }
+}
+
 /// A program's entry cell and image.
 #[derive(Debug)]
 pub struct ProgPlace {
     index: u32,
     start: usize,
     len: usize,
+    /// Where its image of bytecode is, from that of machine code; 0 if there is none.
+    second: usize,
+    /// Cells of its functions but the main one: first and how many.
+    cells: (usize, usize),
     world: Weak<World>,
     /// The maps that the code names.
     maps: Vec<Arc<MapObject>>,
@@ -275,6 +357,33 @@ impl ProgPlace {
     /// The index of its cell.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Where its image is, from the head of the control arena: the one of bytecode, if that is asked for and there is one.
+    pub fn image(&self, engine: Engine) -> u64 {
+        let second = if engine == Engine::Interpreter { self.second } else { 0 };
+        self.world.upgrade().map_or(0, |w| (w.images + self.start * IMAGE_ALIGN + second) as u64)
+    }
+
+    /// True if other code can take the place of function `n`.
+    pub fn can_replace(&self, n: usize) -> bool {
+        n <= self.cells.1
+    }
+
+    /// Has all calls of function `n` that begin from now on go to `to`, which for the main function is an image, and for
+    /// others code, and in processes that only interpret to `bytecode`; from the head of the control arena.
+    pub fn lead(&self, n: usize, to: u64, bytecode: u64) {
+        let Some(world) = self.world.upgrade() else { return };
+        let (first, second) = match n.checked_sub(1) {
+            None => (&world.cell(self.index).image, &world.cell(self.index).bytecode),
+            Some(n) if n < self.cells.1 => {
+                let cell = world.function_cell(self.cells.0 + n);
+                (&cell.code, &cell.bytecode)
+            }
+            Some(_) => return,
+        };
+        first.store(to, Ordering::SeqCst);
+        second.store(bytecode, Ordering::SeqCst);
     }
 }
 
@@ -299,7 +408,8 @@ impl World {
         let links = align(size_of::<Control>());
         let progs = align(links + limits.links as usize * size_of::<Link>());
         let headers = align(progs + objects * size_of::<ProgCell>());
-        let images = align(headers + objects * size_of::<MapHeader>());
+        let cells = align(headers + objects * size_of::<MapHeader>());
+        let images = align(cells + limits.functions as usize * size_of::<FunctionCell>());
         let control = Arena::sparse(CONTROL_NAME, images + limits.images)?;
         control.allocate(0, size_of::<Control>())?;
         // Processes that are traced get it read-only.
@@ -342,6 +452,7 @@ impl World {
             limbo: (Vec::new(), Vec::new()),
             links: Places::new(0, limits.links),
             progs: Places::new(0, limits.objects),
+            cells: Space { free: BTreeMap::from([(0, limits.functions as usize)]) },
             space: Space { free: BTreeMap::from([(0, limits.images / IMAGE_ALIGN)]) },
             gone: Vec::new(),
         };
@@ -358,6 +469,7 @@ impl World {
             links,
             progs,
             images,
+            cells,
             slots,
             tables: Mutex::new(tables),
             rings,
@@ -453,86 +565,149 @@ impl World {
         Ok(object)
     }
 
-    /// Adds a program's code; `maps` are those that it names.
-    pub fn add_program(self: &Arc<Self>, loaded: &Loaded, maps: Vec<Arc<MapObject>>) -> Result<ProgPlace, Errno> {
-        let image = loaded.image();
-        let bytecode = loaded.bytecode_image().unwrap_or_default();
-        let own = image.len().next_multiple_of(IMAGE_ALIGN);
-        let len = (own + bytecode.len()).div_ceil(IMAGE_ALIGN);
-        // Dropped without the lock: places of maps want it.
-        let dead;
-        let (index, start) = {
-            let mut tables = self.lock();
-            dead = self.bury(&mut tables);
-            let index = tables.progs.take().ok_or(Errno::ENOMEM)?;
-            let Some(start) = tables.space.take(len) else {
-                tables.progs.free.push(index);
-                return Err(Errno::ENOMEM);
-            };
-            (index, start)
-        };
-        drop(dead);
-        // From here on dropping the place gives everything back.
-        let place = ProgPlace { index, start, len, world: Arc::downgrade(self), maps };
-        let at = self.images + start * IMAGE_ALIGN;
-        let cell = self.progs + index as usize * size_of::<ProgCell>();
-        self.control.allocate(at, own + bytecode.len()).map_err(out_of_memory)?;
-        if loaded.engine() == Engine::Jit {
-            // Where this process may not map it, programs that have bytecode are interpreted here.
-            let mapped = self.control.code();
-            if bytecode.is_empty() {
-                mapped.map_err(out_of_memory)?;
-            }
-        }
-        self.control.allocate(cell, size_of::<ProgCell>()).map_err(out_of_memory)?;
-        // SAFETY: both parts are allocated and this program's own; the cell shows the image last.
-        unsafe {
-            std::ptr::copy_nonoverlapping(image.as_ptr(), self.control.ptr().add(at), image.len());
-            let second = self.control.ptr().add(at + own);
-            std::ptr::copy_nonoverlapping(bytecode.as_ptr(), second, bytecode.len());
-            let cell = self.control.ptr().add(cell).cast::<ProgCell>();
-            (&raw mut (*cell).prog_type).write(loaded.prog_type() as u32);
-            let bytecode = if bytecode.is_empty() { 0 } else { at + own };
-            (*cell).bytecode.store(bytecode as u64, Ordering::Relaxed);
-            (*cell).image.store(at as u64, Ordering::Release);
+    /// Cells for so many functions of a program that is to be compiled.
+    pub fn reserve_cells(self: &Arc<Self>, count: usize) -> Result<CellsPlace, Errno> {
+        let first = if count == 0 { 0 } else { self.lock().cells.take(count).ok_or(Errno::ENOMEM)? };
+        let place = CellsPlace { first, count, world: Arc::downgrade(self) };
+        let size = size_of::<FunctionCell>();
+        if count > 0 {
+            self.control.allocate(self.cells + first * size, count * size).map_err(out_of_memory)?;
         }
         Ok(place)
     }
 
-    fn cell(&self, index: u32) -> &AtomicU64 {
+    /// Adds a program's code; `maps` are those that it names, `cells` those that its calls go through.
+    pub fn add_program(
+        self: &Arc<Self>,
+        loaded: &Loaded,
+        maps: Vec<Arc<MapObject>>,
+        cells: Option<CellsPlace>,
+    ) -> Result<ProgPlace, Errno> {
+        let (image, bytecode) = (loaded.image(), loaded.bytecode_image());
+        let index = self.lock().progs.take().ok_or(Errno::ENOMEM)?;
+        let own = image.len().next_multiple_of(IMAGE_ALIGN);
+        let space = self.take_space(own + bytecode.map_or(0, <[u8]>::len));
+        let (start, len) = space.inspect_err(|_| self.lock().progs.free.push(index))?;
+        // From here on dropping the place gives everything back.
+        let cells = cells.map_or((0, 0), CellsPlace::take);
+        let second = bytecode.map_or(0, |_| own);
+        let place = ProgPlace { index, start, len, second, cells, world: Arc::downgrade(self), maps };
+        let cell = self.progs + index as usize * size_of::<ProgCell>();
+        let at = self.write_code(start, image, loaded.engine(), bytecode.is_some())?;
+        let second = match bytecode {
+            Some(bytecode) => self.write_code(start + own / IMAGE_ALIGN, bytecode, Engine::Interpreter, false)?,
+            None => 0,
+        };
+        for (n, entry) in loaded.functions().iter().enumerate().skip(1) {
+            let code = at + u64::from(*entry);
+            let bytecode = bytecode.and_then(|_| loaded.bytecode_functions().get(n));
+            place.lead(n, code, bytecode.map_or(code, |entry| second + u64::from(*entry)));
+        }
+        self.control.allocate(cell, size_of::<ProgCell>()).map_err(out_of_memory)?;
+        // SAFETY: the cell is allocated and this program's own; it shows the image last.
+        unsafe {
+            let cell = self.control.ptr().add(cell).cast::<ProgCell>();
+            (&raw mut (*cell).prog_type).write(loaded.prog_type() as u32);
+            for (word, image) in
+                [(&(*cell).own_bytecode, second), (&(*cell).bytecode, second), (&(*cell).own, at), (&(*cell).image, at)]
+            {
+                word.store(image, Ordering::Release);
+            }
+        }
+        Ok(place)
+    }
+
+    /// Adds what runs around a function: machine code, if the function's program is that, and bytecode.
+    pub fn add_around(
+        self: &Arc<Self>,
+        native: Option<&Around<'_>>,
+        bytecode: &Around<'_>,
+    ) -> Result<CodePlace, Errno> {
+        let sizes = [native, Some(bytecode)].map(|what| what.map_or(0, |what| skep_jit::around(what, 0).0.len() * 8));
+        let own = sizes[0].next_multiple_of(IMAGE_ALIGN);
+        let (start, len) = self.take_space(own + sizes[1])?;
+        let mut place = CodePlace { start, len, native: None, bytecode: (0, 0), world: Arc::downgrade(self) };
+        if let Some(what) = native {
+            place.native = Some(self.write_around(start, what)?);
+        }
+        place.bytecode = self.write_around(start + own / IMAGE_ALIGN, bytecode)?;
+        Ok(place)
+    }
+
+    /// Writes an image to its place; returns where it and where its entry are, from the head of the arena.
+    fn write_around(&self, start: usize, what: &Around<'_>) -> Result<(u64, u64), Errno> {
+        let (words, entry) = skep_jit::around(what, (self.images + start * IMAGE_ALIGN) as u64);
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let at = self.write_code(start, &bytes, what.engine, true)?;
+        Ok((at, at + (CODE_OFFSET + entry as usize) as u64))
+    }
+
+    /// Room for an image of so many bytes: start and length.
+    fn take_space(&self, bytes: usize) -> Result<(usize, usize), Errno> {
+        let len = bytes.div_ceil(IMAGE_ALIGN);
+        let (dead, start) = {
+            let mut tables = self.lock();
+            (self.bury(&mut tables), tables.space.take(len))
+        };
+        // Dropped without the lock: places of maps want it.
+        drop(dead);
+        start.map(|start| (start, len)).ok_or(Errno::ENOMEM)
+    }
+
+    /// Writes an image to its place; returns where that is, from the head of the arena. With `other` it is not needed
+    /// where it cannot be executed.
+    fn write_code(&self, start: usize, image: &[u8], engine: Engine, other: bool) -> Result<u64, Errno> {
+        let at = self.images + start * IMAGE_ALIGN;
+        self.control.allocate(at, image.len()).map_err(out_of_memory)?;
+        if engine == Engine::Jit {
+            // Where this process may not map it, programs that have bytecode are interpreted here.
+            let mapped = self.control.code();
+            if !other {
+                mapped.map_err(out_of_memory)?;
+            }
+        }
+        // SAFETY: it is allocated, this image's own, and nothing leads to it yet.
+        unsafe { std::ptr::copy_nonoverlapping(image.as_ptr(), self.control.ptr().add(at), image.len()) };
+        Ok(at as u64)
+    }
+
+    fn cell(&self, index: u32) -> &ProgCell {
         let at = self.progs + index as usize * size_of::<ProgCell>();
-        // SAFETY: only places that were given out are asked for; their cells are allocated.
-        unsafe { &(*self.control.ptr().add(at).cast::<ProgCell>()).image }
+        // SAFETY: only places that were given out are asked for; their cells are allocated, and what changes is atomic.
+        unsafe { &*self.control.ptr().add(at).cast::<ProgCell>() }
+    }
+
+    fn function_cell(&self, n: usize) -> &FunctionCell {
+        // SAFETY: only cells that were given out are asked for, and those are allocated.
+        unsafe { &*self.control.ptr().add(self.cells + n * size_of::<FunctionCell>()).cast::<FunctionCell>() }
     }
 
     /// A program has gone: no new run finds it, and its memory waits for those that may be inside.
     fn retire(&self, place: &mut ProgPlace) {
-        self.cell(place.index).store(0, Ordering::SeqCst);
-        let slots = self.slots_in_use();
-        let gone = Gone {
-            code: Some((place.index, place.start, place.len)),
-            maps: std::mem::take(&mut place.maps),
-            value: None,
-            slots,
-        };
-        let mut tables = self.lock();
-        tables.gone.push(gone);
-        let dead = self.bury(&mut tables);
-        drop(tables);
-        // Maps go without the lock: their places want it.
-        drop(dead);
+        let cell = self.cell(place.index);
+        cell.image.store(0, Ordering::SeqCst);
+        cell.own.store(0, Ordering::SeqCst);
+        cell.bytecode.store(0, Ordering::SeqCst);
+        cell.own_bytecode.store(0, Ordering::SeqCst);
+        let code = GoneCode { prog: Some(place.index), image: (place.start, place.len), cells: place.cells };
+        self.wait_for(Some(code), std::mem::take(&mut place.maps));
     }
 
     /// Holds a map that runs may have found in a map of maps, until none of them is left.
     pub fn let_go(&self, map: Option<Arc<MapObject>>) {
         let Some(map) = map else { return };
-        self.keep_until_idle(Gone { code: None, maps: vec![map], value: None, slots: self.slots_in_use() });
+        self.wait_for(None, vec![map]);
     }
 
     /// Holds what runs may have found, and no new one finds, until none of them is left.
     pub(crate) fn retire_value(&self, value: Box<dyn Any + Send>) {
         let slots = self.slots_in_use();
         self.keep_until_idle(Gone { code: None, maps: Vec::new(), value: Some(value), slots });
+    }
+
+    /// Keeps code and maps that no new run finds until no old one can be in them.
+    fn wait_for(&self, code: Option<GoneCode>, maps: Vec<Arc<MapObject>>) {
+        self.keep_until_idle(Gone { code, maps, value: None, slots: self.slots_in_use() });
     }
 
     fn keep_until_idle(&self, gone: Gone) {
@@ -589,9 +764,12 @@ impl World {
         let (dead, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut tables.gone).into_iter().partition(|g: &Gone| g.slots.iter().all(idle));
         tables.gone = waiting;
-        for (place, start, len) in dead.iter().filter_map(|g| g.code) {
-            tables.space.give(start, len);
-            tables.progs.free.push(place);
+        for GoneCode { prog, image, cells } in dead.iter().filter_map(|g| g.code) {
+            tables.space.give(image.0, image.1);
+            tables.progs.free.extend(prog);
+            if cells.1 > 0 {
+                tables.cells.give(cells.0, cells.1);
+            }
         }
         dead
     }

@@ -182,6 +182,7 @@ impl Host {
             slots: options.slots.max(1),
             objects: options.objects.max(8),
             links: 16,
+            functions: 0,
             images: options.code_bytes.next_multiple_of(4096),
             budget: 0,
             samples_bytes: 4096,

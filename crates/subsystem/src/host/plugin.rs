@@ -248,7 +248,7 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
         maps: MapIndices::Each(indices.into()),
         budget: true,
         harden: tenant.host.0.options.harden,
-        bytecode: false,
+        ..skep_jit::Options::default()
     };
     let mut codes = Vec::with_capacity(programs.len());
     for verified in programs {

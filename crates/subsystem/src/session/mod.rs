@@ -197,6 +197,7 @@ impl Session {
             budget: options.budget != 0,
             harden: false,
             bytecode: true,
+            ..skep_jit::Options::default()
         };
         let held: Vec<Arc<MapObject>> = maps.iter().flatten().map(|m| Arc::clone(m.object())).collect();
         let mut loaded = Vec::with_capacity(programs.len());
@@ -370,6 +371,7 @@ fn limits(programs: &[Verified], maps: usize, options: &Options) -> Limits {
         slots: options.slots,
         objects: (maps + programs.len() + 8) as u32,
         links: options.links,
+        functions: 0,
         images: programs.iter().map(image).sum(),
         budget: options.budget,
         samples_bytes: options.samples_bytes,

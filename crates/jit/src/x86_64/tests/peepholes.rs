@@ -14,13 +14,13 @@ use crate::{Options, Source};
 
 fn tuning() -> Tuning {
     let features = Features { bmi2: true, movbe: true };
-    Tuning { features, optimise: true, budget: false, blinding: None }
+    Tuning { features, optimise: true, budget: false, blinding: None, extends: false }
 }
 
 fn code(text: &str, tuning: &Tuning) -> Vec<u8> {
     let insns = assemble(text).unwrap();
     let maps = [MapDef::new("a", MapType::Array, 4, 8, 16), MapDef::new("p", MapType::PercpuArray, 4, 24, 16)];
-    let subprogs = [Subprog { start: 0, stack: 64 }];
+    let subprogs = [Subprog { start: 0, stack: 64, args: 5, number: 0 }];
     let source = Source {
         name: "test",
         prog_type: ProgType::SchedCls,
@@ -167,7 +167,7 @@ fn look_ups_in_arrays_are_no_calls() {
         let maps = [MapDef::new("a", MapType::Array, 4, 8, 16), MapDef::new("p", MapType::PercpuArray, 4, 24, 16)];
         let hash = MapDef::new("h", MapType::Hash, 4, 8, 16);
         let maps = [maps[0].clone(), maps[1].clone(), hash];
-        let subprogs = [Subprog { start: 0, stack: 64 }];
+        let subprogs = [Subprog { start: 0, stack: 64, args: 5, number: 0 }];
         let source = Source {
             name: "test",
             prog_type: ProgType::SchedCls,
@@ -221,7 +221,7 @@ fn what_goes_on_with_other_code_may_end_in_it() {
             name: "test",
             prog_type: ProgType::SchedCls,
             insns: &insns,
-            subprogs: &[Subprog { start: 0, stack: 64 }],
+            subprogs: &[Subprog { start: 0, stack: 64, args: 5, number: 0 }],
             marks: &crate::marks::marks(&insns),
             maps: &[],
             known: None,

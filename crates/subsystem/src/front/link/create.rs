@@ -5,6 +5,7 @@ use std::sync::Arc;
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::{AttachType, ProgType};
 
+use super::function::Wanted;
 use super::{LinkKind, LinkObject, PerfLink};
 use crate::front::Subsystem;
 use crate::front::attr::{Attr, link_create, raw_tracepoint};
@@ -102,7 +103,9 @@ impl Subsystem {
                 session if session == prog.verified.program().attach_type => Err(Errno::EOPNOTSUPP),
                 _ => Err(Errno::EINVAL),
             },
+            ProgType::Ext => self.function_link(client, &prog, Wanted::of(attr)),
             ProgType::Tracing | ProgType::Lsm if attach != prog.verified.program().attach_type => Err(Errno::EINVAL),
+            ProgType::Tracing if prog.is_around() => self.function_link(client, &prog, Wanted::of(attr)),
             ProgType::Tracing if attach == Some(AttachType::TraceIter) => self.iter_link(client, attr, &prog),
             ProgType::Lsm if attach == Some(AttachType::LsmMac) => self.lsm_link_create(client, attr, &prog),
             other => Err(nothing_there(client, attr, other)),
@@ -153,7 +156,9 @@ impl Subsystem {
             ProgType::Tracing if prog.verified.program().attach_type == Some(AttachType::TraceIter) => {
                 Err(Errno::EINVAL)
             }
-            ProgType::Tracing | ProgType::Ext => Err(Errno::EOPNOTSUPP),
+            ProgType::Ext => self.function_link(client, &prog, Wanted::default()),
+            ProgType::Tracing if prog.is_around() => self.function_link(client, &prog, Wanted::default()),
+            ProgType::Tracing => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::EINVAL),
         }
     }

@@ -126,6 +126,12 @@ pub fn by_fd(client: &Client, attr: &mut Attr<'_>, link: &Arc<LinkObject>) -> Re
             i.put_u32(24, program.program().attach_btf_id);
             i.put_u64(32, 0);
         }
+        LinkKind::Function(attachment) => {
+            i.put_u32(16, link.prog().verified.program().attach_type.map_or(0, |a| a as u32));
+            i.put_u32(20, attachment.target.id.number());
+            i.put_u32(24, attachment.type_id);
+            i.put_u64(32, attachment.cookie);
+        }
         LinkKind::KprobeMulti(multi) => kprobes(client, &mut i, multi)?,
         LinkKind::UprobeMulti(multi) => uprobes(client, &mut i, multi)?,
     }

@@ -1,6 +1,7 @@
 //! Links: programs attached to something, for as long as the link is held.
 
 mod create;
+mod function;
 mod info;
 mod multi;
 mod prog_attach;
@@ -15,6 +16,7 @@ pub(super) use raw::RawTracepoints;
 pub use raw::{RawTracepoint, Tracepoint};
 
 use super::Subsystem;
+use super::around::Attachment;
 use super::attr::{Attr, fd_by_id, link_detach, link_update};
 use super::client::{Caps, Client};
 use super::ids::Id;
@@ -43,6 +45,8 @@ pub enum LinkKind {
     Iter(IterLink),
     /// A hook of `bpf(2)` itself.
     Lsm(LsmLink),
+    /// A function of a program.
+    Function(Attachment),
 }
 
 impl LinkKind {
@@ -50,7 +54,7 @@ impl LinkKind {
     pub fn number(&self) -> u32 {
         match self {
             LinkKind::Raw(_) => 1,
-            LinkKind::Lsm(_) => 2,
+            LinkKind::Lsm(_) | LinkKind::Function(_) => 2,
             LinkKind::Iter(_) => 4,
             LinkKind::Perf(_) => 7,
             LinkKind::KprobeMulti(_) => 8,
@@ -72,6 +76,11 @@ pub struct LinkObject {
 impl LinkObject {
     /// The program.
     pub fn prog(&self) -> Arc<ProgObject> {
+        if let LinkKind::Function(attachment) = &self.kind
+            && let Some(prog) = attachment.program()
+        {
+            return prog;
+        }
         Arc::clone(&self.prog.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -128,7 +137,8 @@ pub(super) fn by_fd(client: &Client, fd: i32) -> Result<Arc<LinkObject>, Errno> 
 }
 
 impl Subsystem {
-    /// `BPF_LINK_UPDATE`: of the links that are here only those of iterators can have another program.
+    /// `BPF_LINK_UPDATE`: of the links that are here those of iterators can have another program; and those of extensions, if
+    /// that is [asked for](super::Config::extension_update).
     pub(super) fn link_update(&self, client: &Client, attr: &Attr<'_>) -> Result<i32, Errno> {
         attr.ends_at(link_update::END)?;
         let flags = attr.u32(link_update::FLAGS);
@@ -146,8 +156,13 @@ impl Subsystem {
             0 => None,
             _ => return Err(Errno::EINVAL),
         };
-        let LinkKind::Iter(_) = link.kind else { return Err(Errno::EINVAL) };
-        link.replace(new, old.as_ref()).map(|()| 0)
+        match &link.kind {
+            LinkKind::Iter(_) => link.replace(new, old.as_ref()).map(|()| 0),
+            LinkKind::Function(attachment) if attachment.extends() && self.config.extension_update => {
+                self.update_extension(attachment, &new, old.as_ref())
+            }
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     /// `BPF_LINK_DETACH`: as in the kernel, only links to devices, groups and name spaces can be detached by force.

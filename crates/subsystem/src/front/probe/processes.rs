@@ -14,11 +14,12 @@ use skep_ebpf::uapi::MapType;
 use skep_maps::control::{Arena, RingConsumer};
 use skep_runtime::session::link_flags;
 
-use super::{Armed, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
+use super::{Armed, Attached, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
 use crate::attach::{
     self, AttachError, AttachRequest, Injector, MapMemory, Memory, ProbeKind, ProbeSpec, ProbeTarget, Registers,
 };
 use crate::events::sample;
+use crate::front::around::{Arounds, RunsPrograms};
 use crate::front::bells::Bell;
 use crate::front::object::{MapObject, ProgObject};
 use crate::front::targets::{LinkPlace, NewLink};
@@ -37,8 +38,15 @@ struct Place {
 struct Carried {
     links: Vec<LinkPlace>,
     probes: Vec<ProbeSpec>,
-    /// The maps that its programs name.
-    maps: BTreeMap<u32, Arc<MapObject>>,
+    maps: Maps,
+}
+
+/// The maps that the programs of a place name, and those around their functions.
+#[derive(Default)]
+struct Maps {
+    by_index: BTreeMap<u32, Arc<MapObject>>,
+    /// The last change around functions that they are there for.
+    change: u64,
 }
 
 /// The counter of a USDT probe, and the place that it counts for, both in the file.
@@ -130,6 +138,7 @@ impl Reports {
 }
 
 struct Inner {
+    arounds: Arc<Arounds>,
     world: Weak<World>,
     /// The process that events without one are in; 0 for none.
     traced: AtomicU32,
@@ -207,17 +216,20 @@ fn target_of(pid: u32, point: &Point) -> Option<ProbeTarget> {
 
 impl Processes {
     /// None is attached to yet.
-    pub fn new(world: &Arc<World>, traced: Option<u32>) -> std::io::Result<Processes> {
+    pub fn new(world: &Arc<World>, traced: Option<u32>, arounds: &Arc<Arounds>) -> std::io::Result<Processes> {
         let samples = world.rings.first().ok_or_else(|| std::io::Error::other("no ring for samples"))?;
         let ring = samples.ring_consumer().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
-        Ok(Processes(Arc::new(Inner {
+        let inner = Arc::new(Inner {
+            arounds: Arc::clone(arounds),
             world: Arc::downgrade(world),
             traced: AtomicU32::new(traced.unwrap_or(0)),
             no_map: Arena::new("skep-no-map", 1)?,
             known: Mutex::default(),
             state: Mutex::default(),
             reports: Mutex::new(Reports { ring, links: HashMap::new(), read: Vec::new() }),
-        })))
+        });
+        arounds.tell(Arc::downgrade(&inner) as Weak<dyn RunsPrograms>);
+        Ok(Processes(inner))
     }
 
     /// The process that kprobe events mean from now on. What is armed already stays where it is.
@@ -235,6 +247,34 @@ impl Processes {
     }
 }
 
+impl RunsPrograms for Inner {
+    fn maps_arrived(&self, prog: &Arc<ProgObject>) {
+        let Some(world) = self.world.upgrade() else { return };
+        let mut state = self.lock();
+        let mut old = Vec::new();
+        let mut pids = Vec::new();
+        for (pid, target) in &mut state.targets {
+            for place in &mut target.places {
+                let programs = place.consumer.programs();
+                // What cannot be had is not there: the function runs without what is around it.
+                let Ok(maps) = self.maps_of(&programs) else { continue };
+                old.push(std::mem::replace(&mut place.carried.maps, maps));
+                let is = |p: &Arc<ProgObject>| Arc::ptr_eq(p, prog);
+                if programs.iter().any(|p| is(&p.prog) || self.arounds.programs_around(&p.prog).iter().any(is)) {
+                    pids.push(*pid);
+                }
+            }
+        }
+        pids.dedup();
+        for pid in pids {
+            let _ = self.sync(&mut state, &world, pid);
+        }
+        drop(state);
+        // Maps may hold events that have places here.
+        drop(old);
+    }
+}
+
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -242,6 +282,25 @@ impl Inner {
 
     fn reports(&self) -> MutexGuard<'_, Reports> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The maps that programs name, and those that run around their functions.
+    fn maps_of(&self, programs: &[Attached]) -> Result<Maps, Errno> {
+        // Before the look: what comes from now on is a later change.
+        let mut found = Maps { by_index: BTreeMap::new(), change: self.arounds.changes() };
+        for program in programs {
+            for prog in self.arounds.programs_around(&program.prog).iter().chain([&program.prog]) {
+                let maps = prog.maps();
+                for map in maps.iter().take(prog.named_maps) {
+                    let kind = map.map.def().map_type;
+                    if matches!(kind, MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps) {
+                        return Err(Errno::EOPNOTSUPP);
+                    }
+                    found.by_index.insert(map.place.index(), Arc::clone(map));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// What a process is to carry for a place now.
@@ -257,17 +316,7 @@ impl Inner {
         let kind = if point.when == When::Return { ProbeKind::Return } else { ProbeKind::Entry };
         let kernel = if matches!(point.what, What::File { .. }) { 0 } else { link_flags::KERNEL };
         let programs = consumer.programs();
-        for program in &programs {
-            let maps = program.prog.maps();
-            for map in maps.iter().take(program.prog.named_maps) {
-                let nested =
-                    matches!(map.map.def().map_type, MapType::ProgArray | MapType::ArrayOfMaps | MapType::HashOfMaps);
-                if nested {
-                    return Err(Errno::EOPNOTSUPP);
-                }
-                carried.maps.insert(map.place.index(), Arc::clone(map));
-            }
-        }
+        carried.maps = self.maps_of(&programs)?;
         let last = programs.len().saturating_sub(1);
         let mut add = |prog: Option<&Arc<ProgObject>>, cookie: u64, chained: bool| {
             let flags = kernel | link_flags::EVENT | if chained { link_flags::CHAINED } else { 0 };
@@ -395,7 +444,7 @@ impl Inner {
         let (control, shared) = world.arenas();
         let own = &world.rings;
         let maps: BTreeMap<u32, &Arc<MapObject>> =
-            target.places.iter().flat_map(|p| &p.carried.maps).map(|(index, map)| (*index, map)).collect();
+            target.places.iter().flat_map(|p| &p.carried.maps.by_index).map(|(index, map)| (*index, map)).collect();
         let last = maps.keys().next_back().map_or(0, |last| last + 1).max(own.len() as u32);
         let table = (0..last).map(|index| {
             let map = own.get(index as usize).or_else(|| maps.get(&index).map(|m| &m.map));
@@ -407,6 +456,7 @@ impl Inner {
         let request = AttachRequest {
             pid,
             proc_index: target.index,
+            change: target.places.iter().map(|p| p.carried.maps.change).min().unwrap_or(0),
             control: Memory { fd: control.fd(), size: memory(control) },
             shared: Memory { fd: shared.fd(), size: memory(shared) },
             maps: table.collect(),
