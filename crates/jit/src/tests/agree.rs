@@ -187,6 +187,12 @@ fn campaign(seed: u64, programs: usize, with_kernel: bool) {
     }
     let (mut runs, mut refused) = (0u64, 0u64);
     for round in 0..programs {
+        // Long ones are stopped in the middle.
+        if round > 0 && round % 100_000 == 0 {
+            println!(
+                "seed {seed}: {round} programs, kernel: {with_kernel}; {runs} runs compared, {refused} refused, so far"
+            );
+        }
         let shape = rng.one(&[Shape::Plain, Shape::Plain, Shape::Maps, Shape::Packet]);
         let insns = maker::program(&mut rng, Wish { shape, for_kernel: with_kernel, last: false });
         let at = || format!("round {round}, seed {seed}, {shape:?}");

@@ -6,9 +6,9 @@
 use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{CALL, Insn, alu, atomic, call, class, jmp, mode, size};
 
+use super::Rewritten;
 use super::facts::RegSet;
-use super::{InsnFacts, Rewritten};
-use crate::cfg::successors;
+use crate::cfg::{is_jump, successors};
 use crate::kfunc::Kfuncs;
 
 /// What an instruction does to registers.
@@ -110,19 +110,29 @@ pub(super) fn liveness(program: &mut Rewritten, kfuncs: Kfuncs<'_>) {
     let mut before = vec![Live::default(); insns.len()];
     for f in functions.iter_mut() {
         let (start, end) = (f.start as usize, f.end as usize);
-        let mut changed = true;
-        while std::mem::take(&mut changed) {
+        // What was live where a jump back leads, when that was asked.
+        let mut heads: Vec<(usize, Live)> = Vec::new();
+        loop {
+            heads.clear();
             for at in (start..end).rev() {
-                let after = successors(insns, at)
-                    .iter()
-                    .filter_map(|s| before.get(s))
-                    .fold(Live::default(), |l, s| Live { any: l.any | s.any, wide: l.wide | s.wide });
+                let one = |s: usize| before.get(s).copied().unwrap_or_default();
+                let after = if is_jump(insns[at]) || insns[at].is_exit() {
+                    let next = successors(insns, at);
+                    heads.extend(next.iter().filter(|s| *s <= at).map(|s| (s, one(s))));
+                    next.iter()
+                        .map(one)
+                        .fold(Live::default(), |l, s| Live { any: l.any | s.any, wide: l.wide | s.wide })
+                } else {
+                    one(at + if insns[at].is_ld_imm64() { 2 } else { 1 })
+                };
                 let u = uses(insns[at], kfuncs, after.wide);
                 let new =
                     Live { any: after.any.without(u.writes) | u.reads, wide: after.wide.without(u.writes) | u.wide };
-                changed |= before[at] != new;
                 before[at] = new;
-                facts[at] = InsnFacts { live_after: after.any, wide_after: after.wide, ..facts[at] };
+                (facts[at].live_after, facts[at].wide_after) = (after.any, after.wide);
+            }
+            if heads.iter().all(|(head, seen)| before[*head] == *seen) {
+                break;
             }
         }
         f.args = before.get(start).map_or(RegSet::NONE, |l| l.any & RegSet::args(5));

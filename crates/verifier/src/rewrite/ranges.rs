@@ -6,7 +6,7 @@
 use skep_ebpf::insn::{CALL, Insn, alu, atomic, class, jmp, mode, size};
 
 use super::Rewritten;
-use super::facts::{Range, RegSet};
+use super::facts::Range;
 use crate::cfg::{is_goto, is_jump, jump_target, successors};
 
 /// After so many changes at one place, bounds that still move are given up.
@@ -17,67 +17,105 @@ type Regs = [Range; 11];
 /// What is known at the start of a function.
 const START: Regs = [Range::ANY; 11];
 
-#[derive(Clone)]
+/// What is known where paths meet or part.
 struct Place {
-    regs: Option<Regs>,
+    at: usize,
+    regs: Regs,
     changes: u8,
+    /// It is to be gone on from.
+    waits: bool,
+}
+
+/// The places of a program, by instruction.
+struct Places {
+    all: Vec<Place>,
+    /// Index + 1 of each instruction's.
+    by_insn: Vec<u32>,
+    todo: Vec<usize>,
 }
 
 /// Fills in the ranges of operands.
+///
+/// From a place on, instructions are gone through up to the next one: what is found out last of each is what holds on all
+/// paths.
 pub(super) fn ranges(program: &mut Rewritten) {
     let Rewritten { insns, facts, functions, constants, .. } = program;
-    let mut places = vec![Place { regs: None, changes: 0 }; insns.len()];
+    let mut places = Places { all: Vec::new(), by_insn: vec![0; insns.len()], todo: Vec::new() };
     for f in functions.iter() {
-        let mut todo = vec![f.start as usize];
-        if let Some(p) = places.get_mut(f.start as usize) {
-            p.regs = Some(START);
-        }
-        while let Some(at) = todo.pop() {
-            let (Some(&i), Some(Some(regs))) = (insns.get(at), places.get(at).map(|p| p.regs)) else { continue };
-            let high = insns.get(at + 1).map_or(0, |n| n.imm);
-            let after = step(i, high, regs);
-            let edges = successors(insns, at);
-            let target = usize::try_from(jump_target(at, i)).ok();
-            for next in edges.iter() {
-                let taken = is_jump(i) && !is_goto(i) && target == Some(next);
-                // Where both ways lead to one place, nothing is learnt.
-                let both = edges.next == edges.target;
-                let learnt = if both { Some(after) } else { branch(i, after, taken) };
-                if let (Some(learnt), Some(p)) = (learnt, places.get_mut(next))
-                    && p.join(&learnt)
-                {
-                    todo.push(next);
+        places.join(f.start as usize, &START);
+        while let Some((mut at, mut regs)) = places.next() {
+            while let (Some(&i), Some(fact)) = (insns.get(at), facts.get_mut(at)) {
+                (fact.dst, fact.src) = (get(&regs, i.dst()), get(&regs, i.src()));
+                if is_jump(i) || i.is_exit() {
+                    leave(insns, at, &regs, &mut places);
+                    break;
+                }
+                let wide = i.is_ld_imm64();
+                step(i, if wide { insns.get(at + 1).map_or(0, |n| n.imm) } else { 0 }, &mut regs);
+                at += if wide { 2 } else { 1 };
+                if facts.get(at).is_some_and(|f| f.target) {
+                    places.join(at, &regs);
+                    break;
                 }
             }
         }
     }
-    for (at, ((i, fact), place)) in insns.iter().zip(facts.iter_mut()).zip(&places).enumerate() {
-        if let Some(regs) = &place.regs {
-            fact.dst = get(regs, i.dst());
-            fact.src = get(regs, i.src());
-            let reads = if i.class() & 4 != 0 { i.is_x() } else { i.class() == class::STX };
-            if reads && fact.src.constant().is_some() {
-                constants.push(at as u32);
-            }
+    for (at, (i, fact)) in insns.iter().zip(facts.iter()).enumerate() {
+        let reads = if i.class() & 4 != 0 { i.is_x() } else { i.class() == class::STX };
+        if reads && fact.src.constant().is_some() {
+            constants.push(at as u32);
         }
     }
 }
 
-impl Place {
-    /// Lets another path in; true if that brought something new.
-    fn join(&mut self, new: &Regs) -> bool {
-        let Some(old) = self.regs else {
-            self.regs = Some(*new);
-            return true;
-        };
-        let tired = self.changes >= PATIENCE;
-        let joined: Regs = std::array::from_fn(|n| hull(old[n], new[n], tired));
-        if joined == old {
-            return false;
+/// Lets the paths behind a jump in.
+fn leave(insns: &[Insn], at: usize, regs: &Regs, places: &mut Places) {
+    let Some(&i) = insns.get(at) else { return };
+    let edges = successors(insns, at);
+    let target = usize::try_from(jump_target(at, i)).ok();
+    // Where both ways lead to one place, nothing is learnt.
+    let both = edges.next == edges.target;
+    for next in edges.iter() {
+        let taken = !is_goto(i) && target == Some(next);
+        let learnt = if both { Some(*regs) } else { branch(i, *regs, taken) };
+        if let Some(learnt) = learnt {
+            places.join(next, &learnt);
         }
-        self.changes = self.changes.saturating_add(1);
-        self.regs = Some(joined);
-        true
+    }
+}
+
+impl Places {
+    /// A place to go on from, and what is known there.
+    fn next(&mut self) -> Option<(usize, Regs)> {
+        let place = self.all.get_mut(self.todo.pop()?)?;
+        place.waits = false;
+        Some((place.at, place.regs))
+    }
+
+    /// Lets another path in at an instruction.
+    fn join(&mut self, at: usize, new: &Regs) {
+        let Some(index) = self.by_insn.get_mut(at) else { return };
+        let known = (*index as usize).checked_sub(1);
+        let n = known.unwrap_or(self.all.len());
+        match self.all.get_mut(n) {
+            Some(place) => {
+                let tired = place.changes >= PATIENCE;
+                let joined: Regs = std::array::from_fn(|r| hull(place.regs[r], new[r], tired));
+                if joined == place.regs {
+                    return;
+                }
+                place.changes = place.changes.saturating_add(1);
+                place.regs = joined;
+                if std::mem::replace(&mut place.waits, true) {
+                    return;
+                }
+            }
+            None => {
+                *index = self.all.len() as u32 + 1;
+                self.all.push(Place { at, regs: *new, changes: 0, waits: true });
+            }
+        }
+        self.todo.push(n);
     }
 }
 
@@ -106,11 +144,12 @@ fn largest(bytes: u32) -> u64 {
     u64::MAX.checked_shr(64u32.saturating_sub(bytes.saturating_mul(8))).unwrap_or(0)
 }
 
-fn step(i: Insn, high: i32, mut regs: Regs) -> Regs {
+/// What an instruction makes of what is known.
+fn step(i: Insn, high: i32, regs: &mut Regs) {
     let (dst, result) = match i.class() {
         class::ALU | class::ALU64 if i.op() == alu::END => (i.dst(), up_to(largest(i.imm.unsigned_abs() / 8))),
-        class::ALU64 => (i.dst(), arithmetic(i, get(&regs, i.dst()), operand(i, &regs), true)),
-        class::ALU => (i.dst(), low(arithmetic(i, get(&regs, i.dst()), operand(i, &regs), false))),
+        class::ALU64 => (i.dst(), arithmetic(i, get(regs, i.dst()), operand(i, regs), true)),
+        class::ALU => (i.dst(), low(arithmetic(i, get(regs, i.dst()), operand(i, regs), false))),
         class::LDX if i.mode() == mode::MEM => (i.dst(), up_to(largest(i.bytes()))),
         class::LDX => (i.dst(), Range::ANY),
         class::STX if i.mode() == mode::ATOMIC => {
@@ -118,9 +157,9 @@ fn step(i: Insn, high: i32, mut regs: Regs) -> Regs {
             match i.imm {
                 atomic::LOAD_ACQ => (i.dst(), old),
                 atomic::CMPXCHG => (0, old),
-                atomic::STORE_REL => return regs,
+                atomic::STORE_REL => return,
                 op if op & atomic::FETCH != 0 => (i.src(), old),
-                _ => return regs,
+                _ => return,
             }
         }
         class::LD if i.mode() == mode::IMM => {
@@ -130,19 +169,15 @@ fn step(i: Insn, high: i32, mut regs: Regs) -> Regs {
         }
         class::LD => return clobbered(regs),
         _ if i.code == CALL => return clobbered(regs),
-        _ => return regs,
+        _ => return,
     };
     if let Some(r) = regs.get_mut(usize::from(dst)) {
         *r = result;
     }
-    regs
 }
 
-fn clobbered(mut regs: Regs) -> Regs {
-    for r in RegSet::CALLER_SAVED.iter() {
-        regs[usize::from(r)] = Range::ANY;
-    }
-    regs
+fn clobbered(regs: &mut Regs) {
+    regs[..6].fill(Range::ANY);
 }
 
 fn operand(i: Insn, regs: &Regs) -> Range {

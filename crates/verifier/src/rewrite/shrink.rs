@@ -67,9 +67,11 @@ fn drop_empty_jumps(mut kept: Vec<Kept>) -> Vec<Kept> {
     while let Some(&k) = kept.get(at) {
         // Jumps with a 32-bit distance and calls that lead to the next instruction stay.
         let jump = alive[at] && is_jump(k.insn) && k.insn.code != JA32 && (k.insn.code == JA || is_may_goto(k.insn));
-        let next = (at + 1..kept.len()).find(|n| alive[*n]);
-        let leads_to = k.target.and_then(|t| first_alive(&kept, &alive, t));
-        let empty = jump && next.is_some() && leads_to == next;
+        let leads_nowhere = || {
+            let next = (at + 1..kept.len()).find(|n| alive[*n]);
+            next.is_some() && k.target.and_then(|t| first_alive(&kept, &alive, t)) == next
+        };
+        let empty = jump && leads_nowhere();
         if empty {
             alive[at] = false;
         }
