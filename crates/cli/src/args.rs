@@ -147,6 +147,12 @@ pub struct Trace {
     /// Engine [default: the fastest that is built in]
     #[arg(long)]
     pub engine: Option<Engine>,
+    /// Write /tmp/perf-PID.map: the programs' code by name, for profilers
+    #[arg(long)]
+    pub perf_map: bool,
+    /// Write a dump of the programs' code to a new folder in DIR, for `perf inject --jit`
+    #[arg(long, value_name = "DIR")]
+    pub jitdump: Option<PathBuf>,
     /// Type of the records in a ring buffer or perf event array
     #[arg(long = "event", value_name = "MAP=STRUCT", value_parser = event)]
     pub events: Vec<(String, String)>,

@@ -1,5 +1,7 @@
 //! Putting a session's links into a process.
 
+use std::sync::Arc;
+
 use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget, Registers};
 use crate::place::{Place, What, When};
 use crate::session::{Link, Session};
@@ -40,5 +42,7 @@ pub fn request(
             probe.registers = Registers::read_by(program.context());
         }
     }
-    Ok(memory.request(pid, proc_index, probes))
+    let mut request = memory.request(pid, proc_index, probes);
+    request.marker = session.subsystem().symbols().expect_process(pid).map(Arc::new);
+    Ok(request)
 }

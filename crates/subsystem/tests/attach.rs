@@ -191,6 +191,7 @@ impl Session {
             nslots: arenas::NSLOTS,
             probes: probes.to_vec(),
             agent: Some(&self.agent),
+            marker: None,
         }
     }
 
@@ -207,6 +208,7 @@ impl Session {
             nslots: arenas::NSLOTS,
             probes: probes.to_vec(),
             agent: Some(agent),
+            marker: None,
         };
         let attached = injector.attach(&request);
         no_page_is_writable_and_executable(pid);
@@ -540,6 +542,7 @@ fn kill_me_if_requested() {
         nslots: arenas::NSLOTS,
         probes,
         agent: Some(&agent),
+        marker: None,
     };
     let attached = patiently(|| injector.attach(&request)).unwrap();
     places(&attached).unwrap();

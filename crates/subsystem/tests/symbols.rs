@@ -50,7 +50,7 @@ impl Drop for Folder {
 #[test]
 fn looked_at() {
     let Some(dir) = std::env::var_os("SKEP_SYMBOLS_DIR") else { return };
-    let session = session(Symbols { perf_map: false, jitdump: Some(dir.into()), gdb: true });
+    let session = session(Symbols { jitdump: Some(dir.into()), gdb: true, ..Symbols::default() });
     assert_eq!(run(&session, 20), 4 << 23);
 }
 
@@ -63,7 +63,7 @@ fn look_at(mut tool: Command, dir: &Path) -> Option<Output> {
 fn the_perf_map_and_the_dump_tell_of_each_function() {
     let folder = Folder::new("files");
     let perf_map = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
-    let session = session(Symbols { perf_map: true, jitdump: Some(folder.0.clone()), gdb: true });
+    let session = session(Symbols { perf_map: true, jitdump: Some(folder.0.clone()), gdb: true, others_only: false });
     assert_eq!(session.subsystem().symbols_failure(), None);
     let text = fs::read_to_string(&perf_map).unwrap();
     fs::remove_file(&perf_map).unwrap();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use skep::Symbols;
 use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeSpec};
 use skep::subsystem::events::Events;
 use skep::subsystem::session::{Link, Options, Session};
@@ -64,7 +65,14 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     let programs = names.iter().map(|name| road::verified(&input.object, &linker, name));
     let programs = programs.collect::<Result<Vec<_>, _>>()?;
     let engine = args::Engine::or_best(args.engine);
-    let options = Options { links: plan.placements.len() as u32, engine, ..Options::default() };
+    let symbols = Symbols {
+        perf_map: args.perf_map,
+        jitdump: args.jitdump.clone(),
+        // Only the process that is traced runs programs.
+        others_only: true,
+        ..Symbols::default()
+    };
+    let options = Options { links: plan.placements.len() as u32, engine, symbols, ..Options::default() };
     let mut session = road::session(programs, &options)?;
     let probes = link(&mut session, &plan.placements)?;
 
@@ -238,6 +246,7 @@ impl Tracing<'_> {
     /// Prints what became of the probes.
     fn outcomes(&mut self, attached: &Attached) -> Result<(), Failure> {
         self.since = Instant::now();
+        self.session.attached(attached);
         self.status.clear();
         for note in &attached.notes {
             say(format_args!("note: {note}"));
@@ -468,6 +477,9 @@ impl Tracing<'_> {
         }
         self.status.clear();
         self.look_at_code();
+        if let Some(failure) = self.session.subsystem().symbols_failure() {
+            say(format_args!("note: profilers do not know all programs: {failure}"));
+        }
         let ending = self.ending(end)?;
         if ending.is_some() {
             self.session.sweep(PROC_INDEX);

@@ -115,7 +115,7 @@ impl Target {
             return Ok(Changed::Anew);
         }
         if failed {
-            return Ok(Changed::Done(Attached { pid: self.pid, probes: plan.outcomes, notes: plan.notes }));
+            return Ok(Changed::Done(self.done(plan)));
         }
         let sites = self.merge(&mut plan);
         let traps = sites.iter().filter(|site| site.window.trap).count();
@@ -144,8 +144,12 @@ impl Target {
                 installed.block.set_links(n, &site.links);
             }
         }
-        self.sites = plan.sites;
-        Ok(Changed::Done(Attached { pid: self.pid, probes: plan.outcomes, notes: plan.notes }))
+        self.sites = std::mem::take(&mut plan.sites);
+        Ok(Changed::Done(self.done(plan)))
+    }
+
+    fn done(&self, plan: Plan) -> Attached {
+        Attached { pid: self.pid, probes: plan.outcomes, notes: plan.notes, code: self.executed_at() }
     }
 
     /// Can the sites that there are become what the plan wants them to be?

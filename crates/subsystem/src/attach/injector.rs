@@ -164,10 +164,12 @@ impl Injector {
             maps: request.maps.iter().map(part).collect(),
             probes: request.probes.iter().map(absolute).collect(),
             agent: agent.as_ref().map(|(_, size)| *size),
+            marker: request.marker.is_some(),
         };
         let mut fds = vec![request.control.fd, request.shared.fd];
         fds.extend(request.maps.iter().map(|map| map.fd));
         fds.extend(agent.iter().map(|(fd, _)| fd.as_fd()));
+        fds.extend(request.marker.iter().map(|fd| fd.as_fd()));
         self.ask(kind(job), &fds)
     }
 

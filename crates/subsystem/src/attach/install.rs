@@ -71,6 +71,8 @@ pub struct Session {
     pub maps: Vec<MapFd>,
     /// The agent.
     pub agent: AgentImage,
+    /// See [`AttachRequest::marker`](super::AttachRequest::marker).
+    pub marker: Option<OwnedFd>,
 }
 
 /// What has been mapped into a process.
@@ -105,6 +107,13 @@ pub struct Installed {
     pub hazards: Vec<Range<u64>>,
     /// What the user should know.
     pub notes: Vec<String>,
+}
+
+impl Installed {
+    /// Where the control arena is mapped for execution, if it is.
+    pub fn executed_at(&self) -> Option<u64> {
+        self.addresses.executes.then_some(self.addresses.control)
+    }
 }
 
 /// A map in a process.
@@ -458,6 +467,12 @@ impl Mapper<'_, '_> {
         }
         let block_at = channel.map(self.remote, block.fd(), 0..block.size(), Access::Read)?;
         self.regions.push(block_at..block_at + block.size());
+        if let Some(marker) = session.marker.as_ref().filter(|_| executes) {
+            match channel.map(self.remote, marker.as_fd(), 0..PAGE, Access::Execute) {
+                Ok(at) => self.regions.push(at..at + PAGE),
+                Err(error) => self.notes.push(format!("profilers are not told of the programs' code: {error}")),
+            }
+        }
         Ok(SharedAt { control, executes, shared, maps, block: block_at })
     }
 

@@ -1,6 +1,7 @@
 //! What a controller asks for, and what it is told.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use skep_jit::Context;
@@ -133,6 +134,8 @@ pub struct AttachRequest<'a> {
     pub probes: Vec<ProbeSpec>,
     /// An agent to use instead of the built-in one: an ELF file, position independent and without needs.
     pub agent: Option<&'a [u8]>,
+    /// A file of which the process maps the first page, to read and execute; by it profilers learn of what is in it.
+    pub marker: Option<Arc<OwnedFd>>,
 }
 
 /// How a place was patched.
@@ -185,6 +188,8 @@ pub struct Attached {
     pub probes: Vec<ProbeOutcome>,
     /// What the user should know (a symbol found in several modules, a left-over undone).
     pub notes: Vec<String>,
+    /// Where the control arena is mapped for execution; `None` where nothing is mapped, or programs are interpreted.
+    pub code: Option<u64>,
 }
 
 /// What the injector reports on its own.

@@ -325,7 +325,8 @@ fn unpack(job: Job, fds: Vec<OwnedFd>) -> Result<(Session, Vec<ProbeSpec>), Atta
         }
         None => AgentImage::built_in()?,
     };
-    let session =
-        Session { proc_index: job.proc_index, change: job.change, nslots: job.nslots, control, shared, maps, agent };
+    let marker = job.marker.then(|| take(0)).transpose()?.map(|memory| memory.fd);
+    let (proc_index, change, nslots) = (job.proc_index, job.change, job.nslots);
+    let session = Session { proc_index, change, nslots, control, shared, maps, agent, marker };
     Ok((session, job.probes))
 }

@@ -142,7 +142,13 @@ impl Target {
             target.sites = std::mem::take(&mut plan.sites);
             target.modules = Some(modules);
         }
-        Ok((target, Attached { pid, probes: plan.outcomes, notes: plan.notes }))
+        let code = target.executed_at();
+        Ok((target, Attached { pid, probes: plan.outcomes, notes: plan.notes, code }))
+    }
+
+    /// Where the control arena is mapped for execution, if it is.
+    pub(super) fn executed_at(&self) -> Option<u64> {
+        self.installed.as_ref().and_then(Installed::executed_at)
     }
 
     fn install(

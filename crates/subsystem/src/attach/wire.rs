@@ -40,6 +40,8 @@ pub struct Job {
     pub probes: Vec<ProbeSpec>,
     /// Bytes of an agent to use.
     pub agent: Option<u64>,
+    /// A file to map a page of comes last.
+    pub marker: bool,
 }
 
 /// A map's memory: a part of the memfd that comes with it.
@@ -162,6 +164,7 @@ mod tests {
             maps: vec![part],
             probes: probes.clone(),
             agent: None,
+            marker: false,
         });
         let file = std::fs::File::open("/dev/null").unwrap();
         let fds = vec![file.as_fd(); 300];

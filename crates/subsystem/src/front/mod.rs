@@ -162,7 +162,7 @@ pub struct Subsystem {
     shapes: Option<Arc<Shapes>>,
     /// Iterators that were opened.
     sessions: AtomicU64,
-    symbols: SymbolTable,
+    symbols: Arc<SymbolTable>,
 }
 
 impl std::fmt::Debug for Config {
@@ -198,13 +198,14 @@ impl Subsystem {
     /// An empty one with room for so much.
     pub(crate) fn with_limits(config: Config, limits: Limits) -> std::io::Result<Subsystem> {
         let world = Arc::new(World::new(limits)?);
+        let symbols = Arc::new(SymbolTable::new(config.symbols.clone())?);
         let stats_users: Arc<AtomicU64> = Arc::default();
         let functions: Arc<Functions> = Arc::default();
         let arounds = Arc::new(Arounds::new(&world, config.engine));
         let mut sites: Vec<Arc<dyn ProbeSites>> = vec![functions.clone()];
         sites.extend(config.sites.iter().cloned());
         let processes = match config.processes {
-            true => Some(Arc::new(Processes::new(&world, config.traced, &arounds)?)),
+            true => Some(Arc::new(Processes::new(&world, &symbols, config.traced, &arounds)?)),
             false => None,
         };
         sites.extend(processes.iter().map(|p| Arc::clone(p) as Arc<dyn ProbeSites>));
@@ -213,7 +214,6 @@ impl Subsystem {
         let owner = config.hooks.clone();
         let hooks = AllHooks::new(owner.into_iter().chain([lsm.clone() as Arc<dyn SecurityHooks>]));
         let runner = Arc::new(Runner::new(Arc::clone(&world), Arc::clone(&stats_users)));
-        let symbols = SymbolTable::of_this_process(&config.symbols)?;
         Ok(Subsystem {
             config,
             slots: limits.slots,
@@ -250,6 +250,11 @@ impl Subsystem {
     /// The memory that programs run in.
     pub(crate) fn world(&self) -> &Arc<World> {
         &self.world
+    }
+
+    /// Who is told of machine code.
+    pub(crate) fn symbols(&self) -> &SymbolTable {
+        &self.symbols
     }
 
     fn fault(&self, point: FaultPoint) -> Result<(), Errno> {

@@ -24,7 +24,7 @@ use super::token::TokenObject;
 use super::users::Users;
 use super::world::{MapPlace, ProgPlace};
 use crate::loaded::Loaded;
-use crate::symbols::Registered;
+use crate::symbols::Published;
 
 /// What a descriptor stands for.
 #[derive(Clone, Debug)]
@@ -303,8 +303,8 @@ pub struct ProgObject {
     /// Tells the security hooks when it goes.
     #[expect(dead_code, reason = "held, not looked at")]
     pub(super) told: Option<Told>,
-    /// Debuggers know it as long as it lives.
-    pub(super) symbols: OnceLock<Registered>,
+    /// Profilers and debuggers know it as long as it lives.
+    pub(super) symbols: OnceLock<Arc<Published>>,
 }
 
 /// Programs in prog arrays have no functions that are replaced: a tail call would go past an extension of the main one.

@@ -28,7 +28,6 @@ use super::token::{TOKEN_FD, TokenObject};
 use super::world::CellsPlace;
 use super::{Command, Profile, Subsystem, words};
 use crate::loaded::Loaded;
-use crate::symbols::Names;
 
 /// Most instructions of a program for those with `CAP_BPF`, and for others (and for all, up to 5.1).
 const MAX_INSNS: u32 = 1_000_000;
@@ -629,12 +628,9 @@ impl Subsystem {
 
     /// Tells profilers and debuggers of a program's machine code.
     fn publish(&self, prog: &ProgObject) {
-        if !self.symbols.is_wanted() {
-            return;
-        }
-        let names = Names::of(&prog.verified, &prog.loaded, prog.tag);
-        if let Some((names, address)) = names.zip(self.world.code_address(&prog.place)) {
-            let _ = prog.symbols.set(self.symbols.add(&names, address));
+        let (offset, base) = (self.world.code_offset(&prog.place), self.world.code_base());
+        if let Some(published) = self.symbols.add_program((&prog.verified, &prog.loaded, prog.tag), offset, base) {
+            let _ = prog.symbols.set(published);
         }
     }
 

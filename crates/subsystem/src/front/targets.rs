@@ -228,6 +228,7 @@ impl WorldMemory {
             nslots: world.limits.slots,
             probes,
             agent: None,
+            marker: None,
         }
     }
 }

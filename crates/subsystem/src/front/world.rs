@@ -776,8 +776,17 @@ impl World {
 
     /// Where the machine code of a program is executed, once anything is; its first instruction.
     pub fn code_address(&self, place: &ProgPlace) -> Option<u64> {
-        let at = self.images + place.start * IMAGE_ALIGN + CODE_OFFSET;
-        self.control.mapped_code().map(|base| base as u64 + at as u64)
+        self.code_base().map(|base| base + self.code_offset(place))
+    }
+
+    /// Where the control arena is mapped for execution here, once it is.
+    pub fn code_base(&self) -> Option<u64> {
+        self.control.mapped_code().map(|base| base as u64)
+    }
+
+    /// Where the machine code of a program begins in the control arena.
+    pub fn code_offset(&self, place: &ProgPlace) -> u64 {
+        (self.images + place.start * IMAGE_ALIGN + CODE_OFFSET) as u64
     }
 
     /// Takes a free slot: its number and its words.

@@ -23,6 +23,7 @@ use skep_verifier::Verified;
 pub use crate::front::targets::Swept;
 pub use counts::Counts;
 
+use crate::attach::Attached;
 use crate::front::object::{MapObject, MapUser, ProgObject};
 use crate::front::targets::{LinkPlace, NewLink, WorldMemory};
 use crate::front::{Config, Limits, Subsystem, World};
@@ -267,6 +268,11 @@ impl Session {
     /// What wakes the consumer of events.
     pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+
+    /// A process was attached to: profilers are told where it has the programs' code ([`Options::symbols`]).
+    pub fn attached(&self, attached: &Attached) {
+        self.subsystem.symbols().set_process(attached.pid, attached.code);
     }
 
     /// What a process that is attached to maps.

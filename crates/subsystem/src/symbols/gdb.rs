@@ -70,7 +70,7 @@ unsafe impl Sync for Entry {}
 
 impl Entry {
     /// Registers a program whose code is executed at an address; `None` if it cannot be described.
-    pub fn new(names: &Names<'_>, address: u64) -> Option<Entry> {
+    pub fn new(names: &Names, address: u64) -> Option<Entry> {
         let file = object_file::describe(names, address)?.into_boxed_slice();
         let entry =
             CodeEntry { next: ptr::null_mut(), prev: ptr::null_mut(), file: file.as_ptr(), len: file.len() as u64 };
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn entries_come_and_go_in_any_order() {
         let function = Function { name: "f".into(), start: 0, end: 1, lines: Vec::new() };
-        let names = Names { code: &[0xc3], functions: vec![function] };
+        let names = Names { code: vec![0xc3], len: 1, functions: vec![function] };
         let mut entries: Vec<Entry> = (0..3).map(|n| Entry::new(&names, 0x1000 * (n + 1)).unwrap()).collect();
         let ours: Vec<usize> = entries.iter().map(|e| e.entry as usize).collect();
         let here = |wanted: &[usize]| {

@@ -3,6 +3,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -34,8 +35,8 @@ pub struct Jitdump {
     file: File,
     pid: u32,
     functions: u64,
-    /// By this mapping of the file profilers learn of it.
-    marker: Marker,
+    /// By a mapping of the file profilers learn of it.
+    marker: Option<Marker>,
 }
 
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Drop for Marker {
 }
 
 impl Jitdump {
-    /// Begins the dump of this process in a new folder of `dir`.
+    /// Begins the dump of a process in a new folder of `dir`.
     pub fn create(dir: &Path, pid: u32) -> io::Result<Jitdump> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -65,26 +66,37 @@ impl Jitdump {
         let mut header = Record(Vec::new());
         header.u32s(&[MAGIC, VERSION, HEADER, X86_64, 0, pid]).u64s(&[now(), 0]);
         file.write_all(&header.0).map_err(|e| at(&path, "writing", e))?;
+        Ok(Jitdump { path, file, pid, functions: 0, marker: None })
+    }
+
+    /// Maps the file in this process.
+    pub fn mark(&mut self) -> io::Result<()> {
         let len = rustix::param::page_size();
         // SAFETY: a new mapping at a free place; nothing reads or runs it.
         let mapped =
-            unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE, &file, 0) };
-        let marker = Marker(mapped.map_err(|e| at(&path, "mapping", e))?, len);
-        Ok(Jitdump { path, file, pid, functions: 0, marker })
+            unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE, &self.file, 0) };
+        self.marker = Some(Marker(mapped.map_err(|e| at(&self.path, "mapping", e))?, len));
+        Ok(())
+    }
+
+    /// The file, for another process to map.
+    pub fn file(&self) -> io::Result<OwnedFd> {
+        // Not to be written there.
+        Ok(File::open(&self.path)?.into())
     }
 
     /// Adds the functions of a program.
-    pub fn add(&mut self, names: &Names<'_>, address: u64) -> io::Result<()> {
+    pub fn add(&mut self, names: &Names, address: u64) -> io::Result<()> {
         let mut records = Record(Vec::new());
         for function in &names.functions {
             let code = names.code.get(function.start as usize..function.end as usize).unwrap_or_default();
             records.lines(function, address);
             let name = function.name.as_bytes();
             let start = address + u64::from(function.start);
-            let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
             records
                 .prefix(CODE_LOAD, LOAD + name.len() + 1 + code.len())
-                .u32s(&[self.pid, tid])
+                // Whichever thread: code is the process's.
+                .u32s(&[self.pid, self.pid])
                 .u64s(&[start, start, code.len() as u64, self.functions])
                 .text(name)
                 .bytes(code);
@@ -96,7 +108,6 @@ impl Jitdump {
 
 impl Drop for Jitdump {
     fn drop(&mut self) {
-        let _ = &self.marker;
         let mut end = Record(Vec::new());
         end.prefix(CLOSE, PREFIX);
         // The dump is whole without it.

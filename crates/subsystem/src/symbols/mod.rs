@@ -9,8 +9,9 @@ mod object_file;
 mod perf_map;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use skep_verifier::Verified;
 
@@ -27,6 +28,8 @@ pub struct Symbols {
     /// A folder for dumps that `perf inject --jit` reads: code, names and source lines. Each subsystem makes a folder in it
     /// for its `jit-PID.dump`.
     pub jitdump: Option<PathBuf>,
+    /// Files are written only for other processes that programs run in, not for this one.
+    pub others_only: bool,
     /// GDB and LLDB see the functions of this process' programs with their lines (GDB manual, "JIT Compilation
     /// Interface").
     pub gdb: bool,
@@ -54,16 +57,18 @@ struct Line {
     column: u32,
 }
 
-/// The functions of a program's machine code; none if it is interpreted.
+/// The functions of a program's machine code.
 #[derive(Clone, Debug)]
-pub(crate) struct Names<'p> {
-    code: &'p [u8],
+pub(crate) struct Names {
+    /// The code itself, for those who want a copy.
+    code: Vec<u8>,
+    len: u64,
     functions: Vec<Function>,
 }
 
-impl Names<'_> {
-    /// Those of a program with this tag.
-    pub fn of<'p>(verified: &Verified, loaded: &'p Loaded, tag: [u8; 8]) -> Option<Names<'p>> {
+impl Names {
+    /// Those of a program with this tag; `None` if it is interpreted.
+    fn of(verified: &Verified, loaded: &Loaded, tag: [u8; 8]) -> Option<Names> {
         let code = loaded.machine_code()?;
         let program = verified.program();
         let rewritten = verified.rewritten();
@@ -105,41 +110,78 @@ impl Names<'_> {
                 first.at = function.start;
             }
         }
-        Some(Names { code, functions })
+        Some(Names { code: code.to_vec(), len: code.len() as u64, functions })
     }
 }
 
-/// What is written of one process' code, and to whom.
+/// Programs that tools are told of, and the processes that their code is mapped in.
 #[derive(Debug)]
 pub(crate) struct SymbolTable {
-    perf_map: Option<PerfMap>,
-    jitdump: Option<Mutex<Jitdump>>,
-    gdb: bool,
+    symbols: Symbols,
+    listed: Mutex<Listed>,
     /// The first thing that went wrong: from then on nothing is written.
     failed: OnceLock<String>,
 }
 
-/// A program that debuggers know, until this is dropped.
+#[derive(Debug, Default)]
+struct Listed {
+    programs: Vec<Weak<Published>>,
+    processes: Vec<Process>,
+}
+
+/// A program that tools know, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Registered {
+pub(crate) struct Published {
+    names: Names,
+    /// Where its code begins, from the beginning of all code.
+    offset: u64,
     _gdb: Option<gdb::Entry>,
 }
 
-impl SymbolTable {
-    /// Begins to tell the tools of this process' code. Files that cannot be made are errors.
-    pub fn of_this_process(symbols: &Symbols) -> io::Result<SymbolTable> {
-        let pid = std::process::id();
-        Ok(SymbolTable {
+/// What is written of one process.
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    /// Where all code begins, once it is mapped.
+    base: Option<u64>,
+    perf_map: Option<PerfMap>,
+    jitdump: Option<Jitdump>,
+}
+
+impl Process {
+    fn open(symbols: &Symbols, pid: u32) -> io::Result<Process> {
+        Ok(Process {
+            pid,
+            base: None,
             perf_map: symbols.perf_map.then(|| PerfMap::open(pid)).transpose()?,
-            jitdump: symbols.jitdump.as_deref().map(|dir| Jitdump::create(dir, pid).map(Mutex::new)).transpose()?,
-            gdb: symbols.gdb,
-            failed: OnceLock::new(),
+            jitdump: symbols.jitdump.as_deref().map(|dir| Jitdump::create(dir, pid)).transpose()?,
         })
     }
 
-    /// True if anybody wants to know.
-    pub fn is_wanted(&self) -> bool {
-        self.gdb || self.perf_map.is_some() || self.jitdump.is_some()
+    fn add(&mut self, program: &Published) -> io::Result<()> {
+        let Some(address) = self.base.map(|base| base + program.offset) else { return Ok(()) };
+        if let Some(map) = &self.perf_map {
+            map.add(&program.names, address)?;
+        }
+        match &mut self.jitdump {
+            Some(dump) => dump.add(&program.names, address),
+            None => Ok(()),
+        }
+    }
+}
+
+impl SymbolTable {
+    /// A table without programs. Files of this process that cannot be made are errors.
+    pub fn new(symbols: Symbols) -> io::Result<SymbolTable> {
+        let mut listed = Listed::default();
+        if symbols.writes_files() && !symbols.others_only {
+            let mut own = Process::open(&symbols, std::process::id())?;
+            if let Some(dump) = &mut own.jitdump {
+                dump.mark()?;
+            }
+            listed.processes.push(own);
+        }
+        Ok(SymbolTable { symbols, listed: Mutex::new(listed), failed: OnceLock::new() })
     }
 
     /// What went wrong, if anything has.
@@ -147,24 +189,78 @@ impl SymbolTable {
         self.failed.get().map(String::as_str)
     }
 
-    /// Tells of a program's code that is executed at an address.
-    pub fn add(&self, names: &Names<'_>, address: u64) -> Registered {
-        if self.failed.get().is_none()
-            && let Err(error) = self.write(names, address)
-        {
-            let _ = self.failed.set(error.to_string());
+    /// Tells of a program whose code begins at `offset` of all code, which this process has at `base`.
+    pub fn add_program(
+        &self,
+        (verified, loaded, tag): (&Verified, &Loaded, [u8; 8]),
+        offset: u64,
+        base: Option<u64>,
+    ) -> Option<Arc<Published>> {
+        if !self.symbols.writes_files() && !self.symbols.gdb {
+            return None;
         }
-        Registered { _gdb: self.gdb.then(|| gdb::Entry::new(names, address)).flatten() }
+        let mut names = Names::of(verified, loaded, tag)?;
+        let gdb = base.filter(|_| self.symbols.gdb).and_then(|base| gdb::Entry::new(&names, base + offset));
+        if self.symbols.jitdump.is_none() {
+            names.code = Vec::new();
+        }
+        let program = Arc::new(Published { names, offset, _gdb: gdb });
+        if self.symbols.writes_files() {
+            let mut listed = lock(&self.listed);
+            if let Some(own) = listed.processes.iter_mut().find(|p| p.pid == std::process::id()) {
+                own.base = base;
+            }
+            for process in &mut listed.processes {
+                self.note(process.add(&program));
+            }
+            listed.programs.retain(|p| p.strong_count() != 0);
+            listed.programs.push(Arc::downgrade(&program));
+        }
+        Some(program)
     }
 
-    fn write(&self, names: &Names<'_>, address: u64) -> io::Result<()> {
-        if let Some(map) = &self.perf_map {
-            map.add(names, address)?;
+    /// Another process is about to map the code. What it should map besides, a page to read and execute: by it profilers
+    /// learn of the dump.
+    pub fn expect_process(&self, pid: u32) -> Option<OwnedFd> {
+        if !self.symbols.writes_files() || self.failed.get().is_some() {
+            return None;
         }
-        if let Some(dump) = &self.jitdump {
-            lock(dump).add(names, address)?;
+        let mut listed = lock(&self.listed);
+        if !listed.processes.iter().any(|p| p.pid == pid) {
+            match Process::open(&self.symbols, pid) {
+                Ok(process) => listed.processes.push(process),
+                Err(error) => self.note(Err(error)),
+            }
         }
-        Ok(())
+        let process = listed.processes.iter().find(|p| p.pid == pid)?;
+        process.jitdump.as_ref()?.file().ok()
+    }
+
+    /// A process has mapped all code at an address; or it has ended, or may not execute it.
+    pub fn set_process(&self, pid: u32, base: Option<u64>) {
+        let mut listed = lock(&self.listed);
+        let Listed { programs, processes } = &mut *listed;
+        let Some(at) = processes.iter().position(|p| p.pid == pid) else { return };
+        if base.is_none() {
+            processes.swap_remove(at);
+        } else if let Some(process) = processes.get_mut(at).filter(|p| p.base != base) {
+            process.base = base;
+            for program in programs.iter().filter_map(Weak::upgrade) {
+                self.note(process.add(&program));
+            }
+        }
+    }
+
+    fn note(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            let _ = self.failed.set(error.to_string());
+        }
+    }
+}
+
+impl Symbols {
+    fn writes_files(&self) -> bool {
+        self.perf_map || self.jitdump.is_some()
     }
 }
 

@@ -45,7 +45,7 @@ impl Section {
 }
 
 /// Describes a program whose code is executed at an address.
-pub fn describe(names: &Names<'_>, address: u64) -> Option<Vec<u8>> {
+pub fn describe(names: &Names, address: u64) -> Option<Vec<u8>> {
     let mut strings = vec![0];
     // The first symbol is none.
     let mut symbols = vec![0; elf::SYMBOL as usize];
@@ -59,7 +59,7 @@ pub fn describe(names: &Names<'_>, address: u64) -> Option<Vec<u8>> {
         strings.push(0);
     }
     let mut text = Section::new(".text", elf::NOBITS, Vec::new());
-    (text.flags, text.address, text.len) = (elf::ALLOC_EXEC, address, names.code.len() as u64);
+    (text.flags, text.address, text.len) = (elf::ALLOC_EXEC, address, names.len);
     let mut table = Section::new(".symtab", elf::SYMTAB, symbols);
     (table.link, table.info, table.entry) = (STRINGS, 1, elf::SYMBOL);
     let mut sections = vec![text, table, Section::new(".strtab", elf::STRTAB, strings)];
@@ -78,7 +78,7 @@ pub fn describe(names: &Names<'_>, address: u64) -> Option<Vec<u8>> {
 }
 
 /// The functions with their lines.
-fn lines(names: &Names<'_>, address: u64) -> DwarfUnit {
+fn lines(names: &Names, address: u64) -> DwarfUnit {
     let encoding = Encoding { format: Format::Dwarf32, version: 4, address_size: 8 };
     let mut dwarf = DwarfUnit::new(encoding);
     let text = |s: &str| LineString::String(s.as_bytes().to_vec());
@@ -118,7 +118,7 @@ fn lines(names: &Names<'_>, address: u64) -> DwarfUnit {
     unit.set(constants::DW_AT_producer, AttributeValue::String(b"skep".to_vec()));
     unit.set(constants::DW_AT_language, AttributeValue::Language(DwLang(constants::DW_LANG_C11.0)));
     unit.set(constants::DW_AT_low_pc, AttributeValue::Address(Address::Constant(address)));
-    unit.set(constants::DW_AT_high_pc, AttributeValue::Udata(names.code.len() as u64));
+    unit.set(constants::DW_AT_high_pc, AttributeValue::Udata(names.len));
     dwarf.unit.line_program = program;
     dwarf
 }
@@ -185,7 +185,7 @@ mod tests {
             Function { name: "first".into(), start: 0, end: 5, lines: vec![line(0, 7), line(3, 9)] },
             Function { name: "second".into(), start: 5, end: 8, lines: Vec::new() },
         ];
-        let bytes = describe(&Names { code: &[0x90; 8], functions }, 0x7000_1000).unwrap();
+        let bytes = describe(&Names { code: Vec::new(), len: 8, functions }, 0x7000_1000).unwrap();
         let file = object::File::parse(&*bytes).unwrap();
         let symbols: Vec<_> = file
             .symbols()

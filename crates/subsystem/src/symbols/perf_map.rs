@@ -33,7 +33,7 @@ impl PerfMap {
     }
 
     /// Adds the functions of a program.
-    pub fn add(&self, names: &Names<'_>, address: u64) -> io::Result<()> {
+    pub fn add(&self, names: &Names, address: u64) -> io::Result<()> {
         let mut text = String::new();
         for f in &names.functions {
             let _ = writeln!(text, "{:x} {:x} {}", address + u64::from(f.start), f.end - f.start, f.name);

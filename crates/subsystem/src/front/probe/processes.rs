@@ -24,6 +24,7 @@ use crate::front::bells::Bell;
 use crate::front::object::{MapObject, ProgObject};
 use crate::front::targets::{LinkPlace, NewLink};
 use crate::front::world::World;
+use crate::symbols::SymbolTable;
 
 /// A place that is armed in a process.
 struct Place {
@@ -140,6 +141,7 @@ impl Reports {
 struct Inner {
     arounds: Arc<Arounds>,
     world: Weak<World>,
+    symbols: Arc<SymbolTable>,
     /// The process that events without one are in; 0 for none.
     traced: AtomicU32,
     /// Stands in the table for maps that a process does not have.
@@ -216,12 +218,18 @@ fn target_of(pid: u32, point: &Point) -> Option<ProbeTarget> {
 
 impl Processes {
     /// None is attached to yet.
-    pub fn new(world: &Arc<World>, traced: Option<u32>, arounds: &Arc<Arounds>) -> std::io::Result<Processes> {
+    pub fn new(
+        world: &Arc<World>,
+        symbols: &Arc<SymbolTable>,
+        traced: Option<u32>,
+        arounds: &Arc<Arounds>,
+    ) -> std::io::Result<Processes> {
         let samples = world.rings.first().ok_or_else(|| std::io::Error::other("no ring for samples"))?;
         let ring = samples.ring_consumer().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
         let inner = Arc::new(Inner {
             arounds: Arc::clone(arounds),
             world: Arc::downgrade(world),
+            symbols: Arc::clone(symbols),
             traced: AtomicU32::new(traced.unwrap_or(0)),
             no_map: Arena::new("skep-no-map", 1)?,
             known: Mutex::default(),
@@ -463,6 +471,7 @@ impl Inner {
             nslots: world.limits.slots,
             probes,
             agent: None,
+            marker: self.symbols.expect_process(pid).map(Arc::new),
         };
         let injector = match injector {
             Some(injector) => injector,
@@ -470,13 +479,17 @@ impl Inner {
         };
         if target.attached {
             match injector.change(&request) {
-                Ok(attached) => return refusal(&attached).map_or(Ok(()), Err),
+                Ok(attached) => {
+                    self.symbols.set_process(pid, attached.code);
+                    return refusal(&attached).map_or(Ok(()), Err);
+                }
                 // It has executed something else.
                 Err(AttachError::NotAttached { .. }) => target.attached = false,
                 Err(e) => return Err(errno(&e)),
             }
         }
         let attached = injector.attach(&request).map_err(|e| errno(&e))?;
+        self.symbols.set_process(pid, attached.code);
         let gone = injector.go(pid);
         match refusal(&attached) {
             Some(e) => {
