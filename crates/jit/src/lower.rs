@@ -23,6 +23,8 @@ pub(crate) struct Lowered {
     pub(crate) nmaps: u32,
     /// A 16th of the main function's frame if that has a `may_goto`.
     pub(crate) may_goto: u8,
+    /// The same of each function.
+    may_gotos: Vec<u8>,
 }
 
 /// What is wrong with an instruction.
@@ -31,12 +33,14 @@ type What = &'static str;
 /// Translates all instructions; for machine code alone, only those that may be refused or name a map or a helper.
 pub(crate) fn lower(source: &Source<'_>, options: &Options) -> Result<Lowered, CompileError> {
     let all = options.engine == Engine::Interpreter || options.bytecode;
+    let may_gotos: Vec<u8> = (0..source.subprogs.len()).map(|n| may_goto_frame(source, n)).collect();
     let mut out = Lowered {
         code: Vec::with_capacity(if all { source.insns.len() } else { 0 }),
         helpers: BTreeSet::new(),
         maps: BTreeSet::new(),
         nmaps: 0,
-        may_goto: may_goto_frame(source, 0),
+        may_goto: may_gotos.first().copied().unwrap_or(0),
+        may_gotos,
     };
     if all {
         let mut i = 0;
@@ -60,6 +64,11 @@ fn is_conditional(insn: Insn) -> bool {
 }
 
 impl Lowered {
+    /// A 16th of a function's frame if it has a `may_goto`, else 0.
+    fn may_goto_of(&self, function: usize) -> u8 {
+        self.may_gotos.get(function).copied().unwrap_or(0)
+    }
+
     /// Translates one instruction.
     fn insn(&mut self, source: &Source<'_>, options: &Options, i: usize, insn: Insn) -> Result<(), CompileError> {
         let refused =
@@ -115,7 +124,7 @@ impl Lowered {
         let through = named_cells(source, options).iter().position(|(n, _)| *n == found);
         let (imm, may_goto) = match through {
             Some(n) => ((source.insns.len() + n) as i32 - i as i32 - 1, 0),
-            None => (insn.imm, i32::from(may_goto_frame(source, found))),
+            None => (insn.imm, i32::from(self.may_goto_of(found))),
         };
         self.code.push(Code { op: Op::LdFunc, dst: insn.dst(), a: 0, imm });
         self.code.push(Code { op: Op::Trap, dst: 0, a: 0, imm: may_goto });
@@ -130,7 +139,7 @@ impl Lowered {
                 let a = frame_of(source, i);
                 match cell_of(source, options, callee) {
                     Some(imm) => Code { op: Op::CallCell, dst: 0, a, imm },
-                    None => Code { op: Op::CallSub, dst: may_goto_frame(source, callee), a, imm: insn.imm },
+                    None => Code { op: Op::CallSub, dst: self.may_goto_of(callee), a, imm: insn.imm },
                 }
             }
             call::HELPER => {
@@ -158,7 +167,7 @@ impl Lowered {
                     let catches = source.special.catches.map(|f| f as usize);
                     let start = catches.and_then(|f| source.subprogs.get(f)).map(|s| i64::from(s.start));
                     let imm = start.map_or(-1, |s| (s - i as i64 - 1) as i32);
-                    Code { op: Op::Throw, dst: catches.map_or(0, |f| may_goto_frame(source, f)), a: 0, imm }
+                    Code { op: Op::Throw, dst: catches.map_or(0, |f| self.may_goto_of(f)), a: 0, imm }
                 }
                 None => {
                     let (program, name) = (source.name.into(), format!("BTF id {}", insn.imm));

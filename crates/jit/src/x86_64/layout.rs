@@ -1,8 +1,8 @@
 //! Places of jumps, calls and aligned instructions in the code: chosen once all of it is there.
 //!
 //! While code is emitted, a jump is no bytes but an [`Item`] between bytes. [`Layout::finish`] first assumes that every
-//! jump is long and every gap as large as it may get, makes those short that reach their target even so, until nothing
-//! changes (each round only brings code closer together), and then writes everything.
+//! jump is long and every gap as large as it may get, makes those short that reach their target even so, a few times or until
+//! nothing changes (each round only brings code closer together), and then writes everything.
 
 use super::asm::{Asm, Cc};
 use super::regs::Reg;
@@ -37,6 +37,10 @@ struct Place {
     at: u32,
     items: u32,
 }
+
+/// How often all jumps are looked at. In the end each round finds a few more that can be short, so that long programs would
+/// take many for little.
+const ROUNDS: usize = 6;
 
 const NOWHERE: Place = Place { at: u32::MAX, items: 0 };
 
@@ -150,7 +154,7 @@ impl Layout {
     /// Chooses sizes and writes the code. A jump to a label without a place is a bug of the caller.
     pub(crate) fn finish(mut self) -> Placed {
         let mut before = Vec::with_capacity(self.items.len() + 1);
-        loop {
+        for _ in 0..ROUNDS {
             Layout::sums(&self.items, &mut before);
             let mut changed = false;
             for i in 0..self.items.len() {
