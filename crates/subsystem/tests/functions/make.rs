@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "shared by several tests, none of which uses all of it")]
 
+use skep_ebpf::Insn;
 use skep_ebpf::asm::assemble;
 use skep_ebpf::btf::build::Builder;
 use skep_ebpf::btf::{Composite, Kind, Linkage, Param};
+use skep_ebpf::insn::pseudo;
 
 use crate::kernel::Kernel;
 use crate::script::{Attrs, Script};
@@ -88,6 +90,30 @@ pub fn types(functions: &[Function]) -> Vec<u8> {
     b.finish()
 }
 
+/// Puts distances for the labels in `subprog[label]`, which the assembler has not.
+fn name_functions(text: &str) -> String {
+    let mut slot = 0;
+    let slots: Vec<i64> = (text.lines())
+        .map(|line| {
+            let wide = line.contains("map[") || line.contains("subprog[") || line.ends_with("ll");
+            let at = slot;
+            slot += if line.ends_with(':') { 0 } else { 1 + i64::from(wide) };
+            at
+        })
+        .collect();
+    let place = |label: &str| text.lines().position(|l| l.strip_suffix(':') == Some(label)).map(|n| slots[n]);
+    let mut out = String::new();
+    for (line, at) in text.lines().zip(&slots) {
+        let label = line.split_once("subprog[").and_then(|(_, l)| l.strip_suffix(']'));
+        match label.and_then(|l| Some((l, place(l)?))) {
+            Some((label, to)) => out += &line.replace(label, &(to - at - 1).to_string()),
+            None => out += line,
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// A program to load.
 #[derive(Clone)]
 pub struct Program<'a> {
@@ -129,9 +155,10 @@ impl Program<'_> {
 
     /// Loads it; the answer is noted.
     pub fn load(&self, s: &mut Script<'_>, name: &str) -> i64 {
-        let insns = assemble(&self.text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let insns = assemble(&name_functions(&self.text)).unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut starts = vec![0];
-        let calls = insns.iter().enumerate().filter(|(_, i)| i.is_subprog_call());
+        let named = |i: &Insn| i.is_ld_imm64() && i.src() == pseudo::FUNC;
+        let calls = insns.iter().enumerate().filter(|(_, i)| i.is_subprog_call() || named(i));
         starts.extend(calls.map(|(at, i)| (at as i64 + 1 + i64::from(i.imm)) as u32));
         starts.sort_unstable();
         starts.dedup();

@@ -3,6 +3,7 @@
 use crate::kernel::Kernel;
 use crate::make::*;
 use crate::script::{Attrs, Script};
+use crate::special;
 
 /// `main(skb)`, global `f(int)`, static `s(int)` and global `g(skb)`.
 const TARGET: [Function; 4] =
@@ -23,7 +24,7 @@ fn target() -> Program<'static> {
 }
 
 /// An extension with this prototype.
-fn extension<'a>(functions: &'a [Function], text: &str) -> Program<'a> {
+pub fn extension<'a>(functions: &'a [Function], text: &str) -> Program<'a> {
     Program::new(EXT, 0, functions, text)
 }
 
@@ -57,6 +58,7 @@ pub fn run(s: &mut Script<'_>) {
     depth(s);
     what_tracers_see(s);
     lives(s);
+    special::run(s);
 }
 
 fn prototypes(s: &mut Script<'_>) {
@@ -452,7 +454,7 @@ fn depth(s: &mut Script<'_>) {
 }
 
 /// Loads a program around a function that works on an array's value, whose address is in r6; the context is in r7.
-fn recorder(s: &mut Script<'_>, name: &str, how: u32, on: (i64, u32), array: i64, text: &str) -> i64 {
+pub fn recorder(s: &mut Script<'_>, name: &str, how: u32, on: (i64, u32), array: i64, text: &str) -> i64 {
     let text = format!("r7 = r1\nr6 = map[fd:{array}][0]+0\n{text}r0 = 0\nexit\n");
     around(how, &TRACER, &text).on(on.0, on.1).load(s, name)
 }
