@@ -205,7 +205,7 @@ fn a_detach_leaves_no_trace() {
 fn attach_and_detach_while_it_runs() {
     let cycles: u32 = std::env::var("SKEP_TRAP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     let program = build("traps.c", &[]);
-    let words = ["4", "4000000000", "go", "before", "after", "mask", "timer"];
+    let words = ["4", "400000000000000", "go", "before", "after", "mask", "timer"];
     let mut target = Target::start(&program, &words);
     target.go();
     for n in 0..cycles {
@@ -242,7 +242,7 @@ fn after_a_kill_a_new_trace_counts_exactly() {
 fn skep_is_killed_at_random_times() {
     let kills: u64 = std::env::var("SKEP_TRAP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     let program = build("traps.c", &[]);
-    let words = ["4", "4000000000", "go", "before", "after", "mask", "timer"];
+    let words = ["4", "400000000000000", "go", "before", "after", "mask", "timer"];
     let mut target = Target::start(&program, &words);
     target.go();
     let mut seed = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(std::process::id());
