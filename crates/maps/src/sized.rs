@@ -5,32 +5,8 @@
 
 use crate::hash;
 use crate::header::MapRef;
-use crate::key::Bytes;
+use crate::key::by_size;
 use crate::lru;
-
-/// Does something with `K` as the kind of key that `N` stands for.
-macro_rules! by_n {
-    ($n:ident, $K:ident => $body:expr) => {
-        match $n {
-            4 => {
-                type $K = u32;
-                $body
-            }
-            8 => {
-                type $K = u64;
-                $body
-            }
-            16 => {
-                type $K = [u64; 2];
-                $body
-            }
-            _ => {
-                type $K = Bytes;
-                $body
-            }
-        }
-    };
-}
 
 /// # Safety (of all methods)
 /// As for the other methods of [`MapRef`]; the map is of the type that the method is for, and its keys have `N` bytes if
@@ -41,34 +17,34 @@ impl MapRef {
     #[inline]
     pub unsafe fn hash_lookup<const N: usize>(self, key: *const u8) -> *mut u8 {
         // SAFETY: the caller's promises, here and below.
-        unsafe { by_n!(N, K => hash::lookup_as::<K>(self.view(), key)) }
+        unsafe { by_size!(N, K => hash::lookup_as::<K>(self.view(), key)) }
     }
 
     /// [`MapRef::lookup`] in a per-CPU hash map.
     #[inline]
     pub unsafe fn percpu_hash_lookup<const N: usize>(self, slot: u32, key: *const u8) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { by_n!(N, K => hash::lookup_cpu_as::<K>(self.view(), key, slot)) }
+        unsafe { by_size!(N, K => hash::lookup_cpu_as::<K>(self.view(), key, slot)) }
     }
 
     /// [`MapRef::lookup`] in an LRU hash map.
     #[inline]
     pub unsafe fn lru_hash_lookup<const N: usize>(self, key: *const u8) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { by_n!(N, K => lru::lookup_as::<K>(self.view(), key, 0)) }
+        unsafe { by_size!(N, K => lru::lookup_as::<K>(self.view(), key, 0)) }
     }
 
     /// [`MapRef::update`] of a hash map.
     #[inline]
     pub unsafe fn hash_update<const N: usize>(self, slot: u32, key: *const u8, value: *const u8, flags: u64) -> i64 {
         // SAFETY: as above.
-        unsafe { by_n!(N, K => hash::update_as::<K>(self.view(), slot, key, value, flags)) }
+        unsafe { by_size!(N, K => hash::update_as::<K>(self.view(), slot, key, value, flags)) }
     }
 
     /// [`MapRef::delete`] from a hash map of any kind.
     #[inline]
     pub unsafe fn hash_delete<const N: usize>(self, slot: u32, key: *const u8) -> i64 {
         // SAFETY: as above.
-        unsafe { by_n!(N, K => hash::delete_as::<K>(self.view(), slot, key, None)) }
+        unsafe { by_size!(N, K => hash::delete_as::<K>(self.view(), slot, key, None)) }
     }
 }
