@@ -22,16 +22,39 @@ fn bpf(cmd: i32, attr: &mut [u8]) -> std::io::Result<OwnedFd> {
     }
 }
 
-/// A kprobe-type program of the kernel: `r0 = 0; exit`.
-pub fn kernel_program() -> std::io::Result<OwnedFd> {
-    let insns: [u8; 16] = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+/// A kprobe-type program of the kernel that counts in a per-CPU array, and the array.
+pub fn kernel_count() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let mut attr = [0u8; 20];
+    // BPF_MAP_TYPE_PERCPU_ARRAY; sizes of key and value; entries.
+    for (to, word) in attr.chunks_exact_mut(4).zip([6u32, 4, 8, 1]) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let map = bpf(0, &mut attr)?;
+    let insn = |code: u8, dst: u8, src: u8, off: i16, imm: i32| -> [u8; 8] {
+        let ([o0, o1], [i0, i1, i2, i3]) = (off.to_ne_bytes(), imm.to_ne_bytes());
+        [code, dst | src << 4, o0, o1, i0, i1, i2, i3]
+    };
+    let insns = [
+        insn(0x62, 10, 0, -4, 0),             // *(u32 *)(r10 - 4) = 0
+        insn(0x18, 1, 1, 0, map.as_raw_fd()), // r1 = map
+        insn(0, 0, 0, 0, 0),
+        insn(0xbf, 2, 10, 0, 0), // r2 = r10
+        insn(0x07, 2, 0, 0, -4), // r2 -= 4
+        insn(0x85, 0, 0, 0, 1),  // r0 = look-up
+        insn(0x15, 0, 0, 3, 0),  // if r0
+        insn(0x79, 1, 0, 0, 0),
+        insn(0x07, 1, 0, 0, 1),
+        insn(0x7b, 0, 1, 0, 0), // *r0 += 1
+        insn(0xb7, 0, 0, 0, 0),
+        insn(0x95, 0, 0, 0, 0),
+    ];
     let license = b"GPL\0";
     let mut attr = [0u8; 48];
     attr[0..4].copy_from_slice(&2u32.to_ne_bytes()); // BPF_PROG_TYPE_KPROBE
-    attr[4..8].copy_from_slice(&2u32.to_ne_bytes());
+    attr[4..8].copy_from_slice(&(insns.len() as u32).to_ne_bytes());
     attr[8..16].copy_from_slice(&(insns.as_ptr() as u64).to_ne_bytes());
     attr[16..24].copy_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
-    bpf(5, &mut attr)
+    Ok((bpf(5, &mut attr)?, map))
 }
 
 /// A kernel uprobe (or uretprobe) with a program, on a file offset, for one process; gone when dropped.

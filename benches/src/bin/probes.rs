@@ -1,12 +1,36 @@
 //! Nanoseconds that a probe adds to a call: skep against the kernel's uprobe, same functions, one run, interleaved.
 //!
+//! The program counts in a per-CPU array. Events are of 64 bytes by a ring buffer, printed by `skep trace`: *polled*, the program
+//! wakes nobody; *woken*, it wakes the consumer where that sleeps. Ratios are those of the least figures.
+//!
 //! usage: `cargo run --release -p skep-benches --bin probes [ROUNDS]` (the kernel's column needs root)
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use skep_benches::{KernelProbe, kernel_program, least, median};
+use skep_benches::{KernelProbe, kernel_count, least, median};
 use skep_tests::{Trace, object, root, scratch};
+
+/// What is attached, and how many calls are timed.
+struct Kind {
+    name: &'static str,
+    object: &'static str,
+    probes: usize,
+    calls: u32,
+}
+
+const fn kind(name: &'static str, object: &'static str, probes: usize, calls: u32) -> Kind {
+    Kind { name, object, probes, calls }
+}
+
+/// A round's events fit into their ring, however slowly they are read.
+const KINDS: [Kind; 5] = [
+    kind("skep entry", "test/cost_entry.bpf.o", 1, 300_000),
+    kind("skep return", "test/cost_return.bpf.o", 1, 300_000),
+    kind("skep both", "test/cost_both.bpf.o", 2, 300_000),
+    kind("event, polled", "test/cost_event_quiet.bpf.o", 1, 20_000),
+    kind("event, woken", "test/cost_event.bpf.o", 1, 20_000),
+];
 
 fn main() {
     let rounds: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(21);
@@ -30,49 +54,49 @@ fn main() {
         writeln!(to, "{function} {calls}").expect("the target reads");
         next().parse().expect("a number")
     };
-    let kernel = kernel_program().inspect_err(|e| eprintln!("no kernel columns: bpf(2): {e}")).ok();
-    println!("ns added to a call: median / least of {rounds} interleaved rounds; program `r0 = 0; exit`\n");
-    println!(
-        "| function | call | skep entry | skep return | kernel uprobe | kernel uretprobe | uprobe / skep | uretprobe / skep |"
-    );
-    println!("|---|---|---|---|---|---|---|---|");
+    let kernel = kernel_count().inspect_err(|e| eprintln!("no kernel columns: bpf(2): {e}")).ok();
+    println!("ns added to a call: median / least of {rounds} interleaved rounds\n");
+    let names = KINDS.iter().map(|kind| kind.name).chain([
+        "kernel uprobe",
+        "kernel uretprobe",
+        "uprobe / entry",
+        "uretprobe / return",
+    ]);
+    println!("| function | call | {} |", names.clone().collect::<Vec<_>>().join(" | "));
+    println!("|---|---|{}", names.map(|_| "---|").collect::<String>());
     for function in ["probed", "pushes"] {
         let offset = file_offset(&program, function);
-        let mut figures: [Vec<f64>; 5] = Default::default();
+        let mut figures: [Vec<f64>; 1 + KINDS.len() + 2] = Default::default();
         for _ in 0..rounds {
-            figures[0].push(batch(function, 300_000));
-            for (i, object_name) in [(1, "test/two_entry.bpf.o"), (2, "test/two_return.bpf.o")] {
-                let args = [object(object_name).into_os_string(), "--func".into(), function.into(), "--pid".into()];
+            let [bare, by_skep @ .., uprobe, uretprobe] = &mut figures;
+            bare.push(batch(function, 300_000));
+            for (kind, figures) in KINDS.iter().zip(by_skep) {
+                let args = [object(kind.object).into_os_string(), "--func".into(), function.into(), "--pid".into()];
                 let mut trace = Trace::start(args.into_iter().chain([pid.to_string().into()]));
-                trace.attached(1);
-                figures[i].push(batch(function, 300_000));
+                trace.attached(kind.probes);
+                figures.push(batch(function, kind.calls));
                 trace.interrupt();
                 trace.finish();
             }
-            for (i, ret) in [(3, false), (4, true)] {
-                let Some(program_fd) = &kernel else { continue };
+            let Some((program_fd, _)) = &kernel else { continue };
+            for (figures, ret) in [(uprobe, false), (uretprobe, true)] {
                 let probe = KernelProbe::attach(program_fd, &program, offset, ret, pid).expect("kernel uprobe");
-                figures[i].push(batch(function, 20_000));
+                figures.push(batch(function, 20_000));
                 drop(probe);
             }
         }
-        let call = median(&mut figures[0]);
-        let call_least = least(&figures[0]);
-        let mut added = [f64::NAN; 5];
-        let mut cells = Vec::new();
-        for i in 1..5 {
-            added[i] = median(&mut figures[i]) - call;
-            cells.push(match figures[i].is_empty() {
+        let (call, call_least) = (median(&mut figures[0]), least(&figures[0]));
+        let mut added = Vec::new();
+        let mut cells = vec![format!("{call:.1} / {call_least:.1}")];
+        for figures in figures.iter_mut().skip(1) {
+            added.push(least(figures) - call_least);
+            cells.push(match figures.is_empty() {
                 true => "–".to_owned(),
-                false => format!("{:.1} / {:.1}", added[i], least(&figures[i]) - call_least),
+                false => format!("{:.1} / {:.1}", median(figures) - call, least(figures) - call_least),
             });
         }
-        println!(
-            "| `{function}` | {call:.1} / {call_least:.1} | {} | {:.0} × | {:.0} × |",
-            cells.join(" | "),
-            added[3] / added[1],
-            added[4] / added[2]
-        );
+        let [entry, ret, .., uprobe, uretprobe] = &added[..] else { unreachable!("a figure for each column") };
+        println!("| `{function}` | {} | {:.0} × | {:.0} × |", cells.join(" | "), uprobe / entry, uretprobe / ret);
     }
     drop(to);
     let _ = child.wait();

@@ -1,5 +1,6 @@
 //! The memory functions that compiled code calls. Written so that the compiler cannot turn one into a call of itself:
-//! the loops are string instructions. Baseline registers only, since the trampoline saves no others.
+//! the loops are string instructions, nothing else in the agent uses any: trampolines leave the direction flag as it is.
+//! Baseline registers only, since the trampoline saves no others.
 
 use core::arch::asm;
 
@@ -22,9 +23,9 @@ unsafe extern "C" fn memcpy(dst: *mut u8, src: *const u8, n: usize) -> *mut u8 {
             8..16 => ends::<u64>(dst, src, n),
             16..=32 => ends::<u128>(dst, src, n),
             _ => asm!(
-                "rep movsb",
+                "cld", "rep movsb",
                 inout("rdi") dst => _, inout("rsi") src => _, inout("rcx") n => _,
-                options(nostack, preserves_flags),
+                options(nostack),
             ),
         }
     }
@@ -55,9 +56,9 @@ unsafe extern "C" fn memmove(dst: *mut u8, src: *const u8, n: usize) -> *mut u8 
     unsafe {
         if (dst as usize).wrapping_sub(src as usize) >= n {
             asm!(
-                "rep movsb",
+                "cld", "rep movsb",
                 inout("rdi") dst => _, inout("rsi") src => _, inout("rcx") n => _,
-                options(nostack, preserves_flags),
+                options(nostack),
             );
         } else {
             asm!(
@@ -77,9 +78,9 @@ unsafe extern "C" fn memset(dst: *mut u8, byte: i32, n: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "rep stosb",
+            "cld", "rep stosb",
             inout("rdi") dst => _, in("al") byte as u8, inout("rcx") n => _,
-            options(nostack, preserves_flags),
+            options(nostack),
         );
     }
     dst

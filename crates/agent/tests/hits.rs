@@ -49,6 +49,79 @@ fn programs_are_interpreted_where_machine_code_cannot_be_run() {
     assert_eq!((world.count(0, |c| &c.hits), total(&world.session)), (3, 2));
 }
 
+/// The entries of threads that have been hit.
+fn threads(world: &World) -> impl Iterator<Item = &ThreadEntry> {
+    // SAFETY: the table of this world.
+    let all = unsafe { std::slice::from_raw_parts(world.proc.threads as *const ThreadEntry, THREADS as usize) };
+    all.iter().filter(|t| t.key.load(Ordering::Relaxed) != 0)
+}
+
+#[test]
+fn threads_keep_slots_as_long_as_half_of_them_are_left() {
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
+    let kept = || threads(&world).filter(|t| t.kept.load(Ordering::Relaxed) != 0).count() as u32;
+    // Wherever their bases lead: the first ones all get one of those that can be kept.
+    let barrier = std::sync::Barrier::new(SLOTS as usize + 1);
+    let first = std::sync::Barrier::new(SLOTS as usize / 2 + 1);
+    std::thread::scope(|s| {
+        for _ in 0..SLOTS / 2 {
+            s.spawn(|| {
+                world.call();
+                first.wait();
+                barrier.wait();
+            });
+        }
+        first.wait();
+        assert_eq!(kept(), SLOTS / 2);
+        for _ in SLOTS / 2..SLOTS {
+            s.spawn(|| {
+                world.call();
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+    });
+    assert_eq!(kept(), SLOTS / 2);
+    assert_eq!(world.count(0, |c| &c.hits), u64::from(SLOTS));
+}
+
+#[test]
+fn a_stack_that_goes_from_thread_to_thread_is_no_thread() {
+    const ROUNDS: u64 = 1000;
+    #[repr(align(4096))]
+    struct Stack([PtRegs; 2]);
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
+    // Coroutines are resumed by other threads, in turn or, on one page, at the same time.
+    let turns = Mutex::new(Stack(Default::default()));
+    let site = &raw const *world.site as usize;
+    let hit = |stack: &mut Stack| {
+        // SAFETY: site and registers are of this process.
+        assert_eq!(unsafe { blob().0(site as *const Site, &raw mut stack.0[0]) }, 0);
+    };
+    std::thread::scope(|s| {
+        for _ in 0..SLOTS {
+            s.spawn(|| (0..ROUNDS).for_each(|_| hit(&mut turns.lock().unwrap())));
+        }
+    });
+    let page = std::sync::Barrier::new(2);
+    let mut pair = Stack(Default::default());
+    std::thread::scope(|s| {
+        for regs in &mut pair.0 {
+            let page = &page;
+            s.spawn(move || {
+                page.wait();
+                for _ in 0..ROUNDS {
+                    // SAFETY: as above.
+                    assert_eq!(unsafe { blob().0(site as *const Site, &raw mut *regs) }, 0);
+                }
+            });
+        }
+    });
+    let all = u64::from(SLOTS) * ROUNDS + 2 * ROUNDS;
+    assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (all, 0));
+    assert_eq!(total(&world.session), all);
+}
+
 #[test]
 fn idle_threads_give_up_their_slots() {
     const CALLS: u64 = 1000;

@@ -1,7 +1,7 @@
 //! What one run of a program works with, and the private memory of a slot.
 
 use core::ptr::{null, null_mut};
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
@@ -9,7 +9,7 @@ use skep_maps::MapRef;
 
 use crate::abi::Table;
 use crate::helpers;
-use crate::session::{Control, NONE, Proc, SLOT_STACK, SharedHead};
+use crate::session::{Control, LinkCount, NONE, Proc, SLOT_STACK, SharedHead};
 
 /// Bytes of BPF stack that programs may take, in all their frames: where one is entered, it is checked that they do.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
@@ -31,7 +31,7 @@ pub(crate) const SCRATCH: usize = SLOT_STACK
     - STACK_TOTAL
     - (SAVED_FRAMES + NESTED_FRAMES) * size_of::<Frame>()
     - RESERVED * size_of::<Reservation>()
-    - 40
+    - 64
     - size_of::<Env>();
 
 /// What a call keeps of its caller.
@@ -68,8 +68,14 @@ pub struct SlotArea {
     pub(crate) random: u64,
     /// What `get_current_pid_tgid` found last; 0 before.
     pub(crate) ids: u64,
-    /// See `thread.rs`. The one field that others than the slot's holder look at.
+    /// See `thread.rs`. This and the next three are what others than the slot's holder look at.
     pub(crate) claim: AtomicU64,
+    /// The slot's number.
+    pub(crate) index: AtomicU32,
+    /// Address of the slot's words, and what is its owner there for who has the claim.
+    pub(crate) slot: AtomicU64,
+    /// See `slot`.
+    pub(crate) owner: AtomicU64,
     /// What runs of probed places on this slot work with.
     pub(crate) env: Env,
     pub(crate) scratch: [u8; SCRATCH],
@@ -83,6 +89,8 @@ impl SlotArea {
     ///
     /// # Safety
     /// The caller holds the slot, and the reservations are of this process.
+    #[cold]
+    #[inline(never)]
     pub(crate) unsafe fn discard_reserved(this: *mut SlotArea) {
         // SAFETY: the slot is the caller's, so the area is not in use elsewhere.
         let (reserved, count) = unsafe { (&(*this).reserved, &mut (*this).nreserved) };
@@ -164,6 +172,8 @@ pub struct Env {
     pub(crate) proc: *const Proc,
     pub(crate) area: *mut SlotArea,
     pub(crate) ctx: *mut u8,
+    /// At a probed place: the slot's counters of link 0; those of a next link are one more than there are slots behind.
+    pub(crate) counts: *const LinkCount,
     /// Registers that stack traces start from; null if the program has none.
     pub(crate) regs: *const PtRegs,
     pub(crate) cookie: u64,
@@ -225,6 +235,7 @@ impl Env {
             proc: null(),
             area,
             ctx: null_mut(),
+            counts: null(),
             regs: null(),
             cookie: 0,
             func_ip: 0,

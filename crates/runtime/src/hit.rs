@@ -9,6 +9,7 @@
 //! * What was begun in this process is finished in this process: a child forked from a signal handler returns through
 //!   here without touching what its parent holds.
 
+use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
@@ -16,7 +17,7 @@ use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, SlotArea};
 use crate::session::{
-    Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
+    Control, Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
 };
 use crate::thread::{self, Guards, Refusal, Thread};
 use crate::{clock, native, ret_entry, sys};
@@ -34,7 +35,7 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
         if !control.enabled() || !proc.alive() {
             return 0;
         }
-        let Some(thread) = thread::current(proc) else {
+        let Some(thread) = thread::current(proc, regs as u64) else {
             all_missed(proc, site, link_kind::ENTRY);
             all_missed(proc, site, link_kind::RETURN);
             return 0;
@@ -90,7 +91,7 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
             ret_entry::free(proc, None, entry, e);
             return ret;
         }
-        let thread = thread::current(proc);
+        let thread = thread::current(proc, regs as u64);
         ret_entry::free(proc, thread.map(|t| t.entry), entry, e);
         match thread {
             Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, ret)),
@@ -108,16 +109,33 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
 unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32)) {
     // SAFETY: the caller's promise.
     let control = unsafe { proc.control() };
-    let n = (site.nlinks.load(Acquire) as usize).min(SITE_LINKS);
-    for index in site.links.iter().take(n) {
-        let index = index.load(Relaxed);
-        if let Some(link) = control.link(index)
-            && link.state.load(Acquire) == link_state::ON
-            && link.kind == kind
-        {
+    for index in site_links(site) {
+        if let Some(link) = on(control, index, kind) {
             f(link, index);
         }
     }
+}
+
+/// The link `index`, if it is on and of this kind.
+#[inline(always)]
+fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
+    control.link(index).filter(|link| link.state.load(Acquire) == link_state::ON && link.kind == kind)
+}
+
+/// Indices of the site's links.
+#[inline(always)]
+fn site_links(site: &Site) -> impl Iterator<Item = u32> {
+    let n = (site.nlinks.load(Acquire) as usize).min(SITE_LINKS);
+    // SAFETY: there are that many. Most sites have one link: a loop that compilers do not unroll.
+    let (mut at, end) = unsafe { (site.links.as_ptr(), site.links.as_ptr().add(n)) };
+    core::iter::from_fn(move || {
+        // SAFETY: it lies before the end.
+        (at != end).then(|| unsafe {
+            let index = (*at).load(Relaxed);
+            at = at.add(1);
+            index
+        })
+    })
 }
 
 /// True if a link of this kind is on.
@@ -126,10 +144,8 @@ unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32
 /// As [`each`].
 #[inline(always)]
 unsafe fn any(proc: &Proc, site: &Site, kind: u32) -> bool {
-    let mut any = false;
     // SAFETY: the caller's promise.
-    unsafe { each(proc, site, kind, |_, _| any = true) };
-    any
+    unsafe { site_links(site).any(|index| on(proc.control(), index, kind).is_some()) }
 }
 
 /// Counts a hit that ran nothing.
@@ -153,36 +169,31 @@ unsafe fn lost(proc: &Proc, link: u32, counter: fn(&LinkCount) -> &AtomicU64) {
 /// As [`hit`]; in the process of `proc`, with the controller alive.
 #[inline(always)]
 unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs: *mut PtRegs, ip: u64) -> bool {
-    let mut guards = Guards::NEW;
+    let mut guards = MaybeUninit::<Guards>::uninit();
     // SAFETY: the caller's promise.
     unsafe {
-        let held = match thread.take(proc, regs as u64, &raw mut guards) {
+        let held = match thread.take(proc, regs as u64, guards.as_mut_ptr()) {
             Ok(held) => held,
-            Err(refusal) => {
-                let counter: fn(&LinkCount) -> &AtomicU64 = match refusal {
-                    Refusal::Missed => |c| &c.missed,
-                    Refusal::NoSlot => |c| &c.no_slot,
-                };
-                each(proc, site, kind, |_, index| lost(proc, index, counter));
-                return !matches!(refusal, Refusal::Missed);
-            }
+            Err(refusal) => return refused(proc, site, kind, refusal),
         };
         let env = &mut (*held.area).env;
         env.change = proc.change;
         env.ctx = regs.cast();
         env.regs = regs;
         env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
+        let control = proc.control();
         let mut verdict = u64::MAX;
-        each(proc, site, kind, |link, index| {
+        for index in site_links(site) {
+            let Some(link) = on(control, index, kind) else { continue };
             env.func_ip = match (link.flags & link_flags::KERNEL, site.entry) {
                 (0, _) => site.ip,
                 (_, NONE) => 0,
                 (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
             };
-            let Some(retval) = run(env, link, index) else { return };
+            let Some(retval) = run(proc, control, env, link, index) else { break };
             verdict &= retval;
             if link.flags & link_flags::CHAINED != 0 {
-                return;
+                continue;
             }
             // The kernel begins an event's results with 1.
             if link.flags & link_flags::EVENT != 0 {
@@ -192,10 +203,26 @@ unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs:
                 tell(env, link, index, ip, verdict);
             }
             verdict = u64::MAX;
-        });
+        }
         held.release();
         true
     }
+}
+
+/// Counts a hit whose programs did not run. False if the thread runs a program already.
+///
+/// # Safety
+/// As [`each`].
+#[cold]
+#[inline(never)]
+unsafe fn refused(proc: &Proc, site: &Site, kind: u32, refusal: Refusal) -> bool {
+    let counter: fn(&LinkCount) -> &AtomicU64 = match refusal {
+        Refusal::Missed => |c| &c.missed,
+        Refusal::NoSlot => |c| &c.no_slot,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each(proc, site, kind, |_, index| lost(proc, index, counter)) };
+    !matches!(refusal, Refusal::Missed)
 }
 
 /// Adds one to a counter in a row that the calling thread owns.
@@ -207,16 +234,15 @@ fn bump(counter: &AtomicU64) {
 /// Runs one link's program, and counts that. `None` in a child that was forked in the middle of one: it goes no further.
 ///
 /// # Safety
-/// `env` is complete but for the link.
+/// `env` is complete but for the link, and of the process `proc`; `index` is in the table of `control`, its control arena.
 #[inline(always)]
-unsafe fn run(env: &mut Env, link: &Link, index: u32) -> Option<u64> {
+unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link, index: u32) -> Option<u64> {
     // SAFETY: arenas and process block are mapped, and the slot is held.
     unsafe {
-        let (control, shared, proc) = (&*env.control, &*env.shared, &*env.proc);
         if !proc.alive() {
             return None;
         }
-        let row = shared.count(control, index, env.slot)?;
+        let row = &*env.counts.add(index as usize * (control.nslots as usize + 1));
         let prog = link.prog.load(Acquire);
         env.link = index;
         env.cookie = link.cookie;

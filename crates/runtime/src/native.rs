@@ -29,15 +29,17 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
     unsafe {
         let flags = (*image).flags;
         if flags & image::NATIVE == 0 {
-            return interp::run(env, image, budget);
+            return interpret(env, image, budget);
         }
         // What was compiled fits in an empty stack.
         debug_assert!((*image).stack as usize <= STACK_BYTES && (*image).frames as usize <= SAVED_FRAMES);
-        env.over_budget = false;
+        settle(&mut env.over_budget, false);
         if !env.executes || env.proc.as_ref().is_some_and(|p| (*image).nmaps > p.nmaps) {
             return 0;
         }
-        (env.prog_type, env.native, env.fuel) = ((*image).prog_type, true, u64::MAX);
+        settle(&mut env.prog_type, (*image).prog_type);
+        settle(&mut env.native, true);
+        env.fuel = u64::MAX;
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
         let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_TOTAL as u64;
         if flags & image::UNWINDS == 0 {
@@ -50,6 +52,24 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         let env: *mut Env = env;
         enter(env, (*env).ctx, fp, code)
     }
+}
+
+/// Stores what mostly is there already: loads cost less.
+#[inline(always)]
+fn settle<T: Copy + PartialEq>(place: &mut T, value: T) {
+    if *place != value {
+        *place = value;
+    }
+}
+
+/// Out of the way of machine code.
+///
+/// # Safety
+/// As [`run`].
+#[inline(never)]
+unsafe fn interpret(env: &mut Env, image: *const Image, budget: u64) -> u64 {
+    // SAFETY: the caller's promises.
+    unsafe { interp::run(env, image, budget) }
 }
 
 /// Calls code that may be ended in the middle: it then loads its stack pointer from `entry_sp` and returns.

@@ -272,6 +272,8 @@ pub struct Proc {
     /// 1 if threads keep the slot of their last run: the process is registered for `membarrier`, by which others find out
     /// whether it is in use. Else, and in sessions that do not allow it, each run takes a slot and gives it back.
     pub keeps: u32,
+    /// Address of `[Seen; SEEN]`.
+    pub seen: u64,
 }
 
 /// Links that one site can carry.
@@ -385,15 +387,30 @@ pub struct ThreadEntry {
     pub sp: AtomicU64,
     /// Address of the run's guards on the thread's stack.
     pub guards: AtomicU64,
-    /// The slot that the thread keeps between runs, plus one; 0 for none. It is the thread's as long as its claim says so.
-    pub kept: AtomicU32,
-    /// A free return entry that the thread keeps, plus one; 0 for none.
-    pub ret: AtomicU32,
+    /// Address of the private memory of the slot that the thread keeps between runs; 0 for none. The slot is the thread's as
+    /// long as its claim says so.
+    pub kept: AtomicU64,
     /// Key of the thread from which it is about to take a kept slot.
     pub keeper: AtomicU64,
+    /// A free return entry that the thread keeps, plus one; 0 for none.
+    pub ret: AtomicU32,
+    /// Whether the TLS base stands at the TLS base, too: 0 if nobody has looked, 1 if so, 2 if not.
+    pub tls: AtomicU32,
     /// Reserved, zero.
-    pub reserved: [AtomicU64; 2],
+    pub reserved: [AtomicU32; 2],
 }
+
+/// A page of a stack, and the thread that was hit there last. Only threads whose TLS base stands at the base itself.
+#[repr(C)]
+pub struct Seen {
+    /// Number of the page; 0 for none.
+    pub page: AtomicU64,
+    /// Address of the [`ThreadEntry`].
+    pub thread: AtomicU64,
+}
+
+/// Pages of stacks that a process remembers, a power of two.
+pub const SEEN: usize = 1024;
 
 /// Bytes of private memory per slot: BPF frames, the environment of runs, scratch for helpers.
 pub const SLOT_STACK: usize = 12800;

@@ -10,6 +10,14 @@
 //! * The slot table is writable by every target, so a free slot there is a hint. What makes a slot's memory exclusive is
 //!   its *claim*, a word in private memory that holds the thread's key. A slot that cannot be claimed is passed over.
 //!
+//! # Who a thread is
+//!
+//! A thread is known by its TLS base. `rdfsbase` tells it, but waits for all that the processor has begun: dearer than the rest
+//! of a hit. The C libraries of x86-64 have the base stand at the base, where a plain load finds it; but a thread without TLS
+//! would fault. So a page of a stack is remembered once a thread was hit there whose base stands at its base, and only there the
+//! load is tried. It is believed if it gives the thread that was seen there: the same one, or one that has taken over both its
+//! stack and its TLS.
+//!
 //! # Kept slots
 //!
 //! Taking a slot costs two locked instructions, more than all else that a hit does. So a thread keeps the slot of its last
@@ -42,6 +50,11 @@ use crate::{read, sys};
 
 /// Entries looked at before a thread is given up: the table is full around its place.
 const PROBES: u32 = 128;
+/// Bytes of a page of a stack.
+const PAGE: u64 = 4096;
+/// What [`Thread::take_any`] answers where it has no slot's memory: see [`Refusal`].
+const MISSED: u64 = 0;
+const NO_SLOT: u64 = 1;
 /// Set in a key, and in bit 43 of an owner word, that is made from a thread id.
 const BY_TID: u64 = 1 << 63;
 /// Set in a claim while it is found out whether the slot can be taken from the thread that keeps it; the key is that of who
@@ -70,21 +83,12 @@ pub(crate) struct Guards {
     high: u64,
 }
 
-impl Guards {
-    pub(crate) const NEW: Guards = Guards { low: 0, high: 0 };
-}
-
 /// A slot that the calling thread holds.
 pub(crate) struct Held<'a> {
     proc: &'a Proc,
     entry: &'a ThreadEntry,
-    slot: &'a Slot,
-    /// Of the run.
-    taken: u64,
     /// The private memory of the slot; the run's environment is in it.
     pub(crate) area: *mut SlotArea,
-    /// It stays the thread's.
-    kept: bool,
 }
 
 /// What identifies the calling thread: its TLS base, or its id.
@@ -124,20 +128,61 @@ fn place(key: u64) -> u32 {
     ((key >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
-/// The calling thread, with a new entry if it has none; `None` if there is no room for one.
+/// The calling thread, with a new entry if it has none; `None` if there is no room for one. `sp` is an address on its stack.
 ///
 /// # Safety
 /// In the process of `proc`.
 #[inline(always)]
-pub(crate) unsafe fn current(proc: &Proc) -> Option<Thread<'_>> {
-    // SAFETY: the caller's promise; `nthreads` is a power of two, so the masked index is in the table.
+pub(crate) unsafe fn current(proc: &Proc, sp: u64) -> Option<Thread<'_>> {
+    // SAFETY: the caller's promise; a page that was seen has a thread, and see the head of this module.
+    unsafe {
+        let page = sp / PAGE;
+        let seen = proc.seen(page);
+        if seen.page.load(Acquire) == page {
+            let base: u64;
+            core::arch::asm!("mov {}, qword ptr fs:[0]", out(reg) base, options(nostack, preserves_flags, readonly));
+            let entry = &*(seen.thread.load(Relaxed) as *const ThreadEntry);
+            if entry.key.load(Relaxed) == base {
+                return Some(Thread { key: base, entry });
+            }
+        }
+        find(proc, page)
+    }
+}
+
+/// As [`current`], on a page that it was not yet, or not last, seen on.
+///
+/// # Safety
+/// As [`current`].
+#[inline(never)]
+unsafe fn find(proc: &Proc, page: u64) -> Option<Thread<'_>> {
+    // SAFETY: the caller's promise.
     unsafe {
         let key = key(proc);
-        let entry = proc.thread(place(key) & proc.nthreads.wrapping_sub(1));
-        if entry.key.load(Relaxed) == key {
-            return Some(Thread { key, entry });
+        let entry = search(proc, key, true)?;
+        if key & BY_TID == 0 && stands_at_itself(entry, key) {
+            let seen = proc.seen(page);
+            seen.thread.store(&raw const *entry as u64, Relaxed);
+            seen.page.store(page, Release);
         }
-        search(proc, key, true).map(|entry| Thread { key, entry })
+        Some(Thread { key, entry })
+    }
+}
+
+/// True if the TLS base of a thread stands at the base.
+///
+/// # Safety
+/// As [`current`]; `key` is the base.
+unsafe fn stands_at_itself(entry: &ThreadEntry, key: u64) -> bool {
+    match entry.tls.load(Relaxed) {
+        0 => {
+            let mut found = 0u64;
+            // SAFETY: eight bytes into a local.
+            let stands = unsafe { read::read((&raw mut found).cast(), key, 8) } && found == key;
+            entry.tls.store(if stands { 1 } else { 2 }, Relaxed);
+            stands
+        }
+        known => known == 1,
     }
 }
 
@@ -162,10 +207,10 @@ unsafe fn search(proc: &Proc, key: u64, make: bool) -> Option<&ThreadEntry> {
             }
             match entry.key.compare_exchange(0, key, AcqRel, Relaxed) {
                 Ok(_) => {
-                    // Threads start at different slots.
+                    // Threads start at different slots, of those that can be kept.
                     // SAFETY: in the process of `proc`.
                     let nslots = unsafe { proc.control() }.nslots;
-                    entry.last.store(at.checked_rem(nslots).unwrap_or(0), Relaxed);
+                    entry.last.store(at.checked_rem(nslots / 2).unwrap_or(0), Relaxed);
                     return Some(entry);
                 }
                 // A signal handler of this very thread may have been first.
@@ -187,23 +232,30 @@ impl<'a> Thread<'a> {
     #[inline(always)]
     pub(crate) unsafe fn take(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
         let Thread { key, entry } = self;
-        let kept = entry.kept.load(Relaxed);
-        if entry.active.load(Relaxed) != 0 || kept == 0 {
+        let area = entry.kept.load(Relaxed) as *mut SlotArea;
+        if entry.active.load(Relaxed) != 0 || area.is_null() {
             // SAFETY: the caller's promise.
-            return unsafe { self.take_any(proc, sp, guards) };
+            return self.taken(proc, unsafe { self.take_any(proc, sp, guards) });
         }
-        let index = kept.wrapping_sub(1);
-        // SAFETY: the caller's promise; what a thread keeps is in the table.
+        // SAFETY: the caller's promise; what a thread keeps is the memory of a slot, which knows where that is.
         unsafe {
-            self.announce(kept, sp, guards);
-            let area = proc.area(index);
-            if let Some(slot) = proc.shared().slot(proc.control(), index)
-                && (*area).claim.load(Acquire) == key
-                && slot.owner.load(Relaxed) == owner(proc, key)
-            {
-                return Ok(Held { proc, entry, slot, taken: begin(slot), area, kept: true });
+            self.announce((*area).index.load(Relaxed).wrapping_add(1), sp, guards);
+            let slot = &*((*area).slot.load(Relaxed) as *const Slot);
+            if (*area).claim.load(Acquire) == key && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed) {
+                begin(slot);
+                return Ok(Held { proc, entry, area });
             }
-            self.take_another(proc, kept, sp, guards)
+            self.taken(proc, self.take_another(proc, area, sp, guards))
+        }
+    }
+
+    /// What [`Thread::take_any`] says, in words.
+    #[inline(always)]
+    fn taken(self, proc: &'a Proc, area: u64) -> Result<Held<'a>, Refusal> {
+        match area {
+            MISSED => Err(Refusal::Missed),
+            NO_SLOT => Err(Refusal::NoSlot),
+            area => Ok(Held { proc, entry: self.entry, area: area as *mut SlotArea }),
         }
     }
 
@@ -239,7 +291,7 @@ impl<'a> Thread<'a> {
     /// As [`Thread::take`].
     #[cold]
     #[inline(never)]
-    unsafe fn take_another(self, proc: &'a Proc, kept: u32, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
+    unsafe fn take_another(self, proc: &Proc, kept: *mut SlotArea, sp: u64, guards: *mut Guards) -> u64 {
         self.forget(kept);
         compiler_fence(Ordering::SeqCst);
         self.entry.active.store(0, Relaxed);
@@ -248,25 +300,28 @@ impl<'a> Thread<'a> {
     }
 
     /// The thread keeps this slot no more. A hit in a signal handler may have found another one meanwhile.
-    fn forget(self, kept: u32) {
-        let _ = self.entry.kept.compare_exchange(kept, 0, Relaxed, Relaxed);
+    fn forget(self, kept: *mut SlotArea) {
+        let _ = self.entry.kept.compare_exchange(kept as u64, 0, Relaxed, Relaxed);
     }
 
-    /// As [`Thread::take`], when it keeps none, or runs a program already.
+    /// As [`Thread::take`], when it keeps none, or runs a program already: the address of the slot's memory.
     ///
     /// # Safety
     /// As [`Thread::take`].
     #[cold]
     #[inline(never)]
-    unsafe fn take_any(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
+    unsafe fn take_any(self, proc: &Proc, sp: u64, guards: *mut Guards) -> u64 {
         let Thread { key, entry } = self;
         // SAFETY: the caller is in the process of `proc`.
         unsafe {
             let (control, shared) = (proc.control(), proc.shared());
             let me = owner(proc, key);
             if entry.active.load(Relaxed) != 0 {
+                // Where these guards lie, others do no more.
+                core::ptr::write_volatile(&raw mut (*guards).low, 0);
+                core::ptr::write_volatile(&raw mut (*guards).high, 0);
                 if !left(entry, key, sp, guards) {
-                    return Err(Refusal::Missed);
+                    return MISSED;
                 }
                 let word = guard(key, guards as u64);
                 core::ptr::write_volatile(&raw mut (*guards).low, word);
@@ -305,10 +360,11 @@ impl<'a> Thread<'a> {
                         if claimed.is_ok() || claimed == Err(key) {
                             entry.last.store(index, Relaxed);
                             let keep = index < kept && entry.kept.load(Relaxed) == 0;
+                            let area = self.held(proc, slot, index);
                             if keep {
-                                entry.kept.store(index + 1, Relaxed);
+                                entry.kept.store(area, Relaxed);
                             }
-                            return Ok(self.held(proc, slot, index, keep));
+                            return area;
                         }
                         // Another target has freed the slot of a run in this process.
                         slot.owner.store(0, Release);
@@ -321,13 +377,13 @@ impl<'a> Thread<'a> {
                     if let Some(slot) = shared.slot(control, index)
                         && self.take_kept(proc, slot, index)
                     {
-                        return Ok(self.held(proc, slot, index, false));
+                        return self.held(proc, slot, index);
                     }
                 }
             }
             compiler_fence(Ordering::SeqCst);
             entry.active.store(0, Relaxed);
-            Err(Refusal::NoSlot)
+            NO_SLOT
         }
     }
 
@@ -346,7 +402,10 @@ impl<'a> Thread<'a> {
             let Some(other) = search(proc, keeper, false) else { return false };
             let uses = || other.active.load(Acquire) != 0;
             // Who does not keep it is in a run on it.
-            if other.kept.load(Relaxed) != index + 1 || uses() || owner_proc(slot.owner.load(Relaxed)) != proc.index {
+            if other.kept.load(Relaxed) != proc.area(index) as u64
+                || uses()
+                || owner_proc(slot.owner.load(Relaxed)) != proc.index
+            {
                 return false;
             }
             self.entry.keeper.store(keeper, Relaxed);
@@ -366,20 +425,25 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// A slot that was just taken.
+    /// Makes the memory of a slot ready that was just taken.
     ///
     /// # Safety
     /// It was, by this thread.
-    unsafe fn held(self, proc: &'a Proc, slot: &'a Slot, index: u32, kept: bool) -> Held<'a> {
+    unsafe fn held(self, proc: &Proc, slot: &Slot, index: u32) -> u64 {
         let area = proc.area(index);
         // SAFETY: the slot is the caller's, so its memory is.
         unsafe {
             let mut env = Env::new(proc.control(), proc.shared(), proc.map_refs(), index, area);
             env.proc = proc;
+            env.counts = proc.shared().count(proc.control(), 0, index).map_or(core::ptr::null(), |row| row);
             env.executes = proc.executes != 0;
             (&raw mut (*area).env).write(env);
+            (*area).index.store(index, Relaxed);
+            (*area).owner.store(owner(proc, self.key), Relaxed);
+            (*area).slot.store(&raw const *slot as u64, Relaxed);
         }
-        Held { proc, entry: self.entry, slot, taken: begin(slot), area, kept }
+        begin(slot);
+        area as u64
     }
 
     /// Gives back what a run that was left still held.
@@ -403,12 +467,12 @@ impl<'a> Thread<'a> {
                     claim.store(0, Release);
                 }
                 if slot.owner.load(Acquire) == me {
-                    end(slot, slot.taken.load(Relaxed));
+                    end(slot);
                     slot.owner.store(0, Release);
                 }
             }
         }
-        self.forget(index.wrapping_add(1));
+        self.forget(proc.area(index));
         compiler_fence(Ordering::SeqCst);
         self.entry.active.store(0, Relaxed);
     }
@@ -416,18 +480,17 @@ impl<'a> Thread<'a> {
 
 /// Counts a run that begins. What others wrote there does not matter: odd is a run.
 #[inline(always)]
-fn begin(slot: &Slot) -> u64 {
+fn begin(slot: &Slot) {
     let taken = slot.taken.load(Relaxed).wrapping_add(1) | 1;
     slot.taken.store(taken, Release);
     // What the run reads is read behind that, for this processor; for others see the head of this module.
     compiler_fence(Ordering::SeqCst);
-    taken
 }
 
 /// The run that [`begin`] counted is over.
 #[inline(always)]
-fn end(slot: &Slot, taken: u64) {
-    slot.taken.store((taken | 1).wrapping_add(1), Release);
+fn end(slot: &Slot) {
+    slot.taken.store((slot.taken.load(Relaxed) | 1).wrapping_add(1), Release);
 }
 
 /// The claim of a slot's memory: 0, or the key of the thread that has it.
@@ -450,10 +513,11 @@ impl Held<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             if self.proc.alive() {
-                end(self.slot, self.taken);
-                if !self.kept {
+                let slot = &*((*self.area).slot.load(Relaxed) as *const Slot);
+                end(slot);
+                if self.entry.kept.load(Relaxed) != self.area as u64 {
                     (*self.area).claim.store(0, Release);
-                    self.slot.owner.store(0, Release);
+                    slot.owner.store(0, Release);
                 }
             }
         }

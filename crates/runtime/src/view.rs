@@ -7,8 +7,8 @@ use skep_maps::{MapHeader, MapRef};
 use crate::env::SlotArea;
 use crate::image::Image;
 use crate::session::{
-    Control, Link, LinkCount, Proc, ProgCell, RetEntry, RetHead, SLOTS_OFFSET, SharedHead, Slot, TID_MASK, ThreadEntry,
-    Trap, TrapState, count_offset,
+    Control, Link, LinkCount, Proc, ProgCell, RetEntry, RetHead, SEEN, SLOTS_OFFSET, Seen, SharedHead, Slot, TID_MASK,
+    ThreadEntry, Trap, TrapState, count_offset,
 };
 
 /// Tables are found by offsets in the head, which the controller alone writes.
@@ -148,6 +148,16 @@ impl Proc {
     pub(crate) unsafe fn thread(&self, index: u32) -> &ThreadEntry {
         // SAFETY: the table has `nthreads` entries.
         unsafe { &*(self.threads as *const ThreadEntry).add(index as usize) }
+    }
+
+    /// What is remembered of a page of a stack.
+    ///
+    /// # Safety
+    /// As [`Proc::alive`].
+    #[inline]
+    pub(crate) unsafe fn seen(&self, page: u64) -> &Seen {
+        // SAFETY: the table has `SEEN` entries, a power of two.
+        unsafe { &*(self.seen as *const Seen).add(page as usize % SEEN) }
     }
 
     /// A return entry.

@@ -14,8 +14,8 @@ use skep_ebpf::Insn;
 use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, PtRegs};
 use skep_runtime::session::{
-    HitFn, LinkCount, MAGIC, Proc, RetEntry, RetHead, ReturnFn, SITE_LINKS, SLOT_STACK, STUB_SIZE, Site, ThreadEntry,
-    link_kind,
+    HitFn, LinkCount, MAGIC, Proc, RetEntry, RetHead, ReturnFn, SEEN, SITE_LINKS, SLOT_STACK, STUB_SIZE, Seen, Site,
+    ThreadEntry, link_kind,
 };
 use support::{SLOTS, Session};
 
@@ -115,6 +115,7 @@ impl World {
         proc.alive = alive as u64;
         proc.threads = table::<ThreadEntry>(THREADS as usize) as u64;
         proc.nthreads = THREADS;
+        proc.seen = table::<Seen>(SEEN) as u64;
         proc.stacks = table::<[u8; SLOT_STACK]>(SLOTS as usize) as u64;
         proc.rets = table::<RetEntry>(nret as usize) as u64;
         proc.nret = nret;

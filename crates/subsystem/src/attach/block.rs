@@ -93,6 +93,8 @@ pub struct Addresses {
     pub executes: bool,
     /// See [`Proc::keeps`].
     pub keeps: bool,
+    /// See [`Proc`].
+    pub seen: u64,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -171,6 +173,7 @@ impl Block {
             executes: u32::from(a.executes),
             keeps: u32::from(a.keeps),
             change: a.change,
+            seen: a.seen,
         };
         self.put(0, proc);
         self.set_maps(maps);

@@ -93,8 +93,7 @@ impl Code {
     fn call(&mut self, function: u64, vectors: bool, args: impl FnOnce(&mut Self) -> &mut Self) -> &mut Self {
         args(self);
         if !vectors {
-            // What has no vector registers asks for no alignment of the stack.
-            self.put(&[0xfc]); // cld
+            // What has no vector registers asks for no alignment of the stack, and clears the direction flag where it needs it.
             self.imm64(&[0x48, 0xb8], function); // mov rax, function
             return self.put(&[0xff, 0xd0]); // call rax
         }

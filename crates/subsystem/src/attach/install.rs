@@ -5,7 +5,9 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use skep_runtime::session::{RetEntry, RetHead, SLOT_STACK, STUB_SIZE, Site, ThreadEntry, TrapState, guard};
+use skep_runtime::session::{
+    RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
+};
 
 use super::AttachError;
 use super::agent_image::AgentImage;
@@ -301,6 +303,7 @@ impl Mapper<'_, '_> {
             alive,
             threads: private.threads,
             nthreads: NTHREADS,
+            seen: private.seen,
             stacks: private.stacks,
             rets: private.rets,
             nret: NRET,
@@ -437,6 +440,7 @@ impl Mapper<'_, '_> {
         let heads = take(PAGE);
         let section = take(PAGE);
         let threads = take(u64::from(NTHREADS) * size_of::<ThreadEntry>() as u64);
+        let seen = take((SEEN * size_of::<Seen>()) as u64);
         let trap_state = if traps { take(size_of::<TrapState>() as u64) } else { 0 };
         // A guard page below the stacks, which programs' frames must not leave downwards.
         take(PAGE);
@@ -453,6 +457,7 @@ impl Mapper<'_, '_> {
             section: base + section,
             objects: base + heads + size_of::<RetHead>() as u64,
             threads: base + threads,
+            seen: base + seen,
             trap_state: if traps { base + trap_state } else { 0 },
             stacks: base + stacks,
         })
@@ -530,6 +535,7 @@ struct Private {
     section: u64,
     objects: u64,
     threads: u64,
+    seen: u64,
     trap_state: u64,
     stacks: u64,
 }

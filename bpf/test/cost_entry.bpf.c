@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// Counts entries of the function that `--func` names.
+#include "test/cost.h"
+
+SEC("kprobe")
+int on_entry(struct pt_regs *ctx)
+{
+	return count();
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// An event of 64 bytes per entry of the function that `--func` names, for a consumer that looks by itself.
+#include "test/cost_event.h"
+
+SEC("kprobe")
+int on_entry(struct pt_regs *ctx)
+{
+	return event(ctx, 1 /* BPF_RB_NO_WAKEUP */);
+}
