@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x04");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x05");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
