@@ -66,6 +66,17 @@ fn touches_only_registers_that_trampolines_save() {
     }
 }
 
+/// Trampolines leave the direction flag as they find it.
+#[test]
+fn string_instructions_know_their_direction() {
+    let insns = instructions(&Blob::parse().unwrap());
+    let strings = insns.windows(2).filter(|w| w[1].is_string_instruction());
+    assert!(strings.clone().count() > 0);
+    for w in strings {
+        assert!(matches!(w[0].mnemonic(), Mnemonic::Cld | Mnemonic::Std), "at {:#x}", w[1].ip());
+    }
+}
+
 #[test]
 fn makes_no_other_system_calls() {
     let mut number = None;

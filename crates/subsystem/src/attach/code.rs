@@ -501,6 +501,7 @@ mod tests {
             naked_asm!(
                 "lea rdi, [rip + {regs}]",
                 "mov ecx, 21",
+                "cld",
                 "rep movsq",
                 "mov rcx, -1",
                 "mov rdx, rcx",
