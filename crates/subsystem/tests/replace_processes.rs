@@ -1,5 +1,6 @@
 //! Functions of a program replaced while it runs in two other processes: every call goes to exactly one version, and
-//! versions with maps of their own come to both. The processes are this test's own program, started again.
+//! versions with maps of their own come to both. The processes are this test's own program, started again. Once more where no
+//! process may map machine code, so that programs are interpreted.
 //!
 //! A bounded slice; `SKEP_REPLACEMENTS=1000000` for the whole campaign.
 
@@ -32,15 +33,53 @@ const SELF: &[u8] = b"/proc/self/exe\0";
 
 fn main() {
     main_if_requested();
-    if std::env::args().nth(1).as_deref() == Some("be-a-child") {
-        return child();
+    match std::env::args().nth(1).as_deref() {
+        Some("be-a-child") => return child(),
+        Some("run-without-code") => {
+            map_no_code();
+            return every_call_goes_to_one_version();
+        }
+        _ => {}
     }
     let args = Arguments::from_args();
     let test = Trial::test("every_call_goes_to_one_version_in_two_processes", || {
         every_call_goes_to_one_version();
         Ok(())
     });
-    libtest_mimic::run(&args, vec![test]).exit();
+    // The filter is for all processes: those that are traced must not be under others.
+    let interpreted = Trial::test("every_call_goes_to_one_version_where_code_cannot_be_mapped", || {
+        let mut command = Command::new(std::env::current_exe()?);
+        let status = command.arg("run-without-code").env("SKEP_REPLACEMENTS", "500").status()?;
+        if status.success() { Ok(()) } else { Err(status.to_string().into()) }
+    });
+    libtest_mimic::run(&args, vec![test, interpreted]).exit();
+}
+
+/// From here on nothing large can be mapped executable, as the programs' code is: they are interpreted here.
+fn map_no_code() {
+    const OFFSETS: [u32; 3] = [0, 24, 32];
+    let [nr, len, prot] = OFFSETS.map(|k| (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, k));
+    let (equal, any) = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K);
+    let least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    let ret = libc::BPF_RET | libc::BPF_K;
+    let filter = [
+        nr,
+        (equal, 0, 4, libc::SYS_mmap as u32),
+        prot,
+        (any, 0, 2, libc::PROT_EXEC as u32),
+        len,
+        (least, 1, 0, 1 << 24),
+        (ret, 0, 0, libc::SECCOMP_RET_ALLOW),
+        (ret, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+    ];
+    let mut filter = filter.map(|(code, jt, jf, k)| libc::sock_filter { code: code as u16, jt, jf, k });
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the filter is there while the kernel reads it.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    assert!(set, "a filter: {}", std::io::Error::last_os_error());
 }
 
 /// Calls the probed function so often, or from two threads until the next line; says how often.
