@@ -347,7 +347,9 @@ impl<'a> Thread<'a> {
             // The lower half can be kept; who has a slot of it keeps it until then.
             let keeping = proc.keeps != 0 && control.keeps != 0;
             let kept = if keeping { control.nslots / 2 } else { 0 };
-            for _ in 0..control.nslots {
+            let first = index;
+            for n in 0..control.nslots {
+                let index = nth(first, n, kept, control.nslots);
                 if let Some(slot) = shared.slot(control, index)
                     && slot.owner.load(Relaxed) == 0
                 {
@@ -370,7 +372,6 @@ impl<'a> Thread<'a> {
                         slot.owner.store(0, Release);
                     }
                 }
-                index = if index + 1 < control.nslots { index + 1 } else { 0 };
             }
             if keeping {
                 for index in 0..kept {
@@ -493,6 +494,17 @@ fn end(slot: &Slot) {
     slot.taken.store((slot.taken.load(Relaxed) | 1).wrapping_add(1), Release);
 }
 
+/// The `n`th of `slots` slots that a thread tries which begins at `first`: all of the lower half before the others, if it
+/// begins there.
+fn nth(first: u32, n: u32, half: u32, slots: u32) -> u32 {
+    let round = |at: u32, end: u32| if at < end { at } else { at - end };
+    match first < half {
+        true if n < half => round(first + n, half),
+        true => n,
+        false => round(first + n, slots),
+    }
+}
+
 /// The claim of a slot's memory: 0, or the key of the thread that has it.
 ///
 /// # Safety
@@ -566,6 +578,25 @@ unsafe fn recover_maps(proc: &Proc, slot: u32) {
         }
         if records != 0 {
             proc.shared().ring_doorbell();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nth;
+
+    #[test]
+    fn every_slot_is_tried_once_and_those_that_can_be_kept_first() {
+        for (half, slots) in [(0, 5), (2, 4), (2, 5), (32, 64)] {
+            for first in 0..slots {
+                let tried: Vec<u32> = (0..slots).map(|n| nth(first, n, half, slots)).collect();
+                assert_eq!(tried[0], first);
+                assert!(first >= half || tried[..half as usize].iter().all(|s| *s < half), "{tried:?}");
+                let mut all = tried;
+                all.sort_unstable();
+                assert!(all.into_iter().eq(0..slots));
+            }
         }
     }
 }
