@@ -37,6 +37,10 @@ fn answers_are_the_kernels() {
         eprintln!("skipped: bpf(2) does not answer this user");
         return;
     };
+    if !std::path::Path::new(events::TRACING).join("uprobe_events").exists() {
+        eprintln!("skipped: the kernel's tracefs is not mounted at {}", events::TRACING);
+        return;
+    }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let old = release.starts_with("6.12.");
     let theirs = run(&live, &live);
