@@ -16,7 +16,8 @@
 //! of a hit. The C libraries of x86-64 have the base stand at the base, where a plain load finds it; but a thread without TLS
 //! would fault. So a page of a stack is remembered once a thread was hit there whose base stands at its base, and only there the
 //! load is tried. It is believed if it gives the thread that was seen there: the same one, or one that has taken over both its
-//! stack and its TLS.
+//! stack and its TLS. What this asks of a program: a thread that had such a base does not exchange it for an address that cannot be
+//! read and then go on, on the same page of its stack. Functions built with stack protectors would not survive that either.
 //!
 //! # Kept slots
 //!

@@ -228,7 +228,7 @@ pub fn link(s: &mut Script<'_>, name: &str, prog: i64, target: i64, type_id: u32
 }
 
 /// As [`link`], with attach type and flags.
-#[allow(clippy::too_many_arguments)] // the call has as many
+#[allow(clippy::too_many_arguments, reason = "the call has as many")]
 pub fn link_as(
     s: &mut Script<'_>,
     name: &str,
