@@ -141,6 +141,10 @@ fn what_once_went_wrong() {
          r1 += 128\n*(u8 *)(r2 +0) = r1\nr0 = *(u64 *)(r10 -16)\n*(u64 *)(r6 +0) = r0\n",
         // A quotient with a sign was taken for one without: its upper half is not zero.
         "r0 s/= -3\nw1 = w0\n*(u64 *)(r6 +0) = r0\n*(u64 *)(r6 +8) = r1\n",
+        // An array's key was loaded after what its address was relative to had changed.
+        "r0 &= 1\n*(u32 *)(r10 -12) = r0\n*(u32 *)(r10 -4) = 100\nr7 = r10\nr7 += -16\n*(u64 *)(r10 -24) = r7\n\
+         r2 = r7\nr2 += 4\nr7 += 8\nr1 = map[idx:1]\ncall 1\nif r0 == 0 goto pc+2\nr3 = *(u32 *)(r7 +4)\n\
+         *(u64 *)(r6 +0) = r3\n",
     ];
     let maps: Arc<[MapDef]> = maker::maps().into();
     let mut world = World::new(&maps, &[]);

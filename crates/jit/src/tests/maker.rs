@@ -371,7 +371,7 @@ impl Maker<'_> {
             3 => item.push(insn(0x85, 0, 0, 0, 3)),
             _ => {
                 let off = self.rng.below(value / 8) as i16 * 8;
-                let b = self.rng.one(&[3u8, 7]);
+                let b = self.rng.one(&[1u8, 3, 5, 7]);
                 item.push(insn(0x85, 0, 0, 0, 1));
                 let mut body = vec![insn(0xb7, b, 0, 0, self.rng.imm())];
                 // The others are spoilt.

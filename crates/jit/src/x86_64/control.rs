@@ -1,15 +1,14 @@
 //! Jumps, calls and what ends functions.
 
 use skep_ebpf::program::MapDef;
-use skep_ebpf::uapi::MapType;
 use skep_runtime::abi;
 use skep_runtime::helpers::{self, entry};
 
-use super::asm::{Alu, Cc, Mem, Shift, Size};
+use super::asm::{Alu, Cc, Mem, Size};
 use super::emit::Emitter;
-use super::ir::{Cond, Op, Src, Test, both};
+use super::ir::{Cond, Src, Test, both};
 use super::layout::Label;
-use super::lazy::{Lazy, Sum, bits};
+use super::lazy::{Lazy, bits};
 use super::regs::{self, ENV, FP, R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP};
 
 /// `map_lookup_elem`.
@@ -257,135 +256,6 @@ impl Emitter<'_> {
         asm.call_reg(R11);
     }
 
-    /// A look-up in an array: where the value is follows from the key. The test for null that comes next is that of the
-    /// key. `None` if the map is not such a one.
-    fn array_lookup(&mut self, i: usize, end: usize) -> Option<usize> {
-        let (known, key) = self.call_site(i);
-        let index = match self.lazy(1) {
-            Lazy::Map { index } => index,
-            _ => known?,
-        };
-        let map = self.maps.get(index as usize)?;
-        let per_cpu = match map.map_type {
-            MapType::Array => false,
-            MapType::PercpuArray => true,
-            _ => return None,
-        };
-        let (entries, stride) = (map.max_entries, i32::try_from(map.value_size.checked_next_multiple_of(8)?).ok()?);
-        let at = self.handle(index);
-        if let Some(key) = key.filter(|k| *k < u64::from(entries) && known == Some(index))
-            && let Some(done) = self.array_element(i, end, at, per_cpu, stride, key as i32)
-        {
-            return Some(done);
-        }
-        let key = self.key_address();
-        self.arguments(0);
-        let checked = self.null_check(i, end);
-        if checked.is_some() {
-            self.look_at(i + 1);
-            // All but r0, which is next.
-            while let Some(r) = bits(self.pending & self.after).next() {
-                self.force(r);
-            }
-        }
-        let (null, done) = (self.layout.label(), self.layout.label());
-        let asm = &mut self.layout.asm;
-        asm.load(Size::W, RAX, key);
-        asm.load(Size::Dw, R11, Mem::at(ENV, abi::MAPS));
-        asm.alu_ri(Alu::Cmp, false, RAX, entries as i32);
-        self.layout.jcc(Cc::Ae, null);
-        let asm = &mut self.layout.asm;
-        if per_cpu {
-            // How far elements are apart depends on how many slots there are: the header says it.
-            asm.load(Size::Dw, R10, Mem::at(R11, at + abi::MAP_REF_HEADER));
-            asm.load(Size::Dw, R9, Mem::at(R10, abi::HEADER_STRIDE));
-            asm.imul_rr(true, RAX, R9);
-        }
-        asm.load(Size::Dw, R11, Mem::at(R11, at + abi::MAP_REF_DATA));
-        if per_cpu {
-            asm.alu_rr(Alu::Add, true, RAX, R11);
-            asm.load(Size::W, R11, Mem::at(ENV, abi::SLOT));
-            self.scaled(R11, RAX, stride);
-        } else {
-            self.scaled(RAX, R11, stride);
-        }
-        self.layout.bind(done);
-        let back = match checked {
-            None => done,
-            Some((true, target)) => target,
-            Some((false, target)) => {
-                self.jump_to(i + 1, target.0);
-                Label(i as u32 + 2)
-            }
-        };
-        // The way without a value is at the end of the function.
-        self.nulls.push((null, back));
-        Some(if checked.is_some() { 2 } else { 1 })
-    }
-
-    /// rax = `base` + `index` * `stride`; `index` is spoilt, and one of both is rax.
-    fn scaled(&mut self, index: regs::Reg, base: regs::Reg, stride: i32) {
-        let asm = self.asm();
-        match stride {
-            8 => return asm.lea(true, RAX, Mem { base: Some(base), index: Some((index, 3)), disp: 0 }),
-            s if s.count_ones() == 1 => asm.shift_ri(Shift::Shl, true, index, s.trailing_zeros() as u8),
-            s => asm.imul_rri(true, index, index, s),
-        }
-        asm.alu_rr(Alu::Add, true, RAX, if index == RAX { base } else { index });
-    }
-
-    /// An element of an array that is there, by its known index: nothing is checked, and the place in the array becomes
-    /// part of the addresses that are made of it.
-    fn array_element(&mut self, i: usize, end: usize, at: i32, per_cpu: bool, stride: i32, key: i32) -> Option<usize> {
-        let disp = if per_cpu { 0 } else { key.checked_mul(stride)? };
-        self.arguments(0);
-        let asm = &mut self.layout.asm;
-        asm.load(Size::Dw, R11, Mem::at(ENV, abi::MAPS));
-        if per_cpu {
-            asm.load(Size::W, RAX, Mem::at(ENV, abi::SLOT));
-            if key != 0 {
-                asm.load(Size::Dw, R10, Mem::at(R11, at + abi::MAP_REF_HEADER));
-                asm.load(Size::Dw, R10, Mem::at(R10, abi::HEADER_STRIDE));
-                asm.imul_rri(true, R10, R10, key);
-            }
-            asm.load(Size::Dw, R11, Mem::at(R11, at + abi::MAP_REF_DATA));
-            self.scaled(RAX, R11, stride);
-            if key != 0 {
-                self.asm().alu_rr(Alu::Add, true, RAX, R10);
-            }
-        } else {
-            asm.load(Size::Dw, RAX, Mem::at(R11, at + abi::MAP_REF_DATA));
-        }
-        if disp != 0 && self.after & 1 != 0 {
-            self.put_off(0, Lazy::Sum(Sum { disp, ..Sum::of(0) }));
-        }
-        // The value is there: a check is none.
-        match self.null_check(i, end) {
-            None => Some(1),
-            Some((null, target)) => {
-                self.look_at(i + 1);
-                self.settle_all();
-                if !null {
-                    self.jump_to(i + 1, target.0);
-                }
-                Some(2)
-            }
-        }
-    }
-
-    /// The branch behind a look-up, if it asks whether there is a value: true if it is taken when there is none, and where
-    /// to.
-    fn null_check(&self, i: usize, end: usize) -> Option<(bool, Label)> {
-        if i + 1 >= end {
-            return None;
-        }
-        let Op::Branch { cond, target } = self.ops.op(i + 1) else { return None };
-        let Test::Cmp(cc @ (Cc::E | Cc::Ne)) = cond.test else { return None };
-        let back = target as usize <= i + 1;
-        let fits = cond.wide && (cond.a, cond.b) == (0, Src::Imm(0)) && !(self.budget && back);
-        fits.then_some((cc == Cc::E, Label(target)))
-    }
-
     pub(crate) fn call_function(&mut self, target: u32) {
         let Some(n) = self.flow.function_at(target) else { return };
         let callee = &self.flow.functions[n];
@@ -458,16 +328,6 @@ impl Emitter<'_> {
         };
         self.asm().test_rr(true, RAX, RAX);
         self.layout.jcc(Cc::S, fail);
-    }
-
-    /// The address in r2, without putting it in its place.
-    fn key_address(&mut self) -> Mem {
-        let sum = self.sum(2);
-        if !sum.wide || sum.base.is_none() {
-            self.force(2);
-        }
-        let Sum { base, index, disp, .. } = self.sum(2);
-        Mem { base: base.map(regs::of), index: index.map(|(i, k)| (regs::of(i), k)), disp }
     }
 }
 

@@ -56,6 +56,10 @@ pub(crate) struct Emitter<'a> {
     pub(crate) too_many: Vec<(Label, Label)>,
     /// Its first epilogue.
     leave: Option<Label>,
+    /// The block that formulas are carried to, from the one in front of it.
+    carried: Option<u32>,
+    /// How many ways lead to each block of the function, once somebody has asked.
+    ways: Vec<u8>,
     /// Where a spent budget leads.
     pub(crate) over: Option<Label>,
     /// It may end in the middle of code that it goes on with.
@@ -121,6 +125,8 @@ impl<'a> Emitter<'a> {
             nulls: Vec::new(),
             too_many: Vec::new(),
             leave: None,
+            carried: None,
+            ways: Vec::new(),
             over: None,
             goes_on: false,
             entries,
@@ -170,6 +176,7 @@ impl<'a> Emitter<'a> {
         self.function = function;
         self.fail = None;
         self.leave = None;
+        self.ways.clear();
         self.pushed.clear();
         let main = n == 0 && !self.extends;
         if !main && self.optimise {
@@ -236,8 +243,10 @@ impl<'a> Emitter<'a> {
         if block.loop_head && self.optimise {
             self.layout.align(LOOP_ALIGN);
         }
-        self.lazy = [Lazy::No; 16];
-        self.pending = 0;
+        if self.carried.take() != Some(block.start) {
+            self.lazy = [Lazy::No; 16];
+            self.pending = 0;
+        }
         self.flags = None;
         let (mut i, end) = (block.start as usize, block.end as usize);
         self.layout.bind(Label(block.start));
@@ -260,7 +269,27 @@ impl<'a> Emitter<'a> {
                 needed &= u64::MAX << (behind - first);
             }
         }
-        self.settle_all();
+        if self.carried.is_none() {
+            self.settle_all();
+        }
+    }
+
+    /// At the end of a block: what is not in its place may stay so in the one behind it, at `next`, if every way there
+    /// comes through here. Otherwise it is settled.
+    pub(crate) fn carry(&mut self, next: usize) {
+        let function = self.function;
+        if self.ways.is_empty() {
+            self.ways.resize(function.blocks.len(), 0);
+            for to in function.blocks.iter().filter(|b| b.reachable).flat_map(Block::next) {
+                self.ways[to] = self.ways[to].saturating_add(1);
+            }
+        }
+        let only = function.blocks.binary_search_by_key(&next, |b| b.start as usize).is_ok_and(|n| self.ways[n] == 1);
+        if only && self.optimise {
+            self.carried = Some(next as u32);
+        } else {
+            self.settle_all();
+        }
     }
 
     /// Emits the instruction at `i`, and those behind it that become part of it; returns how many.

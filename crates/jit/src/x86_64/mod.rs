@@ -9,6 +9,7 @@
 
 mod alu;
 pub(crate) mod around;
+mod arrays;
 mod asm;
 mod callbacks;
 mod control;

@@ -187,6 +187,26 @@ fn look_ups_in_arrays_are_no_calls() {
     assert_eq!(look_up(2), (true, true));
 }
 
+/// The value's place in the array is part of its first access, behind the check; not where others come, too.
+#[test]
+fn values_of_arrays_are_addressed_in_them() {
+    let look_up = |behind: &str| {
+        format!("*(u32 *)(r10 -4) = 3\nr2 = r10\nr2 += -4\nr1 = map[idx:0]\ncall 1\n{behind}r0 = 1\nexit\n")
+    };
+    let element = "mov mov mov[] mov[] mov[] cmp jae mov[]";
+    becomes(
+        &look_up("if r0 == 0 goto pc+2\nr3 = *(u64 *)(r0 +0)\n*(u64 *)(r10 -16) = r3\n"),
+        &format!("{element} mov[+] mov[] mov ret xor jmp"),
+    );
+    becomes(
+        &look_up("if r0 == 0 goto pc+3\nr3 = *(u64 *)(r0 +0)\nr3 += 1\n*(u64 *)(r0 +0) = r3\n"),
+        &format!("{element} add[+] mov ret xor jmp"),
+    );
+    // Somebody comes from elsewhere.
+    let other = look_up("if r0 == 0 goto pc+1\nr3 = *(u64 *)(r0 +0)\nif r3 != 0 goto pc-2\n");
+    becomes(&other, &format!("{element} lea[+] mov[] test jne mov ret xor jmp"));
+}
+
 #[test]
 fn without_bmi2_shifts_go_through_cl() {
     let old = Tuning { features: Features::default(), ..tuning() };
