@@ -12,7 +12,7 @@
 //!
 //! # Why readers need no lock
 //!
-//! Insertion, replacement and deletion are one store to a link each, and all of them hold the bucket's lock. Elements come
+//! (Most updates change no link: `flip.rs`.) Insertion, replacement and deletion are one store to a link each, and all of them hold the bucket's lock. Elements come
 //! from a pool and are used again at once, so a reader may stand on an element that has left its chain and is, by now,
 //! another key's, in another chain. These rules make what he finds true:
 //!
@@ -39,8 +39,9 @@
 //! waited for so long and then `-EBUSY`. So whoever scribbles over a map makes it return wrong values, and no more.
 //!
 //! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
-//! address of a deleted value reads or writes whatever stands there now. An update replaces the element, so that the address
-//! of the old value still shows the old value (until the slot's next update uses it).
+//! address of a deleted value reads or writes whatever stands there now. An update writes the value somewhere else, so that the
+//! address of the old value still shows the old value: until the key's next update if values have two places, else until the
+//! slot's next one, which uses the element that was replaced.
 
 use core::ptr::null_mut;
 
@@ -53,7 +54,7 @@ use crate::key::{Key, by_size};
 use crate::pool::END;
 use crate::pool::{Elem, Empty, LINKED, Record};
 use crate::sync::{self, AtomicU32, FREE, Guard, Ordering, fence, owner_of};
-use crate::{mem, spin};
+use crate::{flip, mem, spin};
 
 /// Elements one walk may visit. No honest chain is as long.
 const MAX_WALK: u32 = 1 << 16;
@@ -133,7 +134,7 @@ impl<'a> View<'a> {
     /// # Safety
     /// `key` was read from memory that is still readable.
     #[inline]
-    unsafe fn is<K: Key>(self, e: Elem<'_>, key: Hashed<K>) -> bool {
+    pub(crate) unsafe fn is<K: Key>(self, e: Elem<'_>, key: Hashed<K>) -> bool {
         // SAFETY: `key_size` bytes stand behind the node in each element; the other side is the caller's promise.
         unsafe { key.key.is_of(e, key.hash, self.h.key_size) }
     }
@@ -255,7 +256,7 @@ pub(crate) unsafe fn lookup(v: View<'_>, key: *const u8) -> *mut u8 {
 pub(crate) unsafe fn lookup_as<K: Key>(v: View<'_>, key: *const u8) -> *mut u8 {
     // SAFETY: the caller's promise.
     match unsafe { find_within(v, v.key::<K>(key), &mut v.max_walk()) } {
-        Some(e) => e.at(u64::from(v.h.value_off)),
+        Some(e) => v.value(e),
         None => null_mut(),
     }
 }
@@ -393,7 +394,7 @@ impl<'a, K: Key> Locked<'a, K> {
 }
 
 /// A free element for a key that is new.
-fn fresh<'a>(v: View<'a>, slot: u32) -> Result<Elem<'a>, i64> {
+pub(crate) fn fresh<'a>(v: View<'a>, slot: u32) -> Result<Elem<'a>, i64> {
     v.pop(slot).map_err(|empty| match empty {
         Empty::Full => Errno::E2BIG.neg(),
         Empty::Busy => Errno::EBUSY.neg(),
@@ -416,6 +417,10 @@ pub(crate) unsafe fn update_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, v
     // Updates with BPF_F_LOCK do not come here, if the value has a lock.
     if !matches!(flags, ANY | NOEXIST | EXIST) {
         return Errno::EINVAL.neg();
+    }
+    if v.h.face != 0 {
+        // SAFETY: the caller's promises.
+        return unsafe { flip::update::<K>(v, slot, key, value, flags) };
     }
     // SAFETY: the caller's promises; a value stands at `value_off` in each element.
     unsafe {
@@ -538,13 +543,20 @@ pub(crate) unsafe fn delete_as<K: Key>(v: View<'_>, slot: u32, key: *const u8, o
     unsafe {
         with_locked::<K>(v, slot, key, |at, old| {
             let Some((e, from)) = old else { return Errno::ENOENT.neg() };
+            let two_places = v.h.face != 0;
+            if two_places && !v.hold(slot, e) {
+                return Errno::EBUSY.neg();
+            }
             if let Some(out) = out {
-                // The value or values stand at `value_off`.
-                mem::copy(out, e.at(u64::from(v.h.value_off)), values_size(v));
+                // The value or values stand there.
+                mem::copy(out, v.value(e), values_size(v));
             }
             Record::name(&v.record(slot).journal, e);
             e.node().owner.store(owner_of(slot), Ordering::Release);
             at.bucket.take_out(from, v.link(e).load(Ordering::Relaxed));
+            if two_places {
+                v.let_go(slot, e);
+            }
             v.push(slot, e);
             0
         })

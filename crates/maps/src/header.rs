@@ -67,8 +67,10 @@ pub struct MapHeader {
     pub index_mask: u32,
     /// Where the spin lock stands in a value, plus 1; 0 if there is none.
     pub lock: u32,
+    /// Hash map: how far behind the first place of a value the second one is, a power of two; 0 if there is none.
+    pub face: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<MapHeader>() == 128);
@@ -323,7 +325,7 @@ impl MapRef {
                     + u64::from(slot.min(v.h.nslots.saturating_sub(1))) * u64::from(v.h.cpu_stride);
                 hash::for_each(v, |e| {
                     seen = seen.wrapping_add(1);
-                    each(e.key(), e.at(off)) == 0
+                    each(e.key(), e.at(off + u64::from(v.turn(e)))) == 0
                 });
                 seen
             }

@@ -41,6 +41,7 @@ pub mod control;
 
 mod array;
 mod bloom;
+mod flip;
 mod free;
 mod hash;
 mod header;

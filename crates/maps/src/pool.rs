@@ -40,9 +40,10 @@ pub(crate) const RECORD: u64 = 64;
 pub(crate) struct Node {
     /// `FREE`, `LINKED`, or the owning slot.
     pub(crate) owner: AtomicU32,
-    /// Stack trace: number of frames.
+    /// Stack trace: number of frames. Hash map whose values have two places: the element's lock.
     pub(crate) frames: AtomicU32,
-    /// LRU maps: whether the element was used since the hand passed it.
+    /// LRU maps: whether the element was used since the hand passed it. Hash map whose values have two places: which one
+    /// counts.
     pub(crate) used: AtomicU32,
     /// Hash of the key.
     pub(crate) hash: AtomicU32,
@@ -68,7 +69,8 @@ pub(crate) struct Record {
     /// LRU maps: where this slot looks next for an element to evict, and how many it looks at from there.
     pub(crate) sweep: AtomicU32,
     pub(crate) sweep_left: AtomicU32,
-    _unused: AtomicU32,
+    /// Index + 1 of the element whose lock this slot takes (flip.rs).
+    pub(crate) held: AtomicU32,
     /// Index + 1 of elements that this slot freed, and that may be free still.
     kept: [AtomicU32; KEPT],
 }

@@ -50,7 +50,8 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
     let name = record.bucket.load(Ordering::Acquire);
     let named = [&record.spare, &record.journal, &record.other];
     // A map that programs do not write may be mapped read-only; nothing is held there.
-    if name == 0 && named.iter().skip(1).all(|word| word.load(Ordering::Acquire) == 0) {
+    let held = record.held_by(v);
+    if name == 0 && held.is_none() && named.iter().skip(1).all(|word| word.load(Ordering::Acquire) == 0) {
         return done;
     }
     // Elements in transit are outside of all chains, but for one that is being put in or taken out: under the lock.
@@ -79,10 +80,14 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
             }
         }
     }
+    if let Some(e) = held.filter(|_| v.h.face != 0) {
+        done.locks += release(e.lock(), me);
+    }
     if let Some(bucket) = locked {
         bucket.changed();
         done.locks += release(&bucket.lock, me);
     }
+    record.held.store(0, Ordering::Release);
     record.settled();
     record.bucket.store(0, Ordering::Release);
     done
@@ -90,10 +95,11 @@ fn pool(v: View<'_>, slot: u32) -> Recovered {
 
 /// True if each slot has an element for its next replacement.
 fn has_spares(v: View<'_>) -> bool {
-    matches!(
+    let replaces = matches!(
         MapType::from_u32(v.h.map_type),
         Some(MapType::Hash | MapType::LruHash | MapType::LpmTrie | MapType::HashOfMaps)
-    )
+    );
+    replaces && v.h.face == 0
 }
 
 /// Frees the one lock of a map.

@@ -6,7 +6,7 @@ use skep_ebpf::uapi::MapType;
 
 use super::{MapError, is_hollow, validate};
 use crate::header::{MapHeader, PAGE};
-use crate::{free, hash, lpm, pool, queue, sample_type};
+use crate::{flip, free, hash, lpm, pool, queue, sample_type};
 
 /// A map's header and the size of its data region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,8 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         links_off: 0,
         index_mask: 0,
         lock: options.spin_lock.and_then(|at| at.checked_add(1)).unwrap_or(0),
-        reserved: [0; 2],
+        face: 0,
+        reserved: 0,
     };
     match def.map_type {
         MapType::Array => {}
@@ -121,8 +122,16 @@ fn place(def: &MapDef, nslots: u32, options: Options) -> Option<MapHeader> {
         }
         t if is_hollow(t) => (h.stride, h.elems) = (0, 0),
         MapType::Hash => {
-            h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
-            place_pool(&mut h, up(u64::from(def.key_size), 8)?, value)?;
+            let key = up(u64::from(def.key_size), 8)?;
+            let face = flip::place(key, def.value_size, h.lock != 0);
+            h.face = face;
+            if face == 0 {
+                h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;
+                place_pool(&mut h, key, value)?;
+            } else {
+                place_pool(&mut h, key, 2 * u64::from(face))?;
+                h.stride = flip::ELEMENT;
+            }
         }
         MapType::LruHash => {
             h.elems = def.max_entries.checked_add(nslots)?.checked_add(1)?;

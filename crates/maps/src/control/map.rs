@@ -517,7 +517,7 @@ impl Map {
                 true
             }),
             t if is_pool(t) => hash::for_each(v, |e| {
-                all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
+                all.push((self.key_of(e), self.read(v.value(e))));
                 true
             }),
             MapType::Ringbuf | MapType::PerfEventArray | MapType::UserRingbuf => {}
@@ -543,7 +543,7 @@ impl Map {
         }
         let mut all = Vec::new();
         hash::for_each_in(v, n, |e| {
-            all.push((self.key_of(e), self.read(e.at(u64::from(v.h.value_off)))));
+            all.push((self.key_of(e), self.read(v.value(e))));
             true
         });
         Some(all)
