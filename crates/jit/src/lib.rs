@@ -23,7 +23,7 @@ use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::around::MAX_ARGS;
 use skep_runtime::env::{EXTENSION_STACK, STACK_BYTES};
-use skep_runtime::image::{CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
+use skep_runtime::image::{ALONE, CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
 use skep_runtime::session::FunctionCell;
 use skep_verifier::rewrite::Memory;
 use skep_verifier::{Rewritten, Verified};
@@ -63,6 +63,8 @@ pub struct Options {
     /// Machine code obeys the run-time budget: it ends at its next jump back, call or helper when that is spent. (The
     /// interpreter always does.)
     pub budget: bool,
+    /// Machine code without loops that takes no more than this from the budget is not counted.
+    pub uncounted: u32,
     /// Numbers of the program do not stand in machine code as they are, so that nobody can smuggle in instructions.
     pub harden: bool,
     /// A program of machine code gets an image of bytecode, too, for processes where machine code cannot be executed.
@@ -365,7 +367,7 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         #[cfg(target_arch = "x86_64")]
         Engine::Jit => {
             let made = x86_64::translate(source, options, tuning);
-            let flags = NATIVE | if made.unwinds { UNWINDS } else { 0 };
+            let flags = NATIVE | if made.unwinds { UNWINDS } else { 0 } | if made.alone { ALONE } else { 0 };
             let code = made.code;
             native = Some(Native {
                 len: code.len(),

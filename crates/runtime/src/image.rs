@@ -20,6 +20,8 @@ pub const IMAGE_ALIGN: usize = 64;
 pub const NATIVE: u32 = 1;
 /// Flag: its machine code may end the run in the middle.
 pub const UNWINDS: u32 = 2;
+/// Flag: its machine code calls nothing.
+pub const ALONE: u32 = 4;
 
 /// Head of an image. Only `skep-jit` makes them, from verified programs; what runs them trusts them.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +41,7 @@ pub struct Image {
     pub frames: u32,
     /// Name, cut to 15 bytes, zero-terminated.
     pub name: [u8; 16],
-    /// Bits of [`NATIVE`] and [`UNWINDS`].
+    /// Bits of [`NATIVE`], [`UNWINDS`] and [`ALONE`].
     pub flags: u32,
     /// Handles that the table of maps must have for it: the highest index of a map that it names, plus 1.
     pub nmaps: u32,

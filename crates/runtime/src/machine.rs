@@ -86,6 +86,7 @@ impl Machine {
     ///
     /// # Safety
     /// `ctx` is a context of the program's type, as the verifier laid it out (see [`packet`](crate::packet)).
+    #[inline]
     pub unsafe fn run(&mut self, prog: u32, ctx: *mut u8) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
@@ -97,19 +98,6 @@ impl Machine {
     /// The private memory, for a later machine.
     pub fn into_area(self) -> Box<SlotArea> {
         self.area
-    }
-
-    /// As [`Machine::run`], with a budget of its own: back edges, calls and helper calls; 0 for none. Only programs that
-    /// were compiled with a budget keep to it.
-    ///
-    /// # Safety
-    /// As [`Machine::run`].
-    pub unsafe fn run_within(&mut self, prog: u32, ctx: *mut u8, budget: u64) -> Option<Run> {
-        // SAFETY: the arenas are valid by the promise of `new`.
-        let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?, self.env.executes)?;
-        // SAFETY: images in the control arena are those of the session's maps.
-        Some(unsafe { self.run_budgeted(image, ctx, budget) })
     }
 
     /// The slot.
@@ -173,12 +161,13 @@ impl Machine {
         unsafe { self.run_budgeted(image, ctx, (*self.env.control).budget) }
     }
 
-    /// As [`Machine::run_image`], with this budget.
+    /// As [`Machine::run_image`], with this budget: back edges, calls and helper calls; 0 for none. Only programs that were
+    /// compiled with a budget keep to it.
     ///
     /// # Safety
     /// As [`Machine::run_image`].
     #[inline]
-    unsafe fn run_budgeted(&mut self, image: *const Image, ctx: *mut u8, budget: u64) -> Run {
+    pub unsafe fn run_budgeted(&mut self, image: *const Image, ctx: *mut u8, budget: u64) -> Run {
         let env = &mut self.env;
         env.ctx = ctx;
         // SAFETY: the promises of `new` and of the caller.

@@ -9,7 +9,7 @@
 use core::arch::naked_asm;
 use core::mem::{offset_of, transmute};
 
-use crate::env::{Env, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL};
+use crate::env::{Env, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL, SlotArea};
 use crate::image::{self, CODE_OFFSET, Image};
 use crate::{interp, packet};
 
@@ -28,6 +28,12 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
     // SAFETY: the caller's promises.
     unsafe {
         let flags = (*image).flags;
+        if flags & image::ALONE != 0 && env.executes {
+            // Nothing looks at what else is settled below.
+            settle(&mut env.over_budget, false);
+            let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
+            return code(env, env.ctx, frame_pointer(env));
+        }
         if flags & image::NATIVE == 0 {
             return interpret(env, image, budget);
         }
@@ -41,7 +47,7 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         settle(&mut env.native, true);
         env.fuel = u64::MAX;
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
-        let fp = (&raw mut (*env.area).stack).cast::<u8>() as u64 + STACK_TOTAL as u64;
+        let fp = frame_pointer(env);
         if flags & image::UNWINDS == 0 {
             return code(env, env.ctx, fp);
         }
@@ -53,6 +59,15 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         enter(env, (*env).ctx, fp, code)
     }
 }
+
+/// The frame pointer of a run's first frame.
+#[inline(always)]
+fn frame_pointer(env: &Env) -> u64 {
+    // The stack is the head of the area.
+    env.area as u64 + STACK_TOTAL as u64
+}
+
+const _: () = assert!(offset_of!(SlotArea, stack) == 0);
 
 /// Stores what mostly is there already: loads cost less.
 #[inline(always)]

@@ -89,6 +89,27 @@ fn may_spend(i: usize, op: &Op) -> bool {
     }
 }
 
+/// True if runs must be counted: those of a program without loops that takes little from the budget need not be.
+fn must_count(ops: &Ops, source: &Source<'_>, uncounted: u32) -> bool {
+    let mut taken = 0;
+    for &i in source.marks.iter() {
+        match ops.op(i as usize) {
+            Op::Helper { .. } | Op::Entry { calls_back: false, .. } => taken += 1,
+            op if may_spend(i as usize, &op) => return true,
+            _ => {}
+        }
+    }
+    taken > uncounted
+}
+
+/// True if a program only computes: its code calls nothing, and nothing can end it in the middle.
+pub(crate) fn is_alone(ops: &Ops, source: &Source<'_>) -> bool {
+    source.marks.iter().all(|&i| match ops.op(i as usize) {
+        Op::Jump { .. } | Op::Branch { .. } => true,
+        op => !may_spend(i as usize, &op),
+    })
+}
+
 impl<'a> Emitter<'a> {
     pub(crate) fn new(
         ops: &'a Ops,
@@ -110,7 +131,7 @@ impl<'a> Emitter<'a> {
             extends: tuning.extends,
             features: tuning.features,
             optimise: tuning.optimise,
-            budget: tuning.budget && source.marks.iter().any(|&i| may_spend(i as usize, &ops.op(i as usize))),
+            budget: tuning.budget && must_count(ops, source, options.uncounted),
             layout,
             lazy: [Lazy::No; 16],
             pending: 0,

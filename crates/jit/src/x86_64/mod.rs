@@ -42,6 +42,8 @@ pub(crate) struct Native {
     pub(crate) functions: Vec<u32>,
     /// It may end a run in the middle.
     pub(crate) unwinds: bool,
+    /// It calls nothing.
+    pub(crate) alone: bool,
 }
 
 /// Translates a program that was [lowered](crate::lower).
@@ -56,5 +58,6 @@ pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning)
     let entry = |n| placed.offset(emit::Emitter::entry(ops.len(), n));
     let functions = (0..flow.functions.len()).filter_map(entry).collect();
     let entries = (0..flow.functions.len()).map(|n| entry(n).unwrap_or(0)).collect();
-    Native { code: placed.code, places: placed.places, entries, functions, unwinds }
+    let alone = !unwinds && !tuning.extends && emit::is_alone(&ops, source);
+    Native { code: placed.code, places: placed.places, entries, functions, unwinds, alone }
 }

@@ -5,8 +5,8 @@
 //! every thread pass a barrier (`membarrier(2)`, so that they need none of their own), and then looks at the words:
 //! whoever was not inside then will not find it, and whoever was is waited for by its word's next change.
 
-use std::cell::RefCell;
-use std::ptr;
+use std::cell::{Cell, RefCell};
+use std::ptr::{self, NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -41,6 +41,8 @@ pub(super) struct Leases {
 struct Lease {
     number: u64,
     alive: Weak<()>,
+    /// The slot's word, and what holds it.
+    state: *const AtomicU64,
     states: Arc<[State]>,
     kept: Arc<AtomicU32>,
     slot: u32,
@@ -63,20 +65,97 @@ impl Drop for Lease {
     }
 }
 
+/// The slot that a thread ran on last, if runs on it need no fence.
+struct Last {
+    number: Cell<u64>,
+    lease: Cell<*mut Lease>,
+}
+
+impl Last {
+    fn forget(&self) {
+        self.number.set(0);
+        self.lease.set(null_mut());
+    }
+}
+
 thread_local! {
-    /// The slots that this thread keeps, of each world one. Borrowed while it is in a run on one of them.
-    static KEPT: RefCell<Vec<Lease>> = const { RefCell::new(Vec::new()) };
+    /// Without a destructor, so that it costs no more than a load.
+    static LAST: Last = const { Last { number: Cell::new(0), lease: Cell::new(null_mut()) } };
+    /// The slots that this thread keeps, of each world one.
+    static KEPT: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A lease at an address of its own.
+struct Kept(NonNull<Lease>);
+
+impl Kept {
+    fn new(lease: Lease) -> Kept {
+        Kept(NonNull::from(Box::leak(Box::new(lease))))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        LAST.with(|last| {
+            if ptr::eq(last.lease.get(), self.0.as_ptr()) {
+                last.forget();
+            }
+        });
+        // SAFETY: it came from a box, and no run goes on on it: the world has gone, or the thread ends.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 /// A run is going on; its end is told however it ends.
-struct Running<'a> {
-    state: &'a AtomicU64,
+struct Running {
+    state: *const AtomicU64,
     after: u64,
 }
 
-impl Drop for Running<'_> {
+impl Drop for Running {
+    #[inline(always)]
     fn drop(&mut self) {
-        self.state.store(self.after, Ordering::Release);
+        // SAFETY: the lease that holds the words outlives its runs.
+        unsafe { &*self.state }.store(self.after, Ordering::Release);
+    }
+}
+
+impl Lease {
+    /// The slot's word, if no run goes on.
+    ///
+    /// # Safety
+    /// The lease is there, and this thread's.
+    #[inline]
+    unsafe fn idle(lease: *const Lease) -> Option<u64> {
+        // SAFETY: the caller's promise; the word is held by the lease.
+        let word = unsafe { (*(*lease).state).load(Ordering::Relaxed) };
+        (!is_running(word)).then_some(word)
+    }
+
+    /// Runs something on the slot, whose word is `before`.
+    ///
+    /// # Safety
+    /// As [`Lease::idle`], which has just given the word; the lease is not let go by `run`. Without a fence others have
+    /// `membarrier`.
+    #[inline]
+    unsafe fn run<T, const FENCE: bool>(lease: *mut Lease, before: u64, run: impl FnOnce(&mut Machine) -> T) -> T {
+        // SAFETY: the caller's promises. Whoever finds the word odd leaves the machine alone.
+        unsafe {
+            let state = (*lease).state;
+            (*state).store(before + 1, Ordering::Relaxed);
+            // What was unpublished before the barrier of those who look at the word is not loaded above this line.
+            if FENCE {
+                fence(Ordering::SeqCst)
+            } else {
+                compiler_fence(Ordering::SeqCst)
+            }
+            // Each run has a number of its own: by it others see that one which held a lock is over. By twos: whether the
+            // number is odd says something else.
+            let taken = &(*(*lease).words).taken;
+            taken.store(taken.load(Ordering::Relaxed).wrapping_add(2), Ordering::Relaxed);
+            let _running = Running { state, after: before + 2 };
+            run(&mut (*lease).machine)
+        }
     }
 }
 
@@ -134,47 +213,71 @@ impl World {
     /// are taken. What is published may be taken away from runs by [`World::retire_value`].
     ///
     /// A child of `fork` must not use a world of its parent.
+    #[inline]
     pub(crate) fn enter<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
-        let mut run = Some(run);
-        let kept = KEPT.try_with(|kept| {
-            // Borrowed: a run within a run, or a signal handler's.
+        let (number, lease) = LAST.with(|last| (last.number.get(), last.lease.get()));
+        if number == self.leases.number {
+            // SAFETY: a lease is forgotten before it goes, and is this thread's.
+            unsafe {
+                if ptr::eq((*lease).control, self.code_view())
+                    && let Some(before) = Lease::idle(lease)
+                {
+                    return Some(Lease::run::<T, false>(lease, before, run));
+                }
+            }
+        }
+        self.enter_elsewhere(run)
+    }
+
+    /// As [`World::enter`], where the slot has first to be found.
+    #[inline(never)]
+    fn enter_elsewhere<T>(&self, run: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+        let Some(lease) = self.find_lease() else { return self.with_machine(run) };
+        // SAFETY: it is this thread's, and lives until the thread ends: what runs cannot take it from it.
+        unsafe {
+            match Lease::idle(lease) {
+                Some(before) if has_membarrier() => {
+                    LAST.with(|last| {
+                        last.number.set(self.leases.number);
+                        last.lease.set(lease);
+                    });
+                    Some(Lease::run::<T, false>(lease, before, run))
+                }
+                Some(before) => Some(Lease::run::<T, true>(lease, before, run)),
+                // A run within a run, or a signal handler's.
+                None => self.with_machine(run),
+            }
+        }
+    }
+
+    /// The slot that this thread keeps, or keeps from now on.
+    fn find_lease(&self) -> Option<*mut Lease> {
+        let found = KEPT.try_with(|kept| {
+            // Borrowed: a signal came in between.
             let mut kept = kept.try_borrow_mut().ok()?;
             let number = self.leases.number;
-            let at = match kept.iter().position(|l| l.number == number) {
-                Some(at) => at,
+            // SAFETY: leases are there until they are dropped here.
+            let find =
+                |kept: &[Kept]| kept.iter().find(|l| unsafe { (*l.0.as_ptr()).number } == number).map(|l| l.0.as_ptr());
+            let lease = match find(&kept) {
+                Some(lease) => lease,
                 None => {
-                    kept.retain(|l| l.alive.strong_count() > 0);
-                    kept.push(self.lease()?);
-                    kept.len() - 1
+                    // SAFETY: as above.
+                    kept.retain(|l| unsafe { (*l.0.as_ptr()).alive.strong_count() } > 0);
+                    kept.push(Kept::new(self.lease()?));
+                    find(&kept)?
                 }
             };
-            let lease = kept.get_mut(at)?;
-            if !ptr::eq(lease.control, self.code_view()) {
-                // The world's code is mapped elsewhere since there is machine code.
-                (lease.machine, lease.control) = (self.machine(lease.slot), self.code_view());
+            // SAFETY: it is this thread's; while a run goes on the machine is left alone.
+            unsafe {
+                if !ptr::eq((*lease).control, self.code_view()) && Lease::idle(lease).is_some() {
+                    // The world's code is mapped elsewhere since there is machine code.
+                    ((*lease).machine, (*lease).control) = (self.machine((*lease).slot), self.code_view());
+                }
             }
-            let state = &lease.states.get(lease.slot as usize)?.0;
-            let before = state.load(Ordering::Relaxed);
-            state.store(before + 1, Ordering::Relaxed);
-            // What was unpublished before the barrier of those who look at the word is not loaded above this line.
-            if has_membarrier() {
-                compiler_fence(Ordering::SeqCst)
-            } else {
-                fence(Ordering::SeqCst)
-            }
-            // Each run has a number of its own: by it others see that one which held a lock is over. By twos: whether the
-            // number is odd says something else.
-            // SAFETY: the words lie in the arena that is held.
-            let taken = unsafe { &(*lease.words).taken };
-            taken.store(taken.load(Ordering::Relaxed).wrapping_add(2), Ordering::Relaxed);
-            let _running = Running { state, after: before + 2 };
-            run.take().map(|run| run(&mut lease.machine))
+            Some(lease)
         });
-        match (kept, run) {
-            (Ok(Some(result)), _) => Some(result),
-            (_, Some(run)) => self.with_machine(run),
-            _ => None,
-        }
+        found.ok().flatten()
     }
 
     /// A slot to keep: one of the lower half, as threads of traced processes do, so that the others are left for those who
@@ -187,10 +290,10 @@ impl World {
             count.fetch_sub(1, Ordering::Relaxed);
             return None;
         };
-        if let Some(state) = self.leases.states.get(slot as usize) {
-            state.0.store(IDLE, Ordering::SeqCst);
-        }
+        let state = &self.leases.states.get(slot as usize)?.0;
+        state.store(IDLE, Ordering::SeqCst);
         Some(Lease {
+            state,
             number: self.leases.number,
             alive: Arc::downgrade(&self.leases.alive),
             states: Arc::clone(&self.leases.states),

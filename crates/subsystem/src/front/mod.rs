@@ -44,7 +44,7 @@ pub mod tracefs;
 mod users;
 pub mod vfs;
 mod words;
-mod world;
+pub(crate) mod world;
 mod xlated;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use skep_ebpf::uapi::MapType;
 use skep_jit::{Around, Engine};
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
-use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN};
+use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN, Image};
 use skep_runtime::session::{
     CONTROL_NAME, Control, FunctionCell, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size,
 };
@@ -231,6 +231,8 @@ pub struct World {
     bells: OnceLock<Bells>,
     keeper: OnceLock<Keeper>,
     pub(super) control: Arc<Arena>,
+    /// The control arena as programs are run in it: where code is mapped, once it is.
+    view: AtomicPtr<Control>,
     pub(super) shared: Arc<Arena>,
     handles: Handles,
     areas: Areas,
@@ -460,6 +462,7 @@ impl World {
             limits,
             bells: OnceLock::new(),
             keeper: OnceLock::new(),
+            view: AtomicPtr::new(control.ptr().cast()),
             control: Arc::new(control),
             shared: Arc::new(shared),
             handles,
@@ -661,9 +664,10 @@ impl World {
         self.control.allocate(at, image.len()).map_err(out_of_memory)?;
         if engine == Engine::Jit {
             // Where this process may not map it, programs that have bytecode are interpreted here.
-            let mapped = self.control.code();
-            if !other {
-                mapped.map_err(out_of_memory)?;
+            match self.control.code() {
+                Ok(code) => self.view.store(code.cast::<Control>().cast_mut(), Ordering::Release),
+                Err(e) if !other => return Err(out_of_memory(e)),
+                Err(_) => {}
             }
         }
         // SAFETY: it is allocated, this image's own, and nothing leads to it yet.
@@ -810,8 +814,15 @@ impl World {
     }
 
     /// The control arena as programs are run in it. Machine code has made the other mapping when it was added.
+    #[inline]
     pub(super) fn code_view(&self) -> *const Control {
-        self.control.mapped_code().unwrap_or(self.control.ptr()).cast()
+        self.view.load(Ordering::Acquire)
+    }
+
+    /// The image of a program as this process runs it.
+    pub(crate) fn image(&self, place: &ProgPlace) -> *const Image {
+        let second = if self.control.mapped_code().is_some() { 0 } else { place.second };
+        self.code_view().cast::<u8>().wrapping_add(self.images + place.start * IMAGE_ALIGN + second).cast()
     }
 
     /// A machine for a slot that the caller has taken.

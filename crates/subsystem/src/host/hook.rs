@@ -6,11 +6,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use skep_runtime::Machine;
 use skep_verifier::HostContext;
 
 use super::context::{self, Context};
 use super::plugin::{Program, ProgramCell};
 use super::{Host, HostError};
+use crate::front::world::World;
 
 /// What programs of a hook may return and take, and when the next one is asked.
 #[derive(Clone, Debug)]
@@ -18,7 +20,7 @@ pub struct HookOptions {
     /// What programs may return; any number if `None`. The verifier holds them to it.
     pub returns: Option<RangeInclusive<i32>>,
     /// Most back edges, calls and helper calls of one run; 0 for no limit but the verifier's. A program above it ends
-    /// there and then.
+    /// there and then. Numbers below 1,024 stand for that: no program needs to count up to there that has no loops.
     pub budget: u64,
     /// After which results the next program is asked.
     pub proceed: Proceed,
@@ -29,6 +31,9 @@ impl Default for HookOptions {
         HookOptions { returns: None, budget: 1 << 20, proceed: Proceed::Always }
     }
 }
+
+/// What no run is denied.
+pub(super) const LEAST_BUDGET: u64 = 1024;
 
 /// After which results [`Hook::call`] goes on to the next program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +97,8 @@ impl<C> std::fmt::Debug for Hook<C> {
 
 pub(super) struct Core {
     host: Host,
+    /// The host's, at hand.
+    world: Arc<World>,
     context: Arc<HostContext>,
     options: HookOptions,
     /// What is attached, in order; null if nothing is. Runs look at it on their slot; what is replaced is retired.
@@ -141,8 +148,103 @@ impl Core {
         self.chain.store(new, Ordering::SeqCst);
         if !old.is_null() {
             // SAFETY: it came from a box, and nobody finds it any more; runs that have are waited for.
-            self.host.subsystem().world().retire_value(unsafe { Box::from_raw(old) });
+            self.world.retire_value(unsafe { Box::from_raw(old) });
         }
+    }
+}
+
+impl Core {
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.chain.load(Ordering::Relaxed).is_null()
+    }
+
+    /// What is attached.
+    ///
+    /// # Safety
+    /// Only in a run, and for as long as that goes on: what stands here is retired when it is replaced.
+    #[inline]
+    unsafe fn entries(&self) -> &[Entry] {
+        // SAFETY: the caller's promise.
+        unsafe { self.chain.load(Ordering::Acquire).as_ref() }.map_or(&[], Vec::as_slice)
+    }
+
+    /// Runs one program.
+    ///
+    /// # Safety
+    /// As [`Core::entries`]; the context is one of the hook's, and nobody else's.
+    #[inline]
+    unsafe fn run(&self, machine: &mut Machine, entry: &Entry, context: *mut u8) -> Result<i32, OverBudget> {
+        // SAFETY: the program was verified for such contexts; it was loaded into this host's world.
+        let run = unsafe { machine.run_budgeted(entry.program.image(), context, self.options.budget) };
+        if run.over_budget {
+            entry.program.count_over_budget();
+            return Err(OverBudget);
+        }
+        Ok(run.retval as i32)
+    }
+
+    /// Runs the programs until one gives an answer.
+    ///
+    /// # Safety
+    /// As [`Core::run`].
+    #[inline]
+    unsafe fn verdict(&self, machine: &mut Machine, context: *mut u8) -> Words {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let entries = self.entries();
+            let [only] = entries else { return self.verdict_of(entries, machine, context) };
+            match self.run(machine, only, context) {
+                Ok(value) => Words::new(Some(value), 1, 0),
+                Err(OverBudget) => Words::new(None, 1, 1),
+            }
+        }
+    }
+
+    /// As [`Core::verdict`], of any number of programs.
+    ///
+    /// # Safety
+    /// As [`Core::run`].
+    #[inline(never)]
+    unsafe fn verdict_of(&self, entries: &[Entry], machine: &mut Machine, context: *mut u8) -> Words {
+        let (mut last, mut ran, mut over_budget) = (None, 0, 0);
+        for entry in entries {
+            ran += 1;
+            // SAFETY: the caller's promise.
+            match unsafe { self.run(machine, entry, context) } {
+                Ok(value) => {
+                    last = Some(value);
+                    if !self.options.proceed.goes_on(value) {
+                        break;
+                    }
+                }
+                Err(OverBudget) => over_budget += 1,
+            }
+        }
+        Words::new(last, ran, over_budget)
+    }
+}
+
+/// A [`Verdict`] on its way out of a run. In whole words: halves that are stored apart and loaded together cost more than
+/// all the rest.
+#[derive(Clone, Copy)]
+struct Words {
+    /// The value, with a bit above it if there is one.
+    value: u64,
+    counts: u64,
+}
+
+impl Words {
+    #[inline]
+    fn new(value: Option<i32>, ran: u32, over_budget: u32) -> Words {
+        let value = value.map_or(0, |v| 1 << 32 | u64::from(v as u32));
+        Words { value, counts: u64::from(over_budget) << 32 | u64::from(ran) }
+    }
+
+    #[inline]
+    fn verdict(self) -> Verdict {
+        let value = (self.value >> 32 != 0).then_some(self.value as i32);
+        Verdict { value, ran: self.counts as u32, over_budget: (self.counts >> 32) as u32 }
     }
 }
 
@@ -157,9 +259,13 @@ impl Drop for Core {
 }
 
 impl<C: Context> Hook<C> {
-    pub(super) fn new(host: Host, name: &str, options: HookOptions) -> Hook<C> {
+    pub(super) fn new(host: Host, name: &str, mut options: HookOptions) -> Hook<C> {
+        if options.budget != 0 {
+            options.budget = options.budget.max(LEAST_BUDGET);
+        }
         let returns = options.returns.as_ref().map(|r| (*r.start(), *r.end()));
         let core = Core {
+            world: Arc::clone(host.subsystem().world()),
             host,
             context: Arc::new(context::described::<C>(name, returns)),
             options,
@@ -218,23 +324,17 @@ impl<C: Context> Hook<C> {
         context: &mut C,
         mut each: impl FnMut(&str, Result<i32, OverBudget>) -> ControlFlow<()>,
     ) -> Result<(), Busy> {
-        if self.core.chain.load(Ordering::Relaxed).is_null() {
+        let core = &*self.core;
+        if core.is_empty() {
             return Ok(());
         }
         let context: *mut C = context;
-        let budget = self.core.options.budget;
-        let done = self.core.host.subsystem().world().enter(|machine| {
-            // SAFETY: what stands here is retired when it is replaced, so not freed while this run goes on.
-            let chain = unsafe { self.core.chain.load(Ordering::Acquire).as_ref() };
-            for entry in chain.into_iter().flatten() {
+        let done = core.world.enter(|machine| {
+            // SAFETY: the run is on the machine of this closure.
+            for entry in unsafe { core.entries() } {
                 // SAFETY: the program was verified for contexts as `C` describes itself, of which this is one, and
                 // nobody else has it.
-                let run = unsafe { machine.run_within(entry.program.place(), context.cast(), budget) };
-                let Some(run) = run else { continue };
-                let result = if run.over_budget { Err(OverBudget) } else { Ok(run.retval as i32) };
-                if result.is_err() {
-                    entry.program.count_over_budget();
-                }
+                let result = unsafe { core.run(machine, entry, context.cast()) };
                 if each(entry.program.name(), result).is_break() {
                     break;
                 }
@@ -244,25 +344,15 @@ impl<C: Context> Hook<C> {
     }
 
     /// Runs the programs on a context until one gives an answer ([`HookOptions::proceed`]). Never blocks.
+    #[inline]
     pub fn call(&self, context: &mut C) -> Result<Verdict, Busy> {
-        let mut verdict = Verdict::default();
-        self.each(context, |_, result| {
-            verdict.ran += 1;
-            match result {
-                Ok(value) => {
-                    verdict.value = Some(value);
-                    if self.core.options.proceed.goes_on(value) {
-                        ControlFlow::Continue(())
-                    } else {
-                        ControlFlow::Break(())
-                    }
-                }
-                Err(OverBudget) => {
-                    verdict.over_budget += 1;
-                    ControlFlow::Continue(())
-                }
-            }
-        })?;
-        Ok(verdict)
+        let core = &*self.core;
+        if core.is_empty() {
+            return Ok(Verdict::default());
+        }
+        let context: *mut C = context;
+        // SAFETY: as in `each`.
+        let words = core.world.enter(move |machine| unsafe { core.verdict(machine, context.cast()) });
+        words.map(Words::verdict).ok_or(Busy)
     }
 }

@@ -1,15 +1,17 @@
 //! Plug-ins: the programs and maps of one object, which can be replaced by those of another.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::MapType;
 use skep_jit::MapIndices;
 use skep_maps::control::{Map, Options as MapOptions, is_hollow, layout_with};
+use skep_runtime::image::Image;
 use skep_verifier::{HostContext, Verified};
 
+use super::hook::LEAST_BUDGET;
 use super::{Host, HostError, Tenant, no_room};
 use crate::front::account::Charge;
 use crate::front::object::{MapUser, ProgObject};
@@ -46,8 +48,8 @@ pub(super) struct ProgramCell {
     host: Host,
     name: String,
     context: Arc<HostContext>,
-    /// The place of its code. Runs look at it on their slot; code that is replaced is retired.
-    place: AtomicU32,
+    /// Its code. Runs look at it on their slot; code that is replaced is retired.
+    image: AtomicPtr<Image>,
     code: Mutex<Box<Code>>,
     over_budget: AtomicU64,
     /// The hooks that it is attached to, as often as it is.
@@ -63,8 +65,8 @@ pub(super) struct Code {
 }
 
 impl Code {
-    fn place(&self) -> u32 {
-        self.program.place.index()
+    fn image(&self, host: &Host) -> *mut Image {
+        host.subsystem().world().image(&self.program.place).cast_mut()
     }
 }
 
@@ -81,13 +83,15 @@ impl ProgramCell {
         &self.context
     }
 
-    pub(super) fn place(&self) -> u32 {
-        self.place.load(Ordering::Acquire)
+    /// To be run on a slot of the host, and there only. Never null.
+    #[inline]
+    pub(super) fn image(&self) -> *const Image {
+        self.image.load(Ordering::Acquire)
     }
 
     fn replace(&self, code: Code) {
         let mut current = self.code.lock().unwrap_or_else(PoisonError::into_inner);
-        self.place.store(code.place(), Ordering::SeqCst);
+        self.image.store(code.image(&self.host), Ordering::SeqCst);
         let old = std::mem::replace(&mut *current, Box::new(code));
         self.host.subsystem().world().retire_value(old);
     }
@@ -203,7 +207,7 @@ fn cell(tenant: &Tenant, name: String, context: Arc<HostContext>, code: Code) ->
         host: tenant.host.clone(),
         name,
         context,
-        place: AtomicU32::new(code.place()),
+        image: AtomicPtr::new(code.image(&tenant.host)),
         code: Mutex::new(Box::new(code)),
         over_budget: AtomicU64::new(0),
         attached: Mutex::default(),
@@ -247,6 +251,7 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
         engine: tenant.host.0.options.engine,
         maps: MapIndices::Each(indices.into()),
         budget: true,
+        uncounted: LEAST_BUDGET as u32,
         harden: tenant.host.0.options.harden,
         ..skep_jit::Options::default()
     };
