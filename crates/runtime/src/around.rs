@@ -7,6 +7,9 @@
 //! program's maps then. Each change that brings maps has a number, and a process knows the last one that it has the maps
 //! of; where that is less, the function runs as if nothing were around it.
 
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::clock;
 use crate::env::{Env, STACK_TOTAL};
 use crate::interp::{self, Room};
 
@@ -27,8 +30,8 @@ pub struct Caller {
     pub cookie: u64,
     /// The index of its cell.
     pub prog: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Its runs are counted: the index, plus one, of the link that they are counted for. Else 0.
+    pub counted: u32,
 }
 
 /// What runs around a function, for the interpreter; the [`Caller`]s follow: those before, then those behind.
@@ -60,7 +63,7 @@ pub struct Around {
 impl Caller {
     /// As it stands in memory.
     pub fn bytes(&self) -> [u8; size_of::<Caller>()] {
-        let words = [self.cookie, u64::from(self.prog)];
+        let words = [self.cookie, u64::from(self.prog) | u64::from(self.counted) << 32];
         let mut bytes = [0; size_of::<Caller>()];
         for (to, from) in bytes.iter_mut().zip(words.iter().flat_map(|w| w.to_ne_bytes())) {
             *to = from;
@@ -149,14 +152,51 @@ impl Around {
                 };
                 env.cookie = caller.cookie;
                 env.prog_type = (*image).prog_type;
+                let start = if caller.counted == 0 { 0 } else { clock::monotonic(env.proc) };
                 if !interp::nested(env, image, room) {
                     return false;
+                }
+                if let Some(link) = caller.counted.checked_sub(1) {
+                    tally(env, link, start);
                 }
             }
             (env.ctx, env.cookie, env.prog_type) = kept;
         }
         true
     }
+}
+
+/// Counts a run that began at `start`.
+///
+/// # Safety
+/// `env` is of a run.
+unsafe fn tally(env: &Env, link: u32, start: u64) {
+    // SAFETY: the arenas are mapped for as long as programs run, and the row is of the slot that the run has.
+    unsafe {
+        let Some(row) = (*env.shared).count(&*env.control, link, env.slot) else { return };
+        let ns = clock::monotonic(env.proc).saturating_sub(start);
+        row.hits.store(row.hits.load(Relaxed).wrapping_add(1), Relaxed);
+        row.time_ns.store(row.time_ns.load(Relaxed).wrapping_add(ns), Relaxed);
+    }
+}
+
+/// For machine code: the time before a run that is counted.
+///
+/// # Safety
+/// `env` is of a run.
+pub(crate) unsafe extern "sysv64" fn begun(_: u64, _: u64, _: u64, _: u64, _: u64, env: *mut Env) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { clock::monotonic((*env).proc) }
+}
+
+/// For machine code: counts a run for a link, which began at `start`.
+///
+/// # Safety
+/// `env` is of a run.
+pub(crate) unsafe extern "sysv64" fn ran(link: u64, start: u64, _: u64, _: u64, _: u64, env: *mut Env) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { tally(&*env, link as u32, start) };
+    0
 }
 
 /// The top of a slot's stack.

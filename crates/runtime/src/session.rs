@@ -200,8 +200,8 @@ pub struct LinkCount {
     pub no_slot: AtomicU64,
     /// Runs that were ended by the run-time budget.
     pub over_budget: AtomicU64,
-    /// Reserved, zero.
-    pub reserved: AtomicU64,
+    /// Nanoseconds of runs around functions, while those are counted.
+    pub time_ns: AtomicU64,
 }
 
 /// Bytes of a shared arena.

@@ -337,6 +337,8 @@ impl Env<'_> {
             (ProgType::Tracing, Some(AttachType::TraceFentry | AttachType::TraceFexit)) => range(0, 0),
             (ProgType::Tracing, Some(AttachType::TraceIter)) => range(0, 1),
             (ProgType::Lsm, Some(AttachType::LsmCgroup)) => range(i64::from(self.hook.returns_nothing()), 1),
+            // What takes the place of a function of one is not held to its hook's range.
+            (ProgType::Lsm, _) if self.hook.extends => Returned::Anything,
             (ProgType::Lsm, _) => match self.hook_returns() {
                 Some((low, high)) => Returned::Range { low, high, narrow: true },
                 None => Returned::Anything,

@@ -6,11 +6,12 @@
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::abi;
 use skep_runtime::around::{Caller, MAX_ARGS, RETURNED};
+use skep_runtime::helpers::entry;
 use skep_runtime::image::CODE_OFFSET;
 
 use super::asm::{Alu, Cc, Mem, Size};
 use super::layout::{Label, Layout};
-use super::regs::{ENV, FP, R8, R11, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
+use super::regs::{ENV, FP, R8, R9, R11, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
 use crate::Place;
 use crate::around::Around;
 
@@ -21,7 +22,11 @@ const KEPT_CTX: i32 = 0;
 const KEPT_COOKIE: i32 = 8;
 const KEPT_TYPE: i32 = 16;
 const KEPT_TAIL_CALLS: i32 = 20;
-const HEAD: i32 = 24;
+/// When a run began that is counted.
+const BEGUN: i32 = 24;
+/// Where its code is meanwhile.
+const CODE: i32 = 32;
+const HEAD: i32 = 40;
 const CTX: i32 = HEAD + skep_runtime::around::CONTEXT_HEAD as i32;
 /// Where these are in the environment, and their sizes.
 const KEPT: [(i32, i32, Size); 4] = [
@@ -174,11 +179,27 @@ impl Maker {
             let gone = self.layout.label();
             self.layout.jcc(Cc::E, gone);
             let asm = &mut self.layout.asm;
-            asm.lea(true, RAX, Mem { base: Some(RAX), index: Some((R11, 0)), disp: CODE_OFFSET as i32 });
+            if program.counted != 0 {
+                // Where its code is waits on the stack.
+                asm.lea(true, RAX, Mem { base: Some(RAX), index: Some((R11, 0)), disp: CODE_OFFSET as i32 });
+                asm.store(Size::Dw, Mem::at(RSP, CODE), RAX);
+                self.call_out(entry::BEGUN);
+                let asm = &mut self.layout.asm;
+                asm.store(Size::Dw, Mem::at(RSP, BEGUN), RAX);
+                asm.load(Size::Dw, RAX, Mem::at(RSP, CODE));
+            } else {
+                asm.lea(true, RAX, Mem { base: Some(RAX), index: Some((R11, 0)), disp: CODE_OFFSET as i32 });
+            }
+            let asm = &mut self.layout.asm;
             asm.mov_rr(true, RDI, ENV);
             asm.lea(true, RSI, Mem::at(RSP, CTX));
             asm.mov_rr(true, RDX, FP);
             asm.call_reg(RAX);
+            if let Some(link) = program.counted.checked_sub(1) {
+                asm.mov_ri(RDI, u64::from(link));
+                asm.load(Size::Dw, RSI, Mem::at(RSP, BEGUN));
+                self.call_out(entry::RAN);
+            }
             self.layout.bind(gone);
         }
         let asm = &mut self.layout.asm;
@@ -186,6 +207,15 @@ impl Maker {
             asm.load(size, R11, Mem::at(RSP, kept));
             asm.store(size, Mem::at(ENV, field), R11);
         }
+    }
+
+    /// Calls an entry of the run's table with the arguments in place.
+    fn call_out(&mut self, entry: u32) {
+        let asm = &mut self.layout.asm;
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::TABLE));
+        asm.load(Size::Dw, R11, Mem::at(R11, entry as i32 * 8));
+        asm.mov_rr(true, R9, ENV);
+        asm.call_reg(R11);
     }
 
     /// Goes to code elsewhere in the arena, with the arguments in place; with `back` it is called.

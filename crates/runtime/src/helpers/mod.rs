@@ -30,8 +30,12 @@ pub mod entry {
     pub const TAIL_CALL: u32 = 0;
     /// A load from the packet: context, offset and size in r1 to r3; a negative number if it is not there.
     pub const PACKET: u32 = 1;
+    /// The time before a run that is counted.
+    pub const BEGUN: u32 = 2;
+    /// Counts a run: the link that it is counted for and when it began in r1 and r2.
+    pub const RAN: u32 = 3;
     /// What is called in the place of a helper where the map is known ([`sized`](super::sized)).
-    pub const SIZED: u32 = 2;
+    pub const SIZED: u32 = 4;
     /// The first helper.
     pub const FIRST: u32 = SIZED + super::sized::COUNT;
 }
@@ -102,7 +106,7 @@ macro_rules! table {
 
         /// The functions that machine code calls.
         pub(crate) static TABLE: Table = sized::with!(
-            crate::native::tail_call, crate::native::packet_load; $(native::$name,)* $(kernel::$kname,)*);
+            crate::native::tail_call, crate::native::packet_load, crate::around::begun, crate::around::ran; $(native::$name,)* $(kernel::$kname,)*);
 
         /// The place of a helper in the table that machine code calls through.
         pub fn index(id: u32) -> Option<u32> {

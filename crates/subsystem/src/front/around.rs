@@ -5,6 +5,7 @@
 //! change works out the cell's new value and stores it once; what stood there before goes when no run can be in it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use skep_ebpf::Errno;
@@ -14,7 +15,9 @@ use skep_runtime::env::{EXTENSION_STACK, STACK_BYTES};
 use skep_runtime::image::CODE_OFFSET;
 
 use super::object::{MapObject, ProgObject};
+use super::targets::NewLink;
 use super::world::{CodePlace, World};
+use crate::place::When;
 
 /// Programs that can be attached to one function, as the kernel's trampolines have room for.
 const MAX_PROGRAMS: usize = 38;
@@ -53,6 +56,8 @@ struct Extension {
 /// What is attached to one function.
 #[derive(Debug, Default)]
 struct Function {
+    /// The program that it is of; whoever is attached to it holds that.
+    of: Weak<ProgObject>,
     extension: Option<Extension>,
     /// The newest first, which is their order.
     tracers: Vec<Tracer>,
@@ -69,6 +74,8 @@ struct State {
     extended: HashMap<u32, Vec<(Arc<ProgObject>, usize)>>,
     numbers: u64,
     changes: u64,
+    /// Runs of programs around functions are counted.
+    counting: bool,
 }
 
 /// All functions that something is attached to.
@@ -277,6 +284,7 @@ impl Arounds {
         state.numbers += 1;
         let number = state.numbers;
         let there = state.functions.entry(key).or_default();
+        there.of = Arc::downgrade(target);
         match how {
             How::Extension => there.extension = Some(Extension { number, prog: Arc::clone(prog), change }),
             How::Before | How::Behind => {
@@ -390,16 +398,19 @@ impl Arounds {
             return Ok(None);
         }
         let body_head = there.extension.as_ref().map_or(prog, |e| &e.prog).loaded.head();
-        let callers = |behind: bool| -> Vec<Caller> {
-            let these = there.tracers.iter().filter(|t| t.behind == behind);
-            these.map(|t| Caller { cookie: t.cookie, prog: t.prog.place.index(), reserved: 0 }).collect()
+        let caller = |t: &Tracer| {
+            let counted = if state.counting { self.counted(&t.prog)? + 1 } else { 0 };
+            Ok(Caller { cookie: t.cookie, prog: t.prog.place.index(), counted })
+        };
+        let callers = |behind: bool| -> Result<Vec<Caller>, Errno> {
+            there.tracers.iter().filter(|t| t.behind == behind).map(caller).collect()
         };
         let heads = || there.tracers.iter().map(|t| t.prog.loaded.head());
         let room = (heads().map(|h| h.stack).max().unwrap_or(0), heads().map(|h| h.frames).max().unwrap_or(0));
         let head = prog.loaded.head();
         let takes =
             (head.stack.max(body_head.stack).min(STACK_BYTES as u32), head.frames.max(body_head.frames), head.nmaps);
-        let (before, behind) = (callers(false), callers(true));
+        let (before, behind) = (callers(false)?, callers(true)?);
         let mut what = Around {
             engine: Engine::Jit,
             main: n == 0,
@@ -432,6 +443,39 @@ impl Arounds {
             what.room = (room.0.max(body.0) + CONTEXT as u32, room.1.max(body.1) + 1);
         }
         self.world.add_around(native.as_ref(), &what).map(Some)
+    }
+
+    /// The link that runs of a program around functions are counted for.
+    fn counted(&self, prog: &ProgObject) -> Result<u32, Errno> {
+        if let Some(place) = prog.counted.get() {
+            return Ok(place.index());
+        }
+        let place = self.world.add_link(NewLink { prog: None, when: When::Entry, flags: 0, cookie: 0 })?;
+        Ok(prog.counted.get_or_init(|| place).index())
+    }
+
+    /// Has runs of programs around functions counted while there are users of that, and else not.
+    pub fn count(&self, users: &AtomicU64) -> Result<(), Errno> {
+        let mut gone = Vec::new();
+        let mut held = Vec::new();
+        let mut state = self.lock();
+        let wanted = users.load(Ordering::Relaxed) > 0;
+        if state.counting == wanted {
+            return Ok(());
+        }
+        state.counting = wanted;
+        let traced = state.functions.iter().filter(|(_, there)| !there.tracers.is_empty());
+        let traced: Vec<_> = traced.map(|((_, n), there)| (there.of.clone(), *n)).collect();
+        let mut done = Ok(());
+        for (of, n) in traced {
+            if let Some(of) = of.upgrade() {
+                done = done.and(self.lead(&mut state, &of, n, &mut gone));
+                held.push(of);
+            }
+        }
+        drop(state);
+        drop((held, gone));
+        done
     }
 
     /// Programs that came to a target with maps of their own: processes that run it get them now.

@@ -227,7 +227,7 @@ fn prog_info(
     i.put_u64(88, 0);
     i.put_u64(96, 0);
     let code = xlated::instructions(prog);
-    let (ns, runs) = prog.runs.get();
+    let (ns, runs) = prog.run_time();
     i.put_u64(192, ns);
     i.put_u64(200, runs);
     i.put_u64(208, prog.runs.misses());
@@ -286,6 +286,7 @@ impl Subsystem {
         if attr.u32(enable_stats::TYPE) != 0 {
             return Err(Errno::EINVAL);
         }
-        self.install(client, Object::Stats(Arc::new(StatsSwitch::new(&self.stats_users))))
+        let switch = StatsSwitch::new(&self.stats_users, &self.arounds)?;
+        self.install(client, Object::Stats(Arc::new(switch)))
     }
 }

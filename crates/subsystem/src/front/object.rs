@@ -13,6 +13,7 @@ use skep_maps::control::Map;
 use skep_verifier::Verified;
 
 use super::account::Charge;
+use super::around::Arounds;
 use super::bells::Bell;
 use super::hooks::Told;
 use super::ids::Id;
@@ -20,6 +21,7 @@ use super::iter::IterFile;
 use super::link::LinkObject;
 use super::offload::Offloaded;
 use super::perf::{Feed, PerfEvent};
+use super::targets::LinkPlace;
 use super::token::TokenObject;
 use super::users::Users;
 use super::world::{MapPlace, ProgPlace};
@@ -295,6 +297,8 @@ pub struct ProgObject {
     pub line_info: (u32, Vec<u8>),
     /// Runs and their time, while statistics are on.
     pub runs: RunStats,
+    /// What its runs around functions are counted for, once they are.
+    pub(super) counted: OnceLock<LinkPlace>,
     /// The device that it was made for.
     pub offloaded: Option<Offloaded>,
     /// What its owner is charged.
@@ -356,6 +360,13 @@ impl ProgObject {
     /// Prog arrays and extensions.
     pub fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    /// Nanoseconds and runs while statistics were on.
+    pub fn run_time(&self) -> (u64, u64) {
+        let (ns, runs) = self.runs.get();
+        let (around_ns, around) = self.counted.get().map_or((0, 0), LinkPlace::ran);
+        (ns.wrapping_add(around_ns), runs.wrapping_add(around))
     }
 
     /// True if it takes the place of functions of other programs.
@@ -435,18 +446,25 @@ pub struct BtfObject {
 
 /// While one lives, statistics are counted.
 #[derive(Debug)]
-pub struct StatsSwitch(Arc<AtomicU64>);
+pub struct StatsSwitch {
+    users: Arc<AtomicU64>,
+    arounds: Arc<Arounds>,
+}
 
 impl StatsSwitch {
-    /// Switches on.
-    pub fn new(users: &Arc<AtomicU64>) -> StatsSwitch {
+    /// Switches on. `ENOMEM` if there is no room for counting.
+    pub fn new(users: &Arc<AtomicU64>, arounds: &Arc<Arounds>) -> Result<StatsSwitch, Errno> {
         users.fetch_add(1, Ordering::Relaxed);
-        StatsSwitch(Arc::clone(users))
+        let switch = StatsSwitch { users: Arc::clone(users), arounds: Arc::clone(arounds) };
+        arounds.count(users)?;
+        Ok(switch)
     }
 }
 
 impl Drop for StatsSwitch {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.users.fetch_sub(1, Ordering::Relaxed);
+        // What is left counting is only slower.
+        let _ = self.arounds.count(&self.users);
     }
 }

@@ -1,7 +1,7 @@
 //! What traced processes have of a world: its links, the memory that they map, and what they leave behind.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,19 @@ impl LinkPlace {
         {
             row.state.store(if on { link_state::ON } else { link_state::OFF }, Ordering::Release);
         }
+    }
+}
+
+impl LinkPlace {
+    /// Nanoseconds and runs that were counted for it. Processes write them, so they are as true as those are.
+    pub(super) fn ran(&self) -> (u64, u64) {
+        let Some(world) = self.world.upgrade() else { return (0, 0) };
+        let (control, shared) = (world.head(), world.shared_head());
+        let rows = (0..=control.nslots).filter_map(|slot| shared.count(control, self.index, slot));
+        let word = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        rows.fold((0, 0), |(ns, runs), row: &LinkCount| {
+            (word(&row.time_ns).wrapping_add(ns), word(&row.hits).wrapping_add(runs))
+        })
     }
 }
 

@@ -20,7 +20,7 @@ pub fn types() -> Option<Arc<Btf>> {
 }
 
 /// Who answers calls. Answers are descriptors, 0, or negative errnos.
-pub trait Kernel {
+pub trait Kernel: Sync {
     /// `bpf(2)`.
     fn bpf(&self, cmd: u32, attr: &mut [u8]) -> i64;
     /// `close(2)`.

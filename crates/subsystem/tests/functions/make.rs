@@ -25,6 +25,7 @@ pub const RAW_OPEN: u32 = 17;
 pub const BTF_LOAD: u32 = 18;
 pub const LINK_CREATE: u32 = 28;
 pub const LINK_UPDATE: u32 = 29;
+pub const ENABLE_STATS: u32 = 32;
 pub const LINK_DETACH: u32 = 34;
 
 pub const KPROBE: u32 = 2;

@@ -1,5 +1,7 @@
 //! The rows.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::kernel::Kernel;
 use crate::make::*;
 use crate::script::{Attrs, Script};
@@ -58,6 +60,8 @@ pub fn run(s: &mut Script<'_>) {
     depth(s);
     what_tracers_see(s);
     lives(s);
+    while_it_runs(s);
+    statistics(s);
     special::run(s);
 }
 
@@ -185,6 +189,7 @@ fn tracing_targets(s: &mut Script<'_>) {
         ("fmod_ret", TRACING, MODIFY_RETURN, kernel_type("bpf_modify_return_test", true)),
         ("tp_btf", TRACING, RAW_TP, kernel_type("btf_trace_sched_switch", false)),
         ("lsm", LSM, LSM_MAC, kernel_type("bpf_lsm_inode_mkdir", true)),
+        ("security of bpf", LSM, LSM_MAC, kernel_type("bpf_lsm_bpf", true)),
     ];
     for (name, ty, how, id) in kernel {
         let p = Program::new(ty, how, &WITH_F, WITH_F_TEXT).on(0, id).load(s, &format!("kernel's: {name}"));
@@ -243,6 +248,8 @@ fn attach(s: &mut Script<'_>) {
     s.answered("attach: program info, type", i64::from(field(&told, 0)), false);
     s.answered("attach: program info, types attached to", i64::from(field(&told, 220)), false);
     s.answered("attach: program info, type attached to", i64::from(field(&told, 224) == type_of(F)), false);
+    s.answered("attach: program info, functions with types", i64::from(field(&told, 144)), false);
+    s.answered("attach: program info, there is machine code", i64::from(field(&told, 16) > 0), false);
     open(s, "attach: again, no target given", e);
     link(s, "attach: again, the same target", e, t, type_of(F), 0);
     let e2 = extension(&OF_INT, "r0 = 7\nexit\n").on(t, type_of(F)).load(s, "attach: a second extension");
@@ -571,4 +578,77 @@ fn lives(s: &mut Script<'_>) {
     there(s, "lives: attached, target closed");
     s.close(l);
     there(s, "lives: link closed");
+}
+
+/// An extension comes and goes while the target is run by another thread.
+fn while_it_runs(s: &mut Script<'_>) {
+    const CYCLES: usize = 100;
+    let t = target().load(s, "running: target");
+    let e = extension(&OF_INT, HUNDRED).on(t, type_of(F)).load(s, "running: extension");
+    // The first attachment is of the function that it was loaded for; the others name it.
+    let first = open(s, "running: extension, open", e);
+    s.close(first);
+    let (kernel, stop) = (s.kernel, AtomicBool::new(false));
+    let (mut failed, mut others) = (0, 0);
+    std::thread::scope(|scope| {
+        let runs = || {
+            let (data, mut strange) = ([0u8; 64], 0);
+            while !stop.load(Ordering::Relaxed) {
+                let mut attr = Attrs::new(80).u32(0, t as u32).u32(8, data.len() as u32).ptr(16, &data);
+                let r = kernel.bpf(TEST_RUN, &mut attr.0);
+                let retval = u32::from_ne_bytes(attr.0[4..8].try_into().expect("four bytes"));
+                strange += i64::from(r < 0 || retval != 1006 && retval != 1100);
+            }
+            strange
+        };
+        let runner = scope.spawn(runs);
+        for _ in 0..CYCLES {
+            let mut attr = Attrs::new(64).u32(0, e as u32).u32(4, t as u32).u32(16, type_of(F));
+            match kernel.bpf(LINK_CREATE, &mut attr.0) {
+                link if link >= 0 => kernel.close(link),
+                _ => failed += 1,
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        others = runner.join().expect("the runs");
+    });
+    s.answered("running: failed attaches", failed, false);
+    s.answered("running: results that are neither", others, false);
+    runs(s, "running: target returns at the end", t);
+}
+
+/// Runs of the programs that are counted while somebody wants that.
+fn statistics(s: &mut Script<'_>) {
+    let t = target().load(s, "statistics: target");
+    let entry = around(FENTRY, &TRACER, ZERO).on(t, type_of(F)).load(s, "statistics: fentry");
+    let exit = around(FEXIT, &TRACER, ZERO).on(t, type_of(F)).load(s, "statistics: fexit");
+    let e = extension(&OF_SKB, HUNDRED).on(t, type_of(G)).load(s, "statistics: extension");
+    let links: Vec<i64> = [("fentry", entry), ("fexit", exit), ("extension", e)]
+        .map(|(name, fd)| open(s, &format!("statistics: {name}, open"), fd))
+        .into();
+    let counts = |s: &mut Script<'_>, when: &str| {
+        for (name, fd) in [("target", t), ("fentry", entry), ("fexit", exit), ("extension", e)] {
+            let told = info(s.kernel, fd, 216);
+            let word = |at: usize| i64::from(field(&told, at)) | i64::from(field(&told, at + 4)) << 32;
+            s.answered(&format!("statistics: {when}: runs of the {name}"), word(200), false);
+            s.answered(&format!("statistics: {when}: the {name} took time"), i64::from(word(192) > 0), false);
+            s.answered(&format!("statistics: {when}: the {name} was left out"), word(208), false);
+        }
+    };
+    runs(s, "statistics: off: target returns", t);
+    counts(s, "off");
+    let on = s.call("statistics: on", ENABLE_STATS, &mut Attrs::new(4));
+    for n in 0..3 {
+        runs(s, &format!("statistics: run {n}: target returns"), t);
+    }
+    counts(s, "three runs");
+    s.close(on);
+    runs(s, "statistics: off again: target returns", t);
+    counts(s, "off again");
+    let on = s.call("statistics: on again", ENABLE_STATS, &mut Attrs::new(4));
+    s.close(links[0]);
+    runs(s, "statistics: the fentry gone: target returns", t);
+    counts(s, "the fentry gone");
+    s.close(on);
+    links[1..].iter().for_each(|l| s.close(*l));
 }
