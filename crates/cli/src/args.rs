@@ -27,7 +27,8 @@ pub enum Command {
     /// Run a loader of BPF programs on this subsystem
     Exec(NotYet),
     /// Show programs
-    Prog(NotYet),
+    #[command(subcommand)]
+    Prog(Prog),
     /// Show maps
     Map(NotYet),
     /// Show links
@@ -167,6 +168,47 @@ pub struct Trace {
     /// Trace a command from its start
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Prog {
+    /// Print the instructions of an object's programs as the verifier leaves them, or their machine code
+    Dump(Dump),
+    /// List programs
+    #[command(visible_alias = "list")]
+    Show(NotYet),
+}
+
+/// What is dumped.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Instructions, rewritten
+    Xlated,
+    /// Machine code
+    Jited,
+}
+
+#[derive(Args, Debug)]
+pub struct Dump {
+    /// What to print
+    pub form: Form,
+    /// Object file
+    #[arg(value_name = "OBJECT")]
+    pub object: PathBuf,
+    /// Only the program of this C function; may be given several times
+    #[arg(long = "prog", value_name = "NAME")]
+    pub progs: Vec<String>,
+    /// Print one JSON object per program
+    #[arg(long)]
+    pub json: bool,
+    /// Print the bytes of each instruction, too
+    #[arg(long)]
+    pub opcodes: bool,
+    /// Print file, line and column of each C line, too
+    #[arg(long)]
+    pub linum: bool,
+    #[command(flatten)]
+    pub load: Load,
 }
 
 #[derive(Args, Debug)]

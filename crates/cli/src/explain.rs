@@ -155,9 +155,16 @@ pub fn log(verdict: Result<&Verified, &Rejection>, options: &Options) -> String 
 }
 
 /// The names of a program's maps, and of the kernel's functions.
-struct Named<'a> {
+pub struct Named<'a> {
     program: &'a Program,
     kernel: Option<&'a Btf>,
+}
+
+impl<'a> Named<'a> {
+    /// Those of a verified program.
+    pub fn of(verified: &'a Verified) -> Named<'a> {
+        Named { program: verified.program(), kernel: verified.kernel_types() }
+    }
 }
 
 impl Names for Named<'_> {

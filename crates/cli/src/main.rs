@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod dump;
 mod explain;
 mod histogram;
 mod json;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, NotYet};
+use args::{Cli, Command, NotYet, Prog};
 use out::OutError;
 
 /// Exit statuses, as scripts know them.
@@ -87,7 +88,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Trace(args) => trace::main(&args),
         Command::Exec(args) => not_yet("exec", &args),
-        Command::Prog(args) => not_yet("prog", &args),
+        Command::Prog(Prog::Dump(args)) => dump::main(&args),
+        Command::Prog(Prog::Show(args)) => not_yet("prog show", &args),
         Command::Map(args) => not_yet("map", &args),
         Command::Link(args) => not_yet("link", &args),
         Command::Btf(args) => not_yet("btf", &args),

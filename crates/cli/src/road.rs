@@ -15,12 +15,12 @@ pub fn verified(object: &Object, linker: &Linker, name: &str) -> Result<Verified
     })?;
     program.flags |= object.btf().map_or(0, |btf| tagged_flags(btf, name));
     let shown = program.clone();
-    verify(program, &Options::default()).map_err(|rejection| {
+    let options = Options { btf: linker.options()?.btf.clone(), ..Options::default() };
+    verify(program, &options).map_err(|rejection| {
         let (verdict, status) = match rejection.outcome {
             Outcome::Rejected => ("rejected", status::NO),
             Outcome::Unsupported => ("unsupported", status::UNSUPPORTED),
         };
-        let options = Options::default();
         let why = verifier::explain(&shown, &options).filter(|_| rejection.outcome == Outcome::Rejected);
         let title = format!("program {name} is {verdict}");
         Failure::Refused { status, explanation: explain::rejection(&title, &shown, &options, &rejection, why.as_ref()) }

@@ -84,6 +84,64 @@ fn check_accepts() {
 }
 
 #[test]
+fn dumps_show_instructions_and_lines() {
+    let done = run(&["prog", "dump", "xlated", "test/count.bpf.o", "--prog", "on_entry", "--linum"]);
+    assert_eq!(done.status, 0, "{}", done.err);
+    for part in ["on_entry:\n", "   0: (", "count.bpf.c line_num:", "exit\n", "map["] {
+        assert!(done.out.contains(part), "no {part:?} in\n{}", done.out);
+    }
+
+    let done = run(&["prog", "dump", "xlated", "--json", "--opcodes", "test/count.bpf.o"]);
+    let lines = done.lines();
+    assert_eq!(lines.len(), 2, "a line for each program");
+    assert_eq!(keys(&lines[0]), ["insns", "object", "program"]);
+    let insns = lines[0]["insns"].as_array().unwrap();
+    assert_eq!(insns[0]["name"], lines[0]["program"]);
+    assert!(insns.iter().any(|i| i["src"].is_string()), "{}", done.out);
+    let last = insns.last().unwrap();
+    assert_eq!(
+        (last["disasm"].as_str(), last["opcodes"].as_str()),
+        (Some("(95) exit"), Some("95 00 00 00 00 00 00 00"))
+    );
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn dumps_show_machine_code() {
+    let done = run(&["prog", "dump", "jited", "../../bpf/engines/loops.bpf.o"]);
+    assert_eq!(done.status, 0, "{}", done.err);
+    for part in [":\n", "   0:\t", "ret", "%rax", "\n; "] {
+        assert!(done.out.contains(part), "no {part:?} in\n{}", done.out);
+    }
+
+    let done = run(&["prog", "dump", "jited", "--json", "--opcodes", "--linum", "test/count.bpf.o"]);
+    let lines = done.lines();
+    assert_eq!(keys(&lines[0]), ["functions", "object", "program"]);
+    let function = &lines[0]["functions"][0];
+    assert_eq!(function["name"], lines[0]["program"]);
+    let insns = function["insns"].as_array().unwrap();
+    // What is printed is all of it, in order: each begins where the one in front of it ends.
+    let mut at = 0;
+    for insn in insns {
+        assert_eq!(insn["pc"], format!("{at:#x}"), "{insn}");
+        at += insn["opcodes"].as_str().unwrap().split(' ').count();
+        assert!(insn["operation"] != "(bad)" && insn["operands"].is_array(), "{insn}");
+    }
+    assert!(insns.iter().any(|i| i["src"].is_string() && i["line_num"].is_u64()), "{}", done.out);
+    assert!(insns.iter().any(|i| i["operation"] == "ret"), "{}", done.out);
+}
+
+#[test]
+fn dumps_say_why_there_is_none() {
+    let done = run(&["prog", "dump", "xlated", "--prog", "nobody", "test/count.bpf.o"]);
+    assert_eq!((done.status, done.err.contains("nobody")), (2, true), "{}", done.err);
+    // The others are dumped nevertheless.
+    let done = run(&["prog", "dump", "jited", "test/packet.bpf.o"]);
+    assert_eq!(done.status, 1, "{}", done.err);
+    assert!(done.err.contains("rejected") && done.out.contains("sum:\n"), "{}{}", done.err, done.out);
+}
+
+#[test]
 fn check_rejects_with_the_line() {
     let done = run(&["check", "--json", "--prog", "rejected", "test/packet.bpf.o"]);
     assert_eq!(done.status, 1);
