@@ -250,6 +250,87 @@ fn abandoned_return_entries_come_back() {
     assert_eq!(world.count(0, |c| &c.hits), 8);
 }
 
+/// Return entries that are neither in use, nor kept free by a thread, nor on the list of free ones, nor fresh; or that are more
+/// than one of that.
+fn strays(world: &World) -> Vec<u32> {
+    // SAFETY: the tables of this world.
+    let (rets, head) = unsafe {
+        let rets = std::slice::from_raw_parts(world.proc.rets as *const RetEntry, world.proc.nret as usize);
+        (rets, &*(world.proc.ret_head as *const RetHead))
+    };
+    let fresh = head.fresh.load(Ordering::Relaxed);
+    let mut states: Vec<u32> = rets.iter().map(|e| e.used.load(Ordering::Relaxed) & 1).collect();
+    states.iter_mut().skip(fresh as usize).for_each(|n| *n += 1);
+    let mut next = head.free.load(Ordering::Relaxed) as u32;
+    while let Some(index) = next.checked_sub(1) {
+        states[index as usize] += 1;
+        next = rets[index as usize].next.load(Ordering::Relaxed);
+    }
+    for thread in threads(world) {
+        for (place, kept) in thread.rets.iter().enumerate() {
+            let home = &raw const *thread as u64 + place as u64;
+            let index = kept.load(Ordering::Relaxed).wrapping_sub(1) as usize;
+            let free = thread.rets_free.load(Ordering::Relaxed) & 1 << place != 0;
+            if free {
+                assert_eq!(rets[index].home.load(Ordering::Relaxed), home);
+                states[index] += 1;
+            }
+        }
+    }
+    (0..).zip(states).filter(|&(_, n)| n != 1).map(|(index, _)| index).collect()
+}
+
+#[test]
+fn return_entries_are_found_again_wherever_functions_return() {
+    const ROUNDS: usize = 2000;
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::RETURN)], 64);
+    let (hit, ret) = blob();
+    let enter = |slot: &mut u64| {
+        *slot = 0x1234;
+        let mut regs = PtRegs { rip: world.site.ip, rsp: &raw mut *slot as u64, ..PtRegs::default() };
+        // SAFETY: site and registers are of this process.
+        let stub = unsafe { hit(&raw const *world.site, &raw mut regs) };
+        assert_ne!(stub, 0);
+        *slot = (stub - STUBS) / STUB_SIZE;
+    };
+    let leave = |slot: &mut u64| {
+        let mut regs = PtRegs { rsp: &raw mut *slot as u64 + 8, ..PtRegs::default() };
+        // SAFETY: as above.
+        assert_eq!(unsafe { ret(&raw const *world.proc, *slot as u32, &raw mut regs) }, 0x1234);
+    };
+    // Functions of up to seven coroutines, which one thread enters and any of two leaves.
+    let under_way = Mutex::new(vec![0u64; 7].into_boxed_slice());
+    let turn = std::sync::Barrier::new(2);
+    std::thread::scope(|s| {
+        for me in 0..2 {
+            let (world, under_way, turn) = (&world, &under_way, &turn);
+            s.spawn(move || {
+                for round in 0..ROUNDS {
+                    let deep = round % 7 + 1;
+                    turn.wait();
+                    if round / 7 % 2 == me {
+                        under_way.lock().unwrap()[..deep].iter_mut().for_each(enter);
+                    }
+                    turn.wait();
+                    let mut all = under_way.lock().unwrap();
+                    all[..deep]
+                        .iter_mut()
+                        .enumerate()
+                        .filter(|(n, _)| (n + round / 3) % 2 == me)
+                        .for_each(|(_, slot)| leave(slot));
+                    drop(all);
+                    turn.wait();
+                    if me == 0 {
+                        assert_eq!(strays(world), [0u32; 0], "round {round}");
+                    }
+                }
+            });
+        }
+    });
+    let calls: u64 = (0..ROUNDS as u64).map(|round| round % 7 + 1).sum();
+    assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (calls, 0));
+}
+
 #[test]
 fn a_run_that_was_left_gives_its_slot_back() {
     let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
@@ -339,7 +420,7 @@ fn call_chains_follow_frame_pointers_and_stubs() {
     assert_eq!(seen[..5], [4 * 8, world.site.ip, behind_call, 0xaaaa, 0xbbbb]);
     // Behind the return the chain begins with the return address.
     stack[2] = (stub - STUBS) / STUB_SIZE;
-    let mut at_return = regs;
+    let mut at_return = PtRegs { rsp: regs.rsp + 8, ..regs };
     // SAFETY: as above.
     let real = unsafe { ret(&raw const *world.proc, stack[2] as u32, &raw mut at_return) };
     let seen = words(&world);

@@ -69,7 +69,7 @@ pub const MAX_LOOPS: u32 = 1 << 23;
 /// Rounds of the loops of one call of a function that has a `may_goto`.
 pub const MAY_GOTO_ROUNDS: u32 = 1 << 23;
 /// A byte: the budget was spent.
-pub const OVER_BUDGET: i32 = offset_of!(Env, over_budget) as i32;
+pub const OVER_BUDGET: i32 = offset_of!(Env, modes.over_budget) as i32;
 
 /// Bytes of a map handle.
 pub const MAP_REF_SIZE: i32 = size_of::<MapRef>() as i32;

@@ -37,12 +37,12 @@ impl Callback {
     pub(crate) unsafe fn call(&self, env: &mut Env, args: [u64; 5]) -> Option<u64> {
         env.fuel = env.fuel.wrapping_sub(1);
         if env.fuel == 0 {
-            env.over_budget = true;
+            env.modes.over_budget = true;
             return None;
         }
         // SAFETY: the address is that of a function of the program that runs; there is room for its frame.
         let r0 = unsafe {
-            if env.native {
+            if env.modes.native {
                 let code: NativeFn = transmute(self.function as *const u8);
                 call_native(env, self.fp, code, &args)
             } else {
@@ -51,7 +51,7 @@ impl Callback {
                 interp::call(env, &Start { pc, fp: self.fp, frame: self.frame, args, may_goto })
             }
         };
-        (!env.over_budget).then_some(r0)
+        (!env.modes.over_budget).then_some(r0)
     }
 }
 

@@ -9,7 +9,7 @@ use skep_maps::MapRef;
 
 use crate::abi::Table;
 use crate::helpers;
-use crate::session::{Control, LinkCount, NONE, Proc, SLOT_STACK, SharedHead};
+use crate::session::{Control, Link, LinkCount, NONE, Proc, SLOT_STACK, SharedHead, Site, link_flags};
 
 /// Bytes of BPF stack that programs may take, in all their frames: where one is entered, it is checked that they do.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
@@ -31,7 +31,7 @@ pub(crate) const SCRATCH: usize = SLOT_STACK
     - STACK_TOTAL
     - (SAVED_FRAMES + NESTED_FRAMES) * size_of::<Frame>()
     - RESERVED * size_of::<Reservation>()
-    - 64
+    - 72
     - size_of::<Env>();
 
 /// What a call keeps of its caller.
@@ -70,8 +70,10 @@ pub struct SlotArea {
     pub(crate) ids: u64,
     /// See `thread.rs`. This and the next three are what others than the slot's holder look at.
     pub(crate) claim: AtomicU64,
-    /// The slot's number.
-    pub(crate) index: AtomicU32,
+    /// The slot's number plus one.
+    pub(crate) active: AtomicU32,
+    /// Address of the holder's entry.
+    pub(crate) thread: AtomicU64,
     /// Address of the slot's words, and what is its owner there for who has the claim.
     pub(crate) slot: AtomicU64,
     /// See `slot`.
@@ -161,6 +163,33 @@ impl Seq {
     }
 }
 
+/// How a run goes.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+pub(crate) struct Modes {
+    /// True once the run was ended by its budget.
+    pub(crate) over_budget: bool,
+    /// The program is machine code.
+    pub(crate) native: bool,
+    /// Machine code can be run here.
+    pub(crate) executes: bool,
+    /// False.
+    pub(crate) reserved: bool,
+}
+
+impl Modes {
+    /// Machine code that can be run, and was not ended.
+    pub(crate) const NATIVE: Modes = Modes { over_budget: false, native: true, executes: true, reserved: false };
+
+    /// True if it is [`Modes::NATIVE`]: one comparison, which compilers do not find.
+    #[inline(always)]
+    pub(crate) fn is_native(&self) -> bool {
+        // SAFETY: four initialised bytes, aligned.
+        let word = |modes: &Modes| unsafe { (&raw const *modes).cast::<u32>().read() };
+        word(self) == word(&Modes::NATIVE)
+    }
+}
+
 /// What a run of a program can reach. At a probed place it lies in the memory of the slot, and what does not change from hit
 /// to hit stays there for as long as the same thread has the slot.
 #[repr(C)]
@@ -177,15 +206,16 @@ pub struct Env {
     /// Registers that stack traces start from; null if the program has none.
     pub(crate) regs: *const PtRegs,
     pub(crate) cookie: u64,
-    /// What `get_func_ip` returns.
+    /// At a probed place: the site and the link.
+    pub(crate) site: *const Site,
+    pub(crate) link: *const Link,
+    /// Elsewhere: what `get_func_ip` returns.
     pub(crate) func_ip: u64,
-    /// The instruction pointer of a function's entry, if the program runs there; else 0.
+    /// Elsewhere: the instruction pointer of a function's entry, if the program runs there; else 0.
     pub(crate) entry_ip: u64,
     pub(crate) slot: u32,
-    pub(crate) link: u32,
     pub(crate) prog_type: u32,
-    /// True once the run was ended by its budget.
-    pub(crate) over_budget: bool,
+    pub(crate) modes: Modes,
     /// The last change around functions that this process has the maps of.
     pub(crate) change: u64,
     /// What machine code calls.
@@ -198,10 +228,6 @@ pub struct Env {
     pub(crate) stack_top: u64,
     /// Tail calls so far.
     pub(crate) tail_calls: u32,
-    /// The program is machine code.
-    pub(crate) native: bool,
-    /// Machine code can be run here.
-    pub(crate) executes: bool,
     /// Interpreter: instructions are counted.
     pub(crate) counting: bool,
     /// Where the frame of a function begins that the helper calls which is called now.
@@ -238,20 +264,19 @@ impl Env {
             counts: null(),
             regs: null(),
             cookie: 0,
+            site: null(),
+            link: null(),
             func_ip: 0,
             entry_ip: 0,
             slot,
-            link: NONE,
             prog_type: 0,
-            over_budget: false,
+            modes: Modes { over_budget: false, native: false, executes: true, reserved: false },
             change: u64::MAX,
             table: &raw const helpers::TABLE,
             fuel: 0,
             entry_sp: 0,
             stack_top: 0,
             tail_calls: 0,
-            native: false,
-            executes: true,
             counting: false,
             callback_fp: 0,
             frame: null_mut(),
@@ -260,6 +285,37 @@ impl Env {
             objects: 0,
             objects_len: 0,
             seq: null_mut(),
+        }
+    }
+
+    /// The index of the link; [`NONE`] outside of probes.
+    pub(crate) fn link_index(&self) -> u32 {
+        if self.link.is_null() {
+            return NONE;
+        }
+        // SAFETY: links are in the table of the process that has the site.
+        let table = unsafe { self.proc.as_ref().map_or(0, |p| p.links) };
+        ((self.link as u64).wrapping_sub(table) / size_of::<Link>() as u64) as u32
+    }
+
+    /// The instruction pointer of a function's entry, if the program runs there; else 0.
+    pub(crate) fn entry_ip(&self) -> u64 {
+        // SAFETY: sites are mapped for as long as programs run.
+        match unsafe { self.site.as_ref() } {
+            None => self.entry_ip,
+            Some(site) if site.entry == NONE => 0,
+            Some(site) => site.ip,
+        }
+    }
+
+    /// What `get_func_ip` returns.
+    pub(crate) fn func_ip(&self) -> u64 {
+        // SAFETY: as above; so are links.
+        let Some((site, link)) = (unsafe { self.site.as_ref().zip(self.link.as_ref()) }) else { return self.func_ip };
+        match (link.flags & link_flags::KERNEL, site.entry) {
+            (0, _) => site.ip,
+            (_, NONE) => 0,
+            (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
         }
     }
 

@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::hit::hit;
+use crate::hit::hit_any;
 use crate::ret_entry::STUB_CALL;
 use crate::session::{Proc, STUB_SIZE, Site, TRAP_MASKS, TrapState, guard};
 use crate::trap::{self, Action, SA_RESTORER, SIGTRAP, TRAP_BIT};
@@ -56,7 +56,7 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
     unsafe {
         if (*site).nlinks.load(Relaxed) != 0 {
             // A guarded function has no return probes, so there is no stub to go through.
-            hit(site, regs);
+            hit_any(&*site, regs);
         }
         let (site, regs) = (&*site, &mut *regs);
         let proc = &*(site.proc as *const Proc);

@@ -17,7 +17,8 @@ use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, SlotArea};
 use crate::session::{
-    Control, Link, LinkCount, NONE, Proc, SITE_LINKS, STUB_SIZE, SampleRecord, Site, link_flags, link_kind, link_state,
+    Control, Link, LinkCount, NO_LINK, NONE, Proc, RetEntry, SEVERAL_LINKS, SITE_LINKS, STUB_SIZE, SampleRecord, Site,
+    link_flags, link_kind, link_state,
 };
 use crate::thread::{self, Guards, Refusal, Thread};
 use crate::{clock, native, ret_entry, sys};
@@ -26,13 +27,55 @@ use crate::{clock, native, ret_entry, sys};
 ///
 /// # Safety
 /// `site` is a [`Site`] of this process, `regs` the registers there, on the stack of the calling thread.
+#[inline(always)]
 pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise; the site's process block describes the process it is mapped in.
     unsafe {
         let site = &*site;
         let proc = &*(site.proc as *const Proc);
-        let control = proc.control();
-        if !control.enabled() || !proc.alive() {
+        if !proc.control().enabled() {
+            return 0;
+        }
+        let Some(thread) = thread::seen(proc, regs as u64) else { return hit_any(site, regs) };
+        let on_entry = site.on_entry.load(Relaxed);
+        if on_entry != NO_LINK {
+            return hit_entry(proc, thread, site, on_entry, regs);
+        }
+        match site.on_return.load(Relaxed) {
+            NO_LINK => 0,
+            on_return => enter(proc, thread, site, on_return, regs),
+        }
+    }
+}
+
+/// As [`hit`], of a site with an entry link. (A function of its own, so that sites without one need not save registers.)
+///
+/// # Safety
+/// As [`hit`]; `on_entry` is the site's.
+#[inline(never)]
+unsafe fn hit_entry(proc: &Proc, thread: Thread<'_>, site: &Site, on_entry: u64, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !express(proc, thread, site, on_entry, link_kind::ENTRY, regs) {
+            return hit_any(site, regs);
+        }
+        match site.on_return.load(Relaxed) {
+            NO_LINK => 0,
+            on_return => enter(proc, thread, site, on_return, regs),
+        }
+    }
+}
+
+/// As [`hit`], in any case.
+///
+/// # Safety
+/// As [`hit`].
+#[inline(never)]
+pub(crate) unsafe fn hit_any(site: &Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let proc = &*(site.proc as *const Proc);
+        if !proc.control().enabled() || !proc.alive() {
             return 0;
         }
         let Some(thread) = thread::current(proc, regs as u64) else {
@@ -40,11 +83,49 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
             all_missed(proc, site, link_kind::RETURN);
             return 0;
         };
-        if site.has_entry.load(Relaxed) != 0 && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip) {
+        let entry = site.on_entry.load(Relaxed) != NO_LINK;
+        if entry && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip) {
             all_missed(proc, site, link_kind::RETURN);
             return 0;
         }
-        if site.has_return.load(Relaxed) == 0 || !any(proc, site, link_kind::RETURN) {
+        match site.on_return.load(Relaxed) {
+            NO_LINK => 0,
+            on_return => enter(proc, thread, site, on_return, regs),
+        }
+    }
+}
+
+/// Has the function return to us, if a return link is on: the address of a return stub.
+///
+/// # Safety
+/// As [`hit`]; `on_return` is the site's.
+#[inline(always)]
+unsafe fn enter(proc: &Proc, thread: Thread<'_>, site: &Site, on_return: u64, regs: *const PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if on_return == SEVERAL_LINKS {
+            return enter_any(proc, thread, site, regs);
+        }
+        if !is_on(&*(on_return as *const Link), link_kind::RETURN) || !proc.alive() {
+            return 0;
+        }
+        let sp = (*regs).rsp;
+        match ret_entry::take_first(proc, thread.entry, site, sp, *(sp as *const u64)) {
+            Some(index) => proc.stubs + u64::from(index) * STUB_SIZE,
+            None => enter_any(proc, thread, site, regs),
+        }
+    }
+}
+
+/// As [`enter`], in any case.
+///
+/// # Safety
+/// As [`hit`].
+#[inline(never)]
+unsafe fn enter_any(proc: &Proc, thread: Thread<'_>, site: &Site, regs: *const PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !proc.alive() || !any(proc, site, link_kind::RETURN) {
             return 0;
         }
         let sp = (*regs).rsp;
@@ -55,6 +136,111 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
                 0
             }
         }
+    }
+}
+
+/// Delivers a hit to the only link of a kind, on the slot that the thread keeps: nearly all hits. False if it is not so,
+/// and nothing was done.
+///
+/// # Safety
+/// As [`hit`]; `link` is the site's [`on_entry`](Site::on_entry) or [`on_return`](Site::on_return), as `kind` says.
+#[inline(always)]
+unsafe fn express(proc: &Proc, thread: Thread<'_>, site: &Site, link: u64, kind: u32, regs: *mut PtRegs) -> bool {
+    if link == SEVERAL_LINKS {
+        return false;
+    }
+    let mut guards = MaybeUninit::<Guards>::uninit();
+    // SAFETY: the caller's promise; the link is in the control arena, and the slot is held.
+    unsafe {
+        let link = &*(link as *const Link);
+        if !is_on(link, kind) {
+            // As if it were not there.
+            return true;
+        }
+        let Some(held) = thread.take_kept(proc, regs as u64, guards.as_mut_ptr()) else {
+            Guards::clear(guards.as_mut_ptr());
+            return false;
+        };
+        let env = &mut (*held.area).env;
+        prepare(proc, env, site, link, regs);
+        let retval = match link.image(proc.control()) {
+            Some(image) => {
+                bump(&row(env, link).hits);
+                native::run_here(held.area, image, regs.cast(), proc)
+            }
+            None => without_image(env, link),
+        };
+        if retval != 0 || env.modes.over_budget {
+            conclude(env, retval);
+        }
+        held.release_kept();
+    }
+    true
+}
+
+/// The link's counters in the slot of a run.
+///
+/// # Safety
+/// `env` is of a run at a probed place, `link` one of its process.
+#[inline(always)]
+unsafe fn row<'a>(env: &Env, link: &Link) -> &'a LinkCount {
+    // SAFETY: a link has a row for each slot.
+    unsafe { &*env.counts.byte_add(link.counts as usize) }
+}
+
+/// What a link without an image makes of a hit.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+unsafe fn without_image(env: &mut Env, link: &Link) -> u64 {
+    env.modes.over_budget = false;
+    if link.prog != NONE {
+        return 0;
+    }
+    // A link that only counts.
+    // SAFETY: the caller's promise.
+    bump(unsafe { &row(env, link).hits });
+    1
+}
+
+/// What remains to be done when the only program of a kind has returned something, or was ended.
+///
+/// # Safety
+/// As [`express`]; `env` is that of the run.
+#[cold]
+#[inline(never)]
+unsafe fn conclude(env: &mut Env, retval: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let link = &*env.link;
+        if !(*env.proc).alive() {
+            return;
+        }
+        if env.modes.over_budget {
+            bump(&row(env, link).over_budget);
+            SlotArea::discard_reserved(env.area);
+        }
+        if link.flags & link_flags::CHAINED == 0 {
+            // Only behind a return the registers tell where it is.
+            let ip = if link.kind == link_kind::RETURN { (*env.regs).rip } else { (*env.site).ip };
+            judge(env, link, ip, retval);
+        }
+    }
+}
+
+/// Makes a sample if the programs of an event want one.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn judge(env: &Env, link: &Link, ip: u64, verdict: u64) {
+    // The kernel begins an event's results with 1.
+    let verdict = if link.flags & link_flags::EVENT == 0 { verdict } else { verdict & 1 };
+    if verdict != 0 {
+        // SAFETY: the caller's promise.
+        unsafe { tell(env, link, ip, verdict) };
     }
 }
 
@@ -73,16 +259,15 @@ unsafe fn all_missed(proc: &Proc, site: &Site, kind: u32) {
 ///
 /// # Safety
 /// `proc` is the block of this process, `entry` an entry that [`hit`] handed out and whose function has returned, and
-/// `regs` are the registers then, on the stack of the calling thread; `rip` and `rsp` are written here.
+/// `regs` are the registers then, on the stack of the calling thread; `rip` is written here.
 pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         let proc = &*proc;
         let Some(e) = proc.ret_entry(entry) else { return 0 };
-        let (ret, sp) = (e.ret.load(Acquire), e.sp.load(Relaxed));
+        let ret = e.ret.load(Acquire);
         let site = &*(e.site.load(Relaxed) as *const Site);
         (*regs).rip = ret;
-        (*regs).rsp = sp.wrapping_add(8);
         // A function that returns twice is not to be probed so; if one is, its entry must not be freed twice.
         if e.used.load(Relaxed) & 1 == 0 {
             return ret;
@@ -91,13 +276,44 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
             ret_entry::free(proc, None, entry, e);
             return ret;
         }
-        let thread = thread::current(proc, regs as u64);
-        ret_entry::free(proc, thread.map(|t| t.entry), entry, e);
-        match thread {
-            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, ret)),
-            None => all_missed(proc, site, link_kind::RETURN),
+        let Some(thread) = ret_entry::thread(e) else { return ret_any(proc, entry, e, regs) };
+        ret_entry::free_own(thread.entry, e);
+        let on_return = site.on_return.load(Relaxed);
+        if on_return != NO_LINK && !express(proc, thread, site, on_return, link_kind::RETURN, regs) {
+            deliver_any(proc, site, regs);
         }
         ret
+    }
+}
+
+/// As [`ret`], by a thread that does not keep the entry.
+///
+/// # Safety
+/// As [`ret`]; in the process of `proc`, with the controller alive.
+#[inline(never)]
+unsafe fn ret_any(proc: &Proc, index: u32, entry: &RetEntry, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let site = &*(entry.site.load(Relaxed) as *const Site);
+        let thread = thread::current(proc, regs as u64);
+        ret_entry::free(proc, thread.map(|t| t.entry), index, entry);
+        deliver_any(proc, site, regs);
+        (*regs).rip
+    }
+}
+
+/// Delivers a return in any case.
+///
+/// # Safety
+/// As [`ret_any`].
+#[inline(never)]
+unsafe fn deliver_any(proc: &Proc, site: &Site, regs: *mut PtRegs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match thread::current(proc, regs as u64) {
+            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip)),
+            None => all_missed(proc, site, link_kind::RETURN),
+        }
     }
 }
 
@@ -119,7 +335,13 @@ unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32
 /// The link `index`, if it is on and of this kind.
 #[inline(always)]
 fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
-    control.link(index).filter(|link| link.state.load(Acquire) == link_state::ON && link.kind == kind)
+    control.link(index).filter(|link| is_on(link, kind))
+}
+
+/// True if the link is on and of this kind.
+#[inline(always)]
+fn is_on(link: &Link, kind: u32) -> bool {
+    link.state.load(Acquire) == link_state::ON && link.kind == kind
 }
 
 /// Indices of the site's links.
@@ -177,31 +399,17 @@ unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs:
             Err(refusal) => return refused(proc, site, kind, refusal),
         };
         let env = &mut (*held.area).env;
-        env.change = proc.change;
-        env.ctx = regs.cast();
-        env.regs = regs;
-        env.entry_ip = if site.entry == NONE { 0 } else { site.ip };
         let control = proc.control();
         let mut verdict = u64::MAX;
         for index in site_links(site) {
             let Some(link) = on(control, index, kind) else { continue };
-            env.func_ip = match (link.flags & link_flags::KERNEL, site.entry) {
-                (0, _) => site.ip,
-                (_, NONE) => 0,
-                (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
-            };
-            let Some(retval) = run(proc, control, env, link, index) else { break };
+            prepare(proc, env, site, link, regs);
+            let Some(retval) = run(proc, control, env, link) else { break };
             verdict &= retval;
             if link.flags & link_flags::CHAINED != 0 {
                 continue;
             }
-            // The kernel begins an event's results with 1.
-            if link.flags & link_flags::EVENT != 0 {
-                verdict &= 1;
-            }
-            if verdict != 0 {
-                tell(env, link, index, ip, verdict);
-            }
+            judge(env, link, ip, verdict);
             verdict = u64::MAX;
         }
         held.release();
@@ -221,7 +429,12 @@ unsafe fn refused(proc: &Proc, site: &Site, kind: u32, refusal: Refusal) -> bool
         Refusal::NoSlot => |c| &c.no_slot,
     };
     // SAFETY: the caller's promise.
-    unsafe { each(proc, site, kind, |_, index| lost(proc, index, counter)) };
+    unsafe {
+        if !proc.alive() {
+            return false;
+        }
+        each(proc, site, kind, |_, index| lost(proc, index, counter));
+    }
     !matches!(refusal, Refusal::Missed)
 }
 
@@ -231,37 +444,40 @@ fn bump(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
+/// Completes the environment of a run. A run that was ended around a function may have left any of it.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn prepare(proc: &Proc, env: &mut Env, site: &Site, link: &Link, regs: *mut PtRegs) {
+    env.change = proc.change;
+    env.site = site;
+    env.link = link;
+    env.cookie = link.cookie;
+    env.regs = regs;
+    env.ctx = regs.cast();
+}
+
 /// Runs one link's program, and counts that. `None` in a child that was forked in the middle of one: it goes no further.
 ///
 /// # Safety
-/// `env` is complete but for the link, and of the process `proc`; `index` is in the table of `control`, its control arena.
+/// `env` is complete, and of the process `proc`; `link` is in the table of `control`, its control arena.
 #[inline(always)]
-unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link, index: u32) -> Option<u64> {
+unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link) -> Option<u64> {
     // SAFETY: arenas and process block are mapped, and the slot is held.
     unsafe {
         if !proc.alive() {
             return None;
         }
-        let row = &*env.counts.add(index as usize * (control.nslots as usize + 1));
-        let prog = link.prog.load(Acquire);
-        env.link = index;
-        env.cookie = link.cookie;
-        // A run that was ended around a function may have left another one.
-        env.ctx = env.regs.cast_mut().cast();
-        if prog == NONE {
-            // A link that only counts.
-            bump(&row.hits);
-            return Some(1);
-        }
-        let image = control.prog(prog).and_then(|cell| control.image(cell, env.executes));
-        let Some(image) = image else { return Some(0) };
-        bump(&row.hits);
-        let retval = native::run(env, image, control.budget);
+        let image = control.prog(link.prog).and_then(|cell| control.image(cell, env.modes.executes));
+        let Some(image) = image else { return Some(without_image(env, link)) };
+        bump(&row(env, link).hits);
+        let retval = native::run_in(proc, env, image, control.budget);
         if !proc.alive() {
             return None;
         }
-        if env.over_budget {
-            bump(&row.over_budget);
+        if env.modes.over_budget {
+            bump(&row(env, link).over_budget);
             SlotArea::discard_reserved(env.area);
         }
         Some(retval)
@@ -274,11 +490,11 @@ unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link, index:
 /// As [`run`].
 #[cold]
 #[inline(never)]
-unsafe fn tell(env: &Env, link: &Link, index: u32, ip: u64, retval: u64) {
+unsafe fn tell(env: &Env, link: &Link, ip: u64, retval: u64) {
     // SAFETY: arenas are mapped, and the slot is held.
     unsafe {
-        let Some(row) = (*env.shared).count(&*env.control, index, env.slot) else { return };
-        let func = if link.kind == link_kind::RETURN { env.func_ip } else { 0 };
+        let row = row(env, link);
+        let func = if link.kind == link_kind::RETURN { env.func_ip() } else { 0 };
         let stored = sample(env, ip, func, retval);
         bump(if stored { &row.samples } else { &row.lost });
     }
@@ -292,7 +508,7 @@ unsafe fn tell(env: &Env, link: &Link, index: u32, ip: u64, retval: u64) {
 #[inline(never)]
 unsafe fn sample(env: &Env, ip: u64, func: u64, retval: u64) -> bool {
     let record = SampleRecord {
-        link: env.link,
+        link: env.link_index(),
         slot: env.slot,
         // SAFETY: the block of this process.
         time_ns: unsafe { clock::monotonic(env.proc) },

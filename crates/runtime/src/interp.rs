@@ -64,8 +64,8 @@ pub(crate) unsafe fn count(env: &mut Env, image: *const Image) -> u64 {
 unsafe fn begin(env: &mut Env, image: *const Image, budget: u64) {
     // SAFETY: the caller's promise.
     env.prog_type = unsafe { (*image).prog_type };
-    env.over_budget = false;
-    env.native = false;
+    env.modes.over_budget = false;
+    env.modes.native = false;
     env.tail_calls = 0;
     env.executed = 0;
     env.fuel = if budget == 0 { u64::MAX } else { budget };
@@ -137,7 +137,7 @@ pub(crate) unsafe fn nested(env: &mut Env, image: *const Image, room: Room) -> b
     // SAFETY: the caller's promise.
     unsafe { call(env, &Start::program(image, env.ctx as u64, room.fp, room.frame)) };
     env.tail_calls = tail_calls;
-    !env.over_budget
+    !env.modes.over_budget
 }
 
 /// Calls a function, and returns its r0.
@@ -735,7 +735,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                     let f = helpers::function((*pc).imm as usize);
                     *r = f(*r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5), env);
                     budget = env.fuel;
-                    if env.over_budget {
+                    if env.modes.over_budget {
                         break;
                     }
                     next!();
@@ -806,7 +806,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
             }
         }
     }
-    env.over_budget = true;
+    env.modes.over_budget = true;
     (0, executed)
 }
 

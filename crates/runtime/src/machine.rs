@@ -79,7 +79,7 @@ impl Machine {
 
     /// Says whether `control` is mapped executable; if not, programs are interpreted. It is taken to be.
     pub fn set_executes(&mut self, executes: bool) {
-        self.env.executes = executes;
+        self.env.modes.executes = executes;
     }
 
     /// Runs program `prog` of the session on a context; `None` if it has no image.
@@ -90,7 +90,7 @@ impl Machine {
     pub unsafe fn run(&mut self, prog: u32, ctx: *mut u8) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?, self.env.executes)?;
+        let image = control.image(control.prog(prog)?, self.env.modes.executes)?;
         // SAFETY: images in the control arena are those of the session's maps.
         Some(unsafe { self.run_image(image, ctx) })
     }
@@ -112,7 +112,7 @@ impl Machine {
     pub unsafe fn run_at(&mut self, prog: u32, ctx: *mut u8, at: &At) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?, self.env.executes)?;
+        let image = control.image(control.prog(prog)?, self.env.modes.executes)?;
         let env = &mut self.env;
         (env.cookie, env.func_ip, env.entry_ip, env.regs) = (at.cookie, at.func_ip, at.entry_ip, at.regs);
         // SAFETY: images in the control arena are those of the session's maps.
@@ -130,7 +130,7 @@ impl Machine {
     pub unsafe fn run_with(&mut self, prog: u32, ctx: *mut u8, scene: &mut Scene<'_>) -> Option<Run> {
         // SAFETY: the arenas are valid by the promise of `new`.
         let control = unsafe { &*self.env.control };
-        let image = control.image(control.prog(prog)?, self.env.executes)?;
+        let image = control.image(control.prog(prog)?, self.env.modes.executes)?;
         let env = &mut self.env;
         (env.objects, env.objects_len) = (scene.objects.as_ptr() as u64, size_of_val(scene.objects) as u64);
         env.seq = scene.seq.as_deref_mut().map_or(null_mut(), |seq| seq);
@@ -173,7 +173,7 @@ impl Machine {
         // SAFETY: the promises of `new` and of the caller.
         unsafe {
             let retval = native::run(env, image, budget);
-            if env.over_budget {
+            if env.modes.over_budget {
                 SlotArea::discard_reserved(env.area);
                 return Run { retval, over_budget: true };
             }

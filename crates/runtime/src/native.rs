@@ -9,8 +9,9 @@
 use core::arch::naked_asm;
 use core::mem::{offset_of, transmute};
 
-use crate::env::{Env, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL, SlotArea};
+use crate::env::{Env, Modes, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL, SlotArea};
 use crate::image::{self, CODE_OFFSET, Image};
+use crate::session::Proc;
 use crate::{interp, packet};
 
 /// Bytes of the thread's stack that the frames of tail calls' callers may take.
@@ -22,15 +23,15 @@ type Code = unsafe extern "sysv64" fn(*mut Env, *mut u8, u64) -> u64;
 /// Runs an image on `env.ctx` and returns its r0; 0 if the budget was spent (`env.over_budget`).
 ///
 /// # Safety
-/// As [`interp::run`]; an image of machine code lies in executable memory.
+/// As [`interp::run`]; an image of machine code lies in executable memory, and the process has the maps that it names.
 #[inline(always)]
 pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64 {
     // SAFETY: the caller's promises.
     unsafe {
         let flags = (*image).flags;
-        if flags & image::ALONE != 0 && env.executes {
+        if flags & image::ALONE != 0 && env.modes.executes {
             // Nothing looks at what else is settled below.
-            settle(&mut env.over_budget, false);
+            settle(&mut env.modes.over_budget, false);
             let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
             return code(env, env.ctx, frame_pointer(env));
         }
@@ -39,12 +40,10 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         }
         // What was compiled fits in an empty stack.
         debug_assert!((*image).stack as usize <= STACK_BYTES && (*image).frames as usize <= SAVED_FRAMES);
-        settle(&mut env.over_budget, false);
-        if !env.executes || env.proc.as_ref().is_some_and(|p| (*image).nmaps > p.nmaps) {
+        if !env.modes.is_native() && !becomes_native(&mut env.modes) {
             return 0;
         }
         settle(&mut env.prog_type, (*image).prog_type);
-        settle(&mut env.native, true);
         env.fuel = u64::MAX;
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
         let fp = frame_pointer(env);
@@ -75,6 +74,80 @@ fn settle<T: Copy + PartialEq>(place: &mut T, value: T) {
     if *place != value {
         *place = value;
     }
+}
+
+/// As [`run`], of a link's image, at a probed place.
+///
+/// # Safety
+/// As [`run`]; `area` is the slot's, `env` its environment, `ctx` what `env.ctx` is, and `proc` the process.
+#[inline(always)]
+pub(crate) unsafe fn run_here(area: *mut SlotArea, image: *const Image, ctx: *mut u8, proc: &Proc) -> u64 {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let env = &raw mut (*area).env;
+        let flags = (*image).flags;
+        if flags & image::NATIVE == 0 || !(*env).modes.is_native() || (*image).nmaps > proc.nmaps {
+            return run_otherwise(&mut *env, image);
+        }
+        let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
+        let fp = area as u64 + STACK_TOTAL as u64;
+        if flags & image::ALONE != 0 {
+            return code(env, ctx, fp);
+        }
+        settle(&mut (*env).prog_type, (*image).prog_type);
+        (*env).fuel = u64::MAX;
+        if flags & image::UNWINDS == 0 {
+            return code(env, ctx, fp);
+        }
+        ((*env).tail_calls, (*env).stack_top) = (0, 0);
+        let budget = proc.control().budget;
+        if budget != 0 {
+            (*env).fuel = budget;
+        }
+        enter(env, ctx, fp, code)
+    }
+}
+
+/// As [`run`], of a link's image where that is not to be run, or not at once.
+///
+/// # Safety
+/// As [`run`], at a probed place.
+#[inline(never)]
+unsafe fn run_otherwise(env: &mut Env, image: *const Image) -> u64 {
+    // SAFETY: the caller's promises; the link is that of the run.
+    unsafe {
+        let control = &*env.control;
+        let image = if env.modes.executes {
+            image
+        } else {
+            // What runs where there is no machine code.
+            control.prog((*env.link).prog).and_then(|cell| control.image(cell, false)).unwrap_or(image)
+        };
+        run_in(&*env.proc, env, image, control.budget)
+    }
+}
+
+/// As [`run`], in a process that may not have the maps of the program.
+///
+/// # Safety
+/// As [`run`].
+pub(crate) unsafe fn run_in(proc: &Proc, env: &mut Env, image: *const Image, budget: u64) -> u64 {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if (*image).nmaps > proc.nmaps {
+            env.modes.over_budget = false;
+            return 0;
+        }
+        run(env, image, budget)
+    }
+}
+
+/// Makes ready for machine code; false if it cannot be run.
+#[cold]
+#[inline(never)]
+fn becomes_native(modes: &mut Modes) -> bool {
+    *modes = Modes { executes: modes.executes, ..Modes::NATIVE };
+    modes.executes
 }
 
 /// Out of the way of machine code.

@@ -10,60 +10,111 @@
 //!   is executed), the address behind that call (while the function runs), the entry's number (which the stub pushes
 //!   before it calls [`ret`](crate::hit::ret)). Anything else there, or nothing, means that the function was left
 //!   by `longjmp`, an exception or the end of its thread, and the entry may be taken again.
-//! * A thread keeps one free entry to itself, so that a function that calls no other probed one costs no locked
-//!   instruction. It is taken and put by single instructions, which a signal handler of the same thread cannot split. Only
-//!   entries of the lower half are kept, so threads that have ended cannot have them all.
+//! * A thread keeps some entries to itself, so that a hit costs no locked instruction unless many functions are under way. A
+//!   kept entry (its `home` names the thread and a place there, and that place names it) is in use, or its bit in the thread's
+//!   `rets_free` is set; it is not on the list. The bits are changed by the thread alone, by single instructions, which its
+//!   signal handlers cannot split. Who frees an entry that another thread keeps, because the function has gone from thread
+//!   to thread or was left, takes it out of its home. Only entries of the lower half are kept, so threads that have ended
+//!   cannot have them all.
 
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU32, compiler_fence};
 
 use crate::read;
-use crate::session::{NONE, Proc, RetEntry, STUB_SIZE, Site, ThreadEntry};
+use crate::session::{KEPT_RETS, NONE, Proc, RetEntry, STUB_SIZE, Site, ThreadEntry};
+use crate::thread::{STANDS, Thread};
 
 /// Bytes of the call at the start of a stub.
 pub(crate) const STUB_CALL: u64 = 6;
 /// Entries that one hit looks at when all are in use.
 const SWEEP: u32 = 128;
 
-/// Takes an entry for the function of `site`, entered with the stack pointer `sp` at its return address `ret`.
+/// Takes the entry that the thread keeps in its first place for the function of `site`, entered with the stack pointer `sp` at
+/// its return address `ret`; `None` if that is in use.
 ///
 /// # Safety
 /// In the process of `proc`, or in a child forked from it.
 #[inline(always)]
+pub(crate) unsafe fn take_first(proc: &Proc, thread: &ThreadEntry, site: &Site, sp: u64, ret: u64) -> Option<u32> {
+    let [first, ..] = &thread.rets;
+    if !clear_first(&thread.rets_free) {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { begin(proc, first.load(Relaxed).wrapping_sub(1), site, sp, ret) }
+}
+
+/// Takes an entry, as [`take_first`] does.
+///
+/// # Safety
+/// As [`take_first`].
 pub(crate) unsafe fn take(proc: &Proc, thread: &ThreadEntry, site: &Site, sp: u64, ret: u64) -> Option<u32> {
     // SAFETY: the caller's promise.
     unsafe {
-        let kept = thread.ret.load(Relaxed);
-        let index = match kept.checked_sub(1) {
-            Some(index) if swap(&thread.ret, kept, 0) => index,
-            _ => take_any(proc)?,
-        };
-        let entry = proc.ret_entry(index)?;
-        entry.ret.store(ret, Relaxed);
-        entry.body.store(site.body, Relaxed);
-        entry.sp.store(sp, Relaxed);
-        entry.site.store(&raw const *site as u64, Relaxed);
-        entry.used.store(entry.used.load(Relaxed) | 1, Release);
-        Some(index)
-    }
-}
-
-/// Takes an entry that no thread keeps.
-///
-/// # Safety
-/// As [`take`].
-#[inline(never)]
-unsafe fn take_any(proc: &Proc) -> Option<u32> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        pop(proc).or_else(|| {
+        let index = kept(thread).or_else(|| pop(proc)).or_else(|| {
             sweep(proc);
             pop(proc)
-        })
+        });
+        begin(proc, index?, site, sp, ret)
     }
 }
 
-/// A compare-and-swap between a thread and its own signal handlers: one instruction, but not locked.
+/// Fills in an entry that was taken.
+///
+/// # Safety
+/// As [`take_first`].
+#[inline(always)]
+unsafe fn begin(proc: &Proc, index: u32, site: &Site, sp: u64, ret: u64) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    let entry = unsafe { proc.ret_entry(index) }?;
+    entry.ret.store(ret, Relaxed);
+    entry.body.store(site.body, Relaxed);
+    entry.sp.store(sp, Relaxed);
+    entry.site.store(&raw const *site as u64, Relaxed);
+    entry.used.store(entry.used.load(Relaxed) | 1, Release);
+    Some(index)
+}
+
+/// Takes one of the entries that the thread keeps.
+fn kept(thread: &ThreadEntry) -> Option<u32> {
+    thread.rets.iter().enumerate().find_map(|(place, kept)| {
+        let free = thread.rets_free.load(Relaxed);
+        let taken = free & 1 << place != 0 && swap(&thread.rets_free, free, free & !(1 << place));
+        taken.then(|| kept.load(Relaxed).wrapping_sub(1))
+    })
+}
+
+/// Clears bit 0 of a word that a thread shares with its own signal handlers: one instruction, but not locked. True if the bit
+/// was set.
+#[inline(always)]
+fn clear_first(word: &AtomicU32) -> bool {
+    let was: u8;
+    // SAFETY: the word is valid; the instruction writes it and the flags.
+    unsafe {
+        core::arch::asm!(
+            "btr dword ptr [{word}], 0",
+            "setc {was}",
+            word = in(reg) word.as_ptr(), was = out(reg_byte) was,
+            options(nostack),
+        );
+    }
+    was != 0
+}
+
+/// Sets bits of such a word.
+#[inline(always)]
+fn set(word: &AtomicU32, bits: u32) {
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!(
+            "or dword ptr [{word}], {bits:e}",
+            word = in(reg) word.as_ptr(), bits = in(reg) bits,
+            options(nostack),
+        );
+    }
+}
+
+/// A compare-and-swap of such a word.
 #[inline(always)]
 fn swap(word: &AtomicU32, old: u32, new: u32) -> bool {
     let done: u8;
@@ -79,19 +130,73 @@ fn swap(word: &AtomicU32, old: u32, new: u32) -> bool {
     done != 0
 }
 
+/// The calling thread, if it is the one that keeps the entry, which is in use by a function that has returned.
+///
+/// # Safety
+/// In the process of the entry.
+#[inline(always)]
+pub(crate) unsafe fn thread<'a>(entry: &RetEntry) -> Option<Thread<'a>> {
+    let home = entry.home.load(Relaxed) & !(KEPT_RETS as u64 - 1);
+    // SAFETY: a home is an entry of the process's table. Only threads whose TLS base stands at the base have one, and it was
+    // on this stack that the function was entered.
+    unsafe { Thread::known((home as *const ThreadEntry).as_ref()?) }
+}
+
+/// Frees an entry that this thread keeps.
+#[inline(always)]
+pub(crate) fn free_own(thread: &ThreadEntry, entry: &RetEntry) {
+    entry.used.store(entry.used.load(Relaxed).wrapping_add(1), Release);
+    set(&thread.rets_free, 1 << (entry.home.load(Relaxed) & (KEPT_RETS as u64 - 1)));
+}
+
+/// What stands in [`RetEntry::home`] of an entry that the thread keeps in a place.
+#[inline(always)]
+fn home(thread: &ThreadEntry, place: usize) -> u64 {
+    &raw const *thread as u64 + place as u64
+}
+
 /// Frees an entry whose function has returned. No sweep takes it meanwhile, since it is not abandoned.
 ///
 /// # Safety
-/// As [`take`], and the entry is in use by the caller's function.
-#[inline(always)]
+/// As [`take_first`], and the entry is in use by the caller's function.
 pub(crate) unsafe fn free(proc: &Proc, thread: Option<&ThreadEntry>, index: u32, entry: &RetEntry) {
     entry.used.store(entry.used.load(Relaxed).wrapping_add(1), Release);
-    if index < proc.nret / 2
-        && let Some(thread) = thread
-        && swap(&thread.ret, 0, index + 1)
-    {
-        return;
+    if let Some(thread) = thread {
+        let place = entry.home.load(Relaxed).wrapping_sub(home(thread, 0));
+        if place < KEPT_RETS as u64 {
+            return set(&thread.rets_free, 1 << place);
+        }
     }
+    // SAFETY: the caller's promise.
+    unsafe { give(proc, thread, index, entry) };
+}
+
+/// Gives a free entry that this thread does not keep to it, or puts it on the list.
+///
+/// # Safety
+/// As [`take_first`], and nobody else frees the entry.
+#[inline(never)]
+unsafe fn give(proc: &Proc, thread: Option<&ThreadEntry>, index: u32, entry: &RetEntry) {
+    let homed = |kept: u32, home: u64| {
+        // SAFETY: the caller's promise.
+        let kept = kept.checked_sub(1).and_then(|kept| unsafe { proc.ret_entry(kept) });
+        kept.is_some_and(|e| e.home.load(Relaxed) == home)
+    };
+    if let Some(thread) = thread.filter(|t| index < proc.nret / 2 && t.tls.load(Relaxed) == STANDS) {
+        for (place, kept) in thread.rets.iter().enumerate() {
+            let (was, home) = (kept.load(Relaxed), home(thread, place));
+            if homed(was, home) {
+                continue;
+            }
+            // In this order a signal handler in between sees the place as free, or as taken.
+            entry.home.store(home, Relaxed);
+            compiler_fence(SeqCst);
+            if swap(kept, was, index + 1) {
+                return set(&thread.rets_free, 1 << place);
+            }
+        }
+    }
+    entry.home.store(0, Relaxed);
     // SAFETY: the caller's promise.
     unsafe { push(proc, index, entry) };
 }
@@ -99,7 +204,7 @@ pub(crate) unsafe fn free(proc: &Proc, thread: Option<&ThreadEntry>, index: u32,
 /// Puts a free entry on the list.
 ///
 /// # Safety
-/// As [`take`], and nobody else frees the entry.
+/// As [`take_first`], and nobody else frees the entry.
 #[inline(never)]
 unsafe fn push(proc: &Proc, index: u32, entry: &RetEntry) {
     // SAFETY: the caller's promise.
@@ -122,7 +227,7 @@ fn tagged(head: u64, entry: u32) -> u64 {
 /// Takes an entry off the free list, or one that was never used.
 ///
 /// # Safety
-/// As [`take`].
+/// As [`take_first`].
 unsafe fn pop(proc: &Proc) -> Option<u32> {
     // SAFETY: the caller's promise.
     let list = unsafe { proc.ret_head() };
@@ -142,7 +247,7 @@ unsafe fn pop(proc: &Proc) -> Option<u32> {
 /// Frees entries whose functions were left without a return.
 ///
 /// # Safety
-/// As [`take`].
+/// As [`take_first`].
 #[cold]
 unsafe fn sweep(proc: &Proc) {
     // SAFETY: the caller's promise.
@@ -155,6 +260,7 @@ unsafe fn sweep(proc: &Proc) {
                     && abandoned(proc, index, entry)
                     && entry.used.compare_exchange(used, used.wrapping_add(1), AcqRel, Relaxed).is_ok()
                 {
+                    entry.home.store(0, Relaxed);
                     push(proc, index, entry);
                 }
             }

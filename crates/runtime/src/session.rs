@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x05");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x06");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
@@ -105,13 +105,15 @@ pub struct Link {
     /// One of [`link_kind`].
     pub kind: u32,
     /// Index of the program cell; [`NONE`] for a link that only counts.
-    pub prog: AtomicU32,
+    pub prog: u32,
     /// Bits of [`link_flags`].
     pub flags: u32,
     /// What `bpf_get_attach_cookie` returns.
     pub cookie: u64,
-    /// Reserved, zero.
-    pub reserved: u64,
+    /// How far its rows of counters are from those of link 0, as [`counts_distance`] says.
+    pub counts: u64,
+    /// Offset of the program's cell in the control arena; 0 for none.
+    pub cell: u64,
 }
 
 /// The entry cell of a program: where every hit and every tail call finds its code.
@@ -218,6 +220,11 @@ pub const fn count_offset(nslots: u32, link: u32, slot: u32) -> usize {
         + (link as usize * (nslots as usize + 1) + slot as usize) * size_of::<LinkCount>()
 }
 
+/// How far the counters of a link are from those of link 0 in the same slot.
+pub const fn counts_distance(nslots: u32, link: u32) -> u64 {
+    link as u64 * (nslots as u64 + 1) * size_of::<LinkCount>() as u64
+}
+
 /// Head of a process block; the table of map handles and the [`Site`]s follow.
 #[repr(C)]
 pub struct Proc {
@@ -274,6 +281,8 @@ pub struct Proc {
     pub keeps: u32,
     /// Address of `[Seen; SEEN]`.
     pub seen: u64,
+    /// Address of the control arena's `[Link; nlinks]`.
+    pub links: u64,
 }
 
 /// Links that one site can carry.
@@ -298,16 +307,32 @@ pub struct Site {
     pub patched: [u8; 16],
     /// Number of links.
     pub nlinks: AtomicU32,
-    /// True (1) if one of the links is a return link.
-    pub has_return: AtomicU32,
+    /// Reserved, zero.
+    pub reserved: u32,
     /// The links, as indices into the control arena's table.
     pub links: [AtomicU32; SITE_LINKS],
     /// One of [`guard`].
     pub guard: u32,
     /// Bytes from the start of the function if `ip` is its entry (behind an `endbr64` it still is); else [`NONE`].
     pub entry: u32,
-    /// True (1) if one of the links is an entry link.
-    pub has_entry: AtomicU32,
+    /// Address of the only entry link; [`NO_LINK`] or [`SEVERAL_LINKS`] if that is not the number of them.
+    pub on_entry: AtomicU64,
+    /// Likewise of the only return link.
+    pub on_return: AtomicU64,
+}
+
+/// See [`Site::on_entry`].
+pub const NO_LINK: u64 = 0;
+/// See [`Site::on_entry`].
+pub const SEVERAL_LINKS: u64 = 1;
+
+/// What stands in [`Site::on_entry`] for the links of a kind, in the table of links at `table`.
+pub fn only_link(table: u64, mut links: impl Iterator<Item = u32>) -> u64 {
+    match (links.next(), links.next()) {
+        (None, _) => NO_LINK,
+        (Some(link), None) => table + u64::from(link) * size_of::<Link>() as u64,
+        (Some(_), Some(_)) => SEVERAL_LINKS,
+    }
 }
 
 /// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process, and lead
@@ -392,13 +417,16 @@ pub struct ThreadEntry {
     pub kept: AtomicU64,
     /// Key of the thread from which it is about to take a kept slot.
     pub keeper: AtomicU64,
-    /// A free return entry that the thread keeps, plus one; 0 for none.
-    pub ret: AtomicU32,
+    /// Which of the return entries that the thread keeps are free: bits by their places.
+    pub rets_free: AtomicU32,
     /// Whether the TLS base stands at the TLS base, too: 0 if nobody has looked, 1 if so, 2 if not.
     pub tls: AtomicU32,
-    /// Reserved, zero.
-    pub reserved: [AtomicU32; 2],
+    /// The return entries that the thread keeps, as numbers plus one; 0 for none.
+    pub rets: [AtomicU32; KEPT_RETS],
 }
+
+/// Return entries that a thread keeps at most.
+pub const KEPT_RETS: usize = 4;
 
 /// A page of a stack, and the thread that was hit there last. Only threads whose TLS base stands at the base itself.
 #[repr(C)]
@@ -430,8 +458,10 @@ pub struct RetEntry {
     pub used: AtomicU32,
     /// Next free entry plus one, while free.
     pub next: AtomicU32,
+    /// Address of the [`ThreadEntry`] that keeps it, plus its place there; 0 for none.
+    pub home: AtomicU64,
     /// Reserved.
-    pub reserved: [AtomicU64; 3],
+    pub reserved: [AtomicU64; 2],
 }
 
 /// Head of the free list of return entries.

@@ -62,6 +62,9 @@ const BY_TID: u64 = 1 << 63;
 /// does. No thread's own key has it.
 const DISPUTED: u64 = 1 << 62;
 
+/// In [`ThreadEntry::tls`]: its base stands at the base.
+pub(crate) const STANDS: u32 = 1;
+
 /// Why a thread cannot run a program now.
 pub(crate) enum Refusal {
     /// It runs one already, or there is no room for its entry.
@@ -84,11 +87,24 @@ pub(crate) struct Guards {
     high: u64,
 }
 
+impl Guards {
+    /// Where these guards lie, others do no more.
+    ///
+    /// # Safety
+    /// They are the caller's.
+    #[inline(always)]
+    pub(crate) unsafe fn clear(this: *mut Guards) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*this).low, 0);
+            core::ptr::write_volatile(&raw mut (*this).high, 0);
+        }
+    }
+}
+
 /// A slot that the calling thread holds.
-pub(crate) struct Held<'a> {
-    proc: &'a Proc,
-    entry: &'a ThreadEntry,
-    /// The private memory of the slot; the run's environment is in it.
+pub(crate) struct Held {
+    /// The private memory of the slot; the run's environment is in it. It knows its thread and its process.
     pub(crate) area: *mut SlotArea,
 }
 
@@ -136,18 +152,23 @@ fn place(key: u64) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn current(proc: &Proc, sp: u64) -> Option<Thread<'_>> {
     // SAFETY: the caller's promise; a page that was seen has a thread, and see the head of this module.
+    unsafe { seen(proc, sp).or_else(|| find(proc, sp / PAGE)) }
+}
+
+/// The calling thread, if it was the last one seen on its page of a stack. Nothing is written.
+///
+/// # Safety
+/// As [`current`], or in a child forked from the process of `proc`.
+#[inline(always)]
+pub(crate) unsafe fn seen(proc: &Proc, sp: u64) -> Option<Thread<'_>> {
+    // SAFETY: as above.
     unsafe {
         let page = sp / PAGE;
         let seen = proc.seen(page);
-        if seen.page.load(Acquire) == page {
-            let base: u64;
-            core::arch::asm!("mov {}, qword ptr fs:[0]", out(reg) base, options(nostack, preserves_flags, readonly));
-            let entry = &*(seen.thread.load(Relaxed) as *const ThreadEntry);
-            if entry.key.load(Relaxed) == base {
-                return Some(Thread { key: base, entry });
-            }
+        if seen.page.load(Acquire) != page {
+            return None;
         }
-        find(proc, page)
+        Thread::known(&*(seen.thread.load(Relaxed) as *const ThreadEntry))
     }
 }
 
@@ -180,10 +201,10 @@ unsafe fn stands_at_itself(entry: &ThreadEntry, key: u64) -> bool {
             let mut found = 0u64;
             // SAFETY: eight bytes into a local.
             let stands = unsafe { read::read((&raw mut found).cast(), key, 8) } && found == key;
-            entry.tls.store(if stands { 1 } else { 2 }, Relaxed);
+            entry.tls.store(if stands { STANDS } else { 2 }, Relaxed);
             stands
         }
-        known => known == 1,
+        known => known == STANDS,
     }
 }
 
@@ -225,39 +246,85 @@ unsafe fn search(proc: &Proc, key: u64, make: bool) -> Option<&ThreadEntry> {
 }
 
 impl<'a> Thread<'a> {
+    /// The calling thread, if `entry` is its.
+    ///
+    /// # Safety
+    /// A thread whose TLS base stands at the base was seen on this stack, as the head of this module says.
+    #[inline(always)]
+    pub(crate) unsafe fn known(entry: &'a ThreadEntry) -> Option<Thread<'a>> {
+        let base: u64;
+        // SAFETY: the caller's promise.
+        unsafe {
+            core::arch::asm!("mov {}, qword ptr fs:[0]", out(reg) base, options(nostack, preserves_flags, readonly));
+        }
+        (entry.key.load(Relaxed) == base).then_some(Thread { key: base, entry })
+    }
+
     /// Takes a slot. `sp` is the lowest address of the probed function's stack that the hit leaves alone; `guards`, which
     /// are on this thread's stack below it, are set.
     ///
     /// # Safety
     /// In the process of `proc`, by this thread; `guards` live until the slot is released.
-    #[inline(always)]
-    pub(crate) unsafe fn take(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held<'a>, Refusal> {
-        let Thread { key, entry } = self;
-        let area = entry.kept.load(Relaxed) as *mut SlotArea;
-        if entry.active.load(Relaxed) != 0 || area.is_null() {
-            // SAFETY: the caller's promise.
-            return self.taken(proc, unsafe { self.take_any(proc, sp, guards) });
-        }
-        // SAFETY: the caller's promise; what a thread keeps is the memory of a slot, which knows where that is.
+    pub(crate) unsafe fn take(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held, Refusal> {
+        // SAFETY: the caller's promise.
         unsafe {
-            self.announce((*area).index.load(Relaxed).wrapping_add(1), sp, guards);
-            let slot = &*((*area).slot.load(Relaxed) as *const Slot);
-            if (*area).claim.load(Acquire) == key && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed) {
-                begin(slot);
-                return Ok(Held { proc, entry, area });
+            if let Some(area) = self.kept() {
+                if let Some(held) = self.begin_on(proc, area, sp, guards) {
+                    return Ok(held);
+                }
+                if !proc.alive() {
+                    return Err(Refusal::Missed);
+                }
+                self.forget(area);
             }
-            self.taken(proc, self.take_another(proc, area, sp, guards))
+            match self.take_any(proc, sp, guards) {
+                MISSED => Err(Refusal::Missed),
+                NO_SLOT => Err(Refusal::NoSlot),
+                area => Ok(Held { area: area as *mut SlotArea }),
+            }
         }
     }
 
-    /// What [`Thread::take_any`] says, in words.
+    /// Takes the slot that the thread keeps. Where it has none, or another thread has taken it, with a run under way, and in
+    /// a forked child the answer is `None`, and all is as it was.
+    ///
+    /// # Safety
+    /// As [`Thread::take`], or in a child forked from the process of `proc`.
     #[inline(always)]
-    fn taken(self, proc: &'a Proc, area: u64) -> Result<Held<'a>, Refusal> {
-        match area {
-            MISSED => Err(Refusal::Missed),
-            NO_SLOT => Err(Refusal::NoSlot),
-            area => Ok(Held { proc, entry: self.entry, area: area as *mut SlotArea }),
+    pub(crate) unsafe fn take_kept(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Option<Held> {
+        // SAFETY: the caller's promise.
+        unsafe { self.begin_on(proc, self.kept()?, sp, guards) }
+    }
+
+    /// The memory of the slot that the thread keeps, unless a run is under way.
+    #[inline(always)]
+    fn kept(self) -> Option<*mut SlotArea> {
+        let area = self.entry.kept.load(Relaxed) as *mut SlotArea;
+        (self.entry.active.load(Relaxed) == 0 && !area.is_null()).then_some(area)
+    }
+
+    /// Begins a run on the slot that the thread kept, if it still does.
+    ///
+    /// # Safety
+    /// As [`Thread::take_kept`]; the thread kept it.
+    #[inline(always)]
+    unsafe fn begin_on(self, proc: &'a Proc, area: *mut SlotArea, sp: u64, guards: *mut Guards) -> Option<Held> {
+        let Thread { key, entry } = self;
+        // SAFETY: the caller's promise; what a thread keeps is the memory of a slot, which knows where that is.
+        unsafe {
+            self.announce((*area).active.load(Relaxed), sp, guards);
+            let slot = &*((*area).slot.load(Relaxed) as *const Slot);
+            if (*area).claim.load(Acquire) == key
+                && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed)
+                && proc.alive()
+            {
+                begin(slot);
+                return Some(Held { area });
+            }
         }
+        compiler_fence(Ordering::SeqCst);
+        entry.active.store(0, Relaxed);
+        None
     }
 
     /// Writes down the run that begins. A hit in a signal handler in the middle may write the same words; from the moment
@@ -286,20 +353,6 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// The slot that the thread kept has been taken from it.
-    ///
-    /// # Safety
-    /// As [`Thread::take`].
-    #[cold]
-    #[inline(never)]
-    unsafe fn take_another(self, proc: &Proc, kept: *mut SlotArea, sp: u64, guards: *mut Guards) -> u64 {
-        self.forget(kept);
-        compiler_fence(Ordering::SeqCst);
-        self.entry.active.store(0, Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { self.take_any(proc, sp, guards) }
-    }
-
     /// The thread keeps this slot no more. A hit in a signal handler may have found another one meanwhile.
     fn forget(self, kept: *mut SlotArea) {
         let _ = self.entry.kept.compare_exchange(kept as u64, 0, Relaxed, Relaxed);
@@ -318,9 +371,7 @@ impl<'a> Thread<'a> {
             let (control, shared) = (proc.control(), proc.shared());
             let me = owner(proc, key);
             if entry.active.load(Relaxed) != 0 {
-                // Where these guards lie, others do no more.
-                core::ptr::write_volatile(&raw mut (*guards).low, 0);
-                core::ptr::write_volatile(&raw mut (*guards).high, 0);
+                Guards::clear(guards);
                 if !left(entry, key, sp, guards) {
                     return MISSED;
                 }
@@ -377,7 +428,7 @@ impl<'a> Thread<'a> {
             if keeping {
                 for index in 0..kept {
                     if let Some(slot) = shared.slot(control, index)
-                        && self.take_kept(proc, slot, index)
+                        && self.take_over(proc, slot, index)
                     {
                         return self.held(proc, slot, index);
                     }
@@ -393,7 +444,7 @@ impl<'a> Thread<'a> {
     ///
     /// # Safety
     /// As [`Thread::take`].
-    unsafe fn take_kept(self, proc: &Proc, slot: &Slot, index: u32) -> bool {
+    unsafe fn take_over(self, proc: &Proc, slot: &Slot, index: u32) -> bool {
         // SAFETY: in the process of `proc`.
         unsafe {
             let claim = claim(proc, index);
@@ -438,9 +489,10 @@ impl<'a> Thread<'a> {
             let mut env = Env::new(proc.control(), proc.shared(), proc.map_refs(), index, area);
             env.proc = proc;
             env.counts = proc.shared().count(proc.control(), 0, index).map_or(core::ptr::null(), |row| row);
-            env.executes = proc.executes != 0;
+            env.modes.executes = proc.executes != 0;
             (&raw mut (*area).env).write(env);
-            (*area).index.store(index, Relaxed);
+            (*area).active.store(index + 1, Relaxed);
+            (*area).thread.store(&raw const *self.entry as u64, Relaxed);
             (*area).owner.store(owner(proc, self.key), Relaxed);
             (*area).slot.store(&raw const *slot as u64, Relaxed);
         }
@@ -516,26 +568,50 @@ unsafe fn claim(proc: &Proc, index: u32) -> &AtomicU64 {
     unsafe { &(*proc.area(index)).claim }
 }
 
-impl Held<'_> {
+impl Held {
     /// Gives the slot back.
     ///
     /// # Safety
     /// In the process that took it, or in a child forked since.
-    #[inline(always)]
     pub(crate) unsafe fn release(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.proc.alive() {
+            let kept = (*self.thread()).kept.load(Relaxed) == self.area as u64;
+            self.finish(kept);
+        }
+    }
+
+    /// As [`Held::release`], of the slot that the thread keeps: nothing takes it out of its hands while the run lasts.
+    ///
+    /// # Safety
+    /// As [`Held::release`]; [`Thread::take_kept`] gave it.
+    #[inline(always)]
+    pub(crate) unsafe fn release_kept(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.finish(true) };
+    }
+
+    #[inline(always)]
+    fn thread(&self) -> *const ThreadEntry {
+        // SAFETY: the slot is held, so its memory is this thread's.
+        unsafe { (*self.area).thread.load(Relaxed) as *const ThreadEntry }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, kept: bool) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (*(*self.area).env.proc).alive() {
                 let slot = &*((*self.area).slot.load(Relaxed) as *const Slot);
                 end(slot);
-                if self.entry.kept.load(Relaxed) != self.area as u64 {
+                if !kept {
                     (*self.area).claim.store(0, Release);
                     slot.owner.store(0, Release);
                 }
             }
+            compiler_fence(Ordering::SeqCst);
+            (*self.thread()).active.store(0, Relaxed);
         }
-        compiler_fence(Ordering::SeqCst);
-        self.entry.active.store(0, Relaxed);
     }
 }
 

@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::hit::hit;
+use crate::hit::hit_any;
 use crate::session::{Proc, SigContext, SigInfo, Site, TRAP_ACTIONS, TrapAction, TrapState};
 use crate::sys;
 
@@ -110,7 +110,7 @@ unsafe fn step(site: *const Site, context: &mut SigContext) {
         ss: context.segments >> 48,
     };
     // SAFETY: the registers are those at the site, on the stack of this thread.
-    match unsafe { hit(site, &raw mut regs) } {
+    match unsafe { hit_any(&*site, &raw mut regs) } {
         0 => context.rip = body,
         stub => {
             // The stub calls the body: the return address is in its entry, and off the stack.

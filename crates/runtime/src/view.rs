@@ -68,6 +68,21 @@ impl Control {
     }
 }
 
+impl Link {
+    /// The image that hits of its program run now, machine code if there is any; `control` is the control arena.
+    #[inline(always)]
+    pub(crate) fn image(&self, control: &Control) -> Option<*const Image> {
+        if self.cell == 0 {
+            return None;
+        }
+        // SAFETY: the controller alone writes cells, and offsets in them; both are of what is in the arena.
+        match unsafe { (*control.at::<ProgCell>(self.cell)).image.load(Ordering::Acquire) } {
+            0 => None,
+            image => Some(control.at(image)),
+        }
+    }
+}
+
 /// As for [`Control`], a `&SharedHead` stands for the whole shared arena.
 impl SharedHead {
     /// The slots.
@@ -166,8 +181,15 @@ impl Proc {
     /// As [`Proc::alive`].
     #[inline]
     pub(crate) unsafe fn ret_entry(&self, index: u32) -> Option<&RetEntry> {
-        // SAFETY: the table has `nret` entries.
-        (index < self.nret).then(|| unsafe { &*(self.rets as *const RetEntry).add(index as usize) })
+        if index >= self.nret {
+            return None;
+        }
+        // SAFETY: the table has `nret` entries, none of them at 0.
+        unsafe {
+            let entry = (self.rets as *const RetEntry).add(index as usize);
+            core::hint::assert_unchecked(!entry.is_null());
+            Some(&*entry)
+        }
     }
 
     /// The head of the free return entries.

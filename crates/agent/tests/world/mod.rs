@@ -15,7 +15,7 @@ use skep_ebpf::program::{MapDef, Program};
 use skep_ebpf::uapi::{MapType, ProgType, PtRegs};
 use skep_runtime::session::{
     HitFn, LinkCount, MAGIC, Proc, RetEntry, RetHead, ReturnFn, SEEN, SITE_LINKS, SLOT_STACK, STUB_SIZE, Seen, Site,
-    ThreadEntry, link_kind,
+    ThreadEntry, link_kind, only_link,
 };
 use support::{SLOTS, Session};
 
@@ -79,11 +79,9 @@ impl World {
     /// One site with a link per program.
     pub fn new(maps: &[MapDef], links: &[(&[Insn], u32)], nret: u32) -> World {
         let mut session = Session::new(maps).unwrap();
-        let mut has_return = 0;
         let indices: Vec<u32> = links
             .iter()
             .map(|&(insns, kind)| {
-                has_return |= u32::from(kind == link_kind::RETURN);
                 let mut program = Program::new("test", ProgType::Kprobe, "GPL", insns.to_vec());
                 program.maps = maps.to_vec().into();
                 let verified = skep_verifier::verify(program, &skep_verifier::Options::default()).unwrap();
@@ -125,8 +123,10 @@ impl World {
         site.proc = proc as *const _ as u64;
         site.ip = 0x40_1000;
         *site.nlinks.get_mut() = links.len() as u32;
-        *site.has_return.get_mut() = has_return;
-        *site.has_entry.get_mut() = u32::from(links.iter().any(|&(_, kind)| kind == link_kind::ENTRY));
+        proc.links = proc.control + u64::from(session.control().links);
+        let of = |kind| only_link(proc.links, indices.iter().zip(links).filter(|(_, l)| l.1 == kind).map(|(i, _)| *i));
+        *site.on_entry.get_mut() = of(link_kind::ENTRY);
+        *site.on_return.get_mut() = of(link_kind::RETURN);
         proc.keeps = u32::from(registered());
         for (i, index) in indices.into_iter().enumerate().take(SITE_LINKS) {
             *site.links[i].get_mut() = index;
@@ -152,6 +152,7 @@ impl World {
                 let entry = (stub - STUBS) / STUB_SIZE;
                 assert_eq!((stub - STUBS) % STUB_SIZE, 0);
                 std::ptr::write_volatile(top, entry);
+                regs.rsp += 8;
                 let real = ret(&raw const *self.proc, entry as u32, &raw mut regs);
                 assert_eq!((real, regs.rip), (0x1234_5678, 0x1234_5678));
                 assert_eq!(regs.rsp, top as u64 + 8);

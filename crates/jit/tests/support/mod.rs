@@ -10,7 +10,9 @@ use skep_jit::Compiled;
 use skep_maps::control::Arena;
 use skep_maps::{Map, MapHeader, MapRef};
 use skep_runtime::image::IMAGE_ALIGN;
-use skep_runtime::session::{Control, Link, LinkCount, MAGIC, ProgCell, SharedHead, link_state, shared_size};
+use skep_runtime::session::{
+    Control, Link, LinkCount, MAGIC, ProgCell, SharedHead, counts_distance, link_state, shared_size,
+};
 use skep_runtime::{Machine, Run};
 
 /// vCPU slots of a session.
@@ -136,7 +138,10 @@ impl Session {
             let control = &*base.cast::<Control>();
             let link = &mut *base.add(control.links as usize).cast::<Link>().add(index as usize);
             (link.kind, link.cookie) = (kind, u64::from(index) + 100);
-            (*link.prog.get_mut(), *link.state.get_mut()) = (prog, link_state::ON);
+            link.counts = counts_distance(SLOTS, index);
+            link.prog = prog;
+            link.cell = u64::from(control.progs) + u64::from(prog) * size_of::<ProgCell>() as u64;
+            *link.state.get_mut() = link_state::ON;
         }
         index
     }

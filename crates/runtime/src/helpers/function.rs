@@ -24,7 +24,7 @@ unsafe fn head(ctx: u64) -> (u64, u64, bool) {
 /// `ctx` is the running program's.
 pub(super) unsafe fn get_func_ip(env: &mut Env, ctx: u64) -> u64 {
     if env.prog_type != ProgType::Tracing as u32 {
-        return env.func_ip;
+        return env.func_ip();
     }
     // SAFETY: tracing programs run around functions.
     unsafe { head(ctx).0 }

@@ -34,7 +34,7 @@ pub(super) unsafe fn spin_lock(env: &mut Env, lock: u64) -> u64 {
             (*env.area).lock = lock;
             (*env.area).lock_word = me;
         } else {
-            env.over_budget = true;
+            env.modes.over_budget = true;
         }
     }
     0

@@ -141,7 +141,7 @@ pub(super) unsafe fn printk(env: &Env, record: *mut session::PrintkRecord, len: 
             return;
         }
         record.write_unaligned(session::PrintkRecord {
-            link: env.link,
+            link: env.link_index(),
             len: len as u32,
             time_ns: clock::monotonic(env.proc),
             pid: sys::getpid(),

@@ -86,7 +86,7 @@ unsafe fn chain(env: &Env, regs: *const PtRegs, ips: &mut [u64], window: &mut [u
     let mut stack = Window { bytes: window, start: 0, len: 0 };
     push(regs.rip);
     // At its entry a function has no frame yet: its caller's return address is on top of the stack.
-    if regs.rip == env.entry_ip
+    if regs.rip == env.entry_ip()
         && let Some(top) = stack.read(regs.rsp)
     {
         // SAFETY: as in `push`.

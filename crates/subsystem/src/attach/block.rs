@@ -5,12 +5,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use skep_maps::MapRef;
-use skep_runtime::session::{MAGIC, NONE, PROC_NAME, Proc, SITE_LINKS, Site, Trap};
+use skep_runtime::session::{MAGIC, NONE, PROC_NAME, Proc, SITE_LINKS, Site, Trap, only_link};
 
 use super::AttachError;
 use super::plan::PlannedSite;
@@ -95,6 +95,8 @@ pub struct Addresses {
     pub keeps: bool,
     /// See [`Proc`].
     pub seen: u64,
+    /// See [`Proc`].
+    pub links: u64,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -174,6 +176,7 @@ impl Block {
             keeps: u32::from(a.keeps),
             change: a.change,
             seen: a.seen,
+            links: a.links,
         };
         self.put(0, proc);
         self.set_maps(maps);
@@ -197,7 +200,7 @@ impl Block {
     /// Adds sites behind the first `known` ones, and their breakpoints. No thread is to be looking for one.
     pub fn add_sites(&self, at: u64, sites: &[PlannedSite], known: usize) {
         for (n, site) in sites.iter().enumerate().skip(known) {
-            self.put(self.sites + n * size_of::<Site>(), make_site(at, site));
+            self.put(self.sites + n * size_of::<Site>(), make_site(at, self.links_at(), site));
         }
         let trap = |(n, site): (usize, &PlannedSite)| {
             let trap = Trap { address: site.window.address, site: self.site_address(at, n) };
@@ -221,8 +224,8 @@ impl Block {
         for (place, (link, _)) in site.links.iter().zip(links) {
             place.store(*link, Ordering::Relaxed);
         }
-        site.has_entry.store(u32::from(links.iter().any(|(_, kind)| *kind == ProbeKind::Entry)), Ordering::Relaxed);
-        site.has_return.store(u32::from(links.iter().any(|(_, kind)| *kind == ProbeKind::Return)), Ordering::Relaxed);
+        site.on_entry.store(only(self.links_at(), links, ProbeKind::Entry), Ordering::Relaxed);
+        site.on_return.store(only(self.links_at(), links, ProbeKind::Return), Ordering::Relaxed);
         site.nlinks.store(links.len().min(SITE_LINKS) as u32, Ordering::Release);
     }
 
@@ -233,6 +236,12 @@ impl Block {
         // SAFETY: in bounds and aligned, since sites are; the target reads it concurrently at most.
         let word = unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() };
         word.store(u32::from(active), Ordering::Release);
+    }
+
+    /// Where the process has the table of links.
+    fn links_at(&self) -> u64 {
+        // SAFETY: the block begins with its head, which `fill` has written, or is zero.
+        unsafe { (*self.base.as_ptr().cast::<Proc>()).links }
     }
 
     fn put<T>(&self, offset: usize, value: T) {
@@ -249,7 +258,12 @@ impl Drop for Block {
     }
 }
 
-fn make_site(proc: u64, planned: &PlannedSite) -> Site {
+/// What the site says of its links of a kind.
+fn only(table: u64, links: &[(u32, ProbeKind)], kind: ProbeKind) -> u64 {
+    only_link(table, links.iter().filter(|(_, k)| *k == kind).map(|(link, _)| *link))
+}
+
+fn make_site(proc: u64, links_at: u64, planned: &PlannedSite) -> Site {
     // The kept text begins at `ip`, an `endbr64` before the patch included.
     let patch = &planned.patch;
     let lead = (planned.window.address - planned.ip) as usize;
@@ -270,10 +284,11 @@ fn make_site(proc: u64, planned: &PlannedSite) -> Site {
         original,
         patched,
         nlinks: AtomicU32::new(planned.links.len() as u32),
-        has_return: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Return))),
+        reserved: 0,
         links,
         guard: planned.guard,
         entry: planned.entry.unwrap_or(NONE),
-        has_entry: AtomicU32::new(u32::from(planned.links.iter().any(|(_, kind)| *kind == ProbeKind::Entry))),
+        on_entry: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Entry)),
+        on_return: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Return)),
     }
 }

@@ -143,9 +143,8 @@ impl Code {
         self.imm32(&[0x8f, 0x84, 0x24], (FLAGS * 8).cast_signed()) // pop [rsp+144], rsp as it is then
     }
 
-    /// Fills a `pt_regs` at rsp: what a call may change, and what programs read. The stack pointer there is its end plus
-    /// `more`.
-    fn save(&mut self, read: Registers, ip: u64, more: i32) -> &mut Self {
+    /// Fills a `pt_regs` at rsp but for its stack pointer: what a call may change, and what programs read.
+    fn save(&mut self, read: Registers, ip: u64) -> &mut Self {
         for (word, reg) in CHANGED.into_iter().chain(KEPT.into_iter().filter(|(word, _)| read.has(*word))) {
             self.store(word, reg);
         }
@@ -158,7 +157,7 @@ impl Code {
             self.imm64(&[0x48, 0xb8], ip); // mov rax, ip
             self.store(RIP, 0);
         }
-        self.fix_rsp(more)
+        self
     }
 
     /// Gives back what a call may have changed.
@@ -241,7 +240,7 @@ fn at_guard(t: &Trampoline) -> Vec<u8> {
 fn inside(t: &Trampoline) -> Vec<u8> {
     let mut code = Code::default();
     code.raise(-RED_ZONE - REGS).save_flags();
-    code.save(t.registers, t.ip, RED_ZONE);
+    code.save(t.registers, t.ip).fix_rsp(RED_ZONE);
     code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
     code.restore_flags().restore().raise(REGS + RED_ZONE);
     code.0
@@ -253,7 +252,7 @@ fn at_entry(t: &Trampoline) -> Vec<u8> {
     if t.registers.has(FLAGS) {
         code.save_flags();
     }
-    code.save(t.registers, t.ip, 0);
+    code.save(t.registers, t.ip).fix_rsp(0);
     code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
     // Through a return stub: rax is its address. It travels in the place of ss, which is 16 below the final rsp and thus safe
     // from signal handlers (red zone).
@@ -326,7 +325,8 @@ pub fn stubs(s: &Stubs) -> Vec<u8> {
     if s.registers.has(FLAGS) {
         code.save_flags();
     }
-    code.save(s.registers, 0, 8);
+    // `ret` tells rip.
+    code.save(s.registers.without(RIP), 0).fix_rsp(8);
     code.call(s.ret, s.vectors, |code| {
         code.imm64(&[0x48, 0xbf], s.proc); // mov rdi, proc
         code.imm32(&[0x8b, 0xb4, 0x24], REGS); // mov esi, [rsp+168]

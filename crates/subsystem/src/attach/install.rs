@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use skep_runtime::session::{
-    RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
+    Control, RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
 };
 
 use super::AttachError;
@@ -208,6 +208,18 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
     }
 }
 
+/// Where the table of links is in a control arena.
+fn links_offset(control: &SharedFd) -> Result<u64, AttachError> {
+    let mut offset = [0; 4];
+    let at = std::mem::offset_of!(Control, links) as u64;
+    let read = rustix::io::pread(&control.fd, &mut offset, at).map_err(std::io::Error::from);
+    match read {
+        Ok(4) => Ok(u64::from(u32::from_le_bytes(offset))),
+        Ok(_) => Err(AttachError::os("reading the control arena", &std::io::ErrorKind::UnexpectedEof.into())),
+        Err(e) => Err(AttachError::os("reading the control arena", &e)),
+    }
+}
+
 /// Maps what a changed plan needs besides: code of the sites behind the first `known` ones, and maps. The block gets the
 /// maps; nothing names the sites yet. Nothing of it is used if this fails. Unless the process is calm, a program may be
 /// running, and what it reaches stays.
@@ -314,6 +326,7 @@ impl Mapper<'_, '_> {
             description: 0,
             executes,
             keeps,
+            links: control + links_offset(&session.control)?,
         };
         let mut stubs = code::stubs(&Stubs {
             stubs: private.stubs,

@@ -88,6 +88,11 @@ impl Registers {
         Registers(self.0 | other.0)
     }
 
+    /// All but this word.
+    pub fn without(self, word: u32) -> Registers {
+        Registers(self.0 & !(1u32.checked_shl(word).unwrap_or(0)))
+    }
+
     /// Is this word among them?
     pub fn has(self, word: u32) -> bool {
         word < Registers::COUNT && self.0 & 1 << word != 0

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use skep_ebpf::Errno;
 use skep_maps::control::Arena;
 use skep_runtime::session::{
-    Control, Link, LinkCount, NONE, SharedHead, count_offset, link_kind, link_state, owner_proc,
+    Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_kind, link_state, owner_proc,
 };
 
 use super::object::MapObject;
@@ -119,10 +119,11 @@ impl World {
             self.control.ptr().add(row).cast::<Link>().write(Link {
                 state: AtomicU32::new(link_state::OFF),
                 kind,
-                prog: AtomicU32::new(new.prog.unwrap_or(NONE)),
+                prog: new.prog.unwrap_or(NONE),
                 flags: new.flags,
                 cookie: new.cookie,
-                reserved: 0,
+                counts: counts_distance(slots, index),
+                cell: new.prog.map_or(0, |prog| self.cell_offset(prog) as u64),
             });
         }
         Ok(place)

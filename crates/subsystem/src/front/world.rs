@@ -675,10 +675,14 @@ impl World {
         Ok(at as u64)
     }
 
+    /// Offset of a program's cell.
+    pub(super) fn cell_offset(&self, index: u32) -> usize {
+        self.progs + index as usize * size_of::<ProgCell>()
+    }
+
     fn cell(&self, index: u32) -> &ProgCell {
-        let at = self.progs + index as usize * size_of::<ProgCell>();
         // SAFETY: only places that were given out are asked for; their cells are allocated, and what changes is atomic.
-        unsafe { &*self.control.ptr().add(at).cast::<ProgCell>() }
+        unsafe { &*self.control.ptr().add(self.cell_offset(index)).cast::<ProgCell>() }
     }
 
     fn function_cell(&self, n: usize) -> &FunctionCell {

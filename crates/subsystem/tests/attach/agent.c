@@ -4,14 +4,15 @@ typedef unsigned long u64;
 typedef unsigned int u32;
 
 struct control { u64 magic; u32 enable, nslots; u64 robust, size; u32 links, nlinks; };
-struct link { u32 state, kind, prog, flags; u64 cookie, reserved; };
+struct link { u32 state, kind, prog, flags; u64 cookie, counts, cell; };
 struct proc {
 	u64 magic; u32 index, pid; struct control *control; char *shared; void *maps; volatile u64 *alive;
 	void *threads, *stacks; struct ret *rets; u64 stubs; u32 nthreads, nret; struct head *head;
 	u32 fsgsbase, nsites; u64 sites;
 };
 struct site {
-	struct proc *proc; u64 ip, body; u32 active, len; char original[16], patched[16]; u32 nlinks, has_return, links[16];
+	struct proc *proc; u64 ip, body; u32 active, len; char original[16], patched[16]; u32 nlinks, reserved, links[16];
+	u32 guard, entry; u64 on_entry, on_return;
 };
 struct ret { u64 ret, body, sp; struct site *site; u32 used, next; u64 reserved[3]; };
 struct head { u64 free; u32 sweep, fresh; };
@@ -100,7 +101,7 @@ u64 skep_hit(struct site *s, struct regs *regs)
 	/* What a careless agent would destroy. */
 	asm volatile("pxor %%xmm0,%%xmm0; pxor %%xmm7,%%xmm7; pxor %%xmm15,%%xmm15; xor %%r10d,%%r10d; xor %%r11d,%%r11d"
 		     ::: "xmm0", "xmm7", "xmm15", "r10", "r11");
-	if (!s->has_return)
+	if (!s->on_return)
 		return 0;
 	int k = take(p, regs->rsp);
 	if (k < 0) {
