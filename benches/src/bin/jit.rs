@@ -1,6 +1,7 @@
-//! Speed of machine code: skep, its interpreter, the kernel's JIT, clang's code for the host, and rbpf, in one run.
+//! Speed of machine code: skep, its interpreter, the kernel's JIT, clang's code for the host, rbpf and (with
+//! `--features sbpf`) solana-sbpf, in one run.
 //!
-//! usage: `cargo run --release -p skep-benches --bin jit [ROUNDS [sizes | WORKLOAD]]`, as root (the kernel's columns); with
+//! usage: `cargo run --release -p skep-benches --features sbpf --bin jit [ROUNDS [sizes | WORKLOAD]]`, as root (the kernel's columns); with
 //! `sizes` only the second table, with a workload's name only that one. `SKEP_BENCH` names the folder of the workloads
 //! (default `../shared/bench` beside the workspace); they are built with clang-19.
 //!
@@ -9,6 +10,9 @@
 
 #[path = "../../../crates/jit/tests/support/kernel.rs"]
 mod kernel;
+#[cfg(feature = "sbpf")]
+#[path = "../sbpf.rs"]
+mod sbpf;
 #[path = "../../../crates/jit/tests/support/straight.rs"]
 mod straight;
 #[path = "../../../crates/jit/tests/support/mod.rs"]
@@ -19,6 +23,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "sbpf")]
+use sbpf::Sbpf;
 use skep_benches::median;
 use skep_ebpf::Insn;
 use skep_ebpf::insn::pseudo;
@@ -73,22 +79,26 @@ fn main() {
     if only.as_deref() == Some("sizes") {
         return sizes(rounds, with_kernel);
     }
-    println!("| workload | skep | interpreter | kernel | native -O2 | rbpf | skep/kernel | skep/native |");
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
-    let (mut to_kernel, mut to_native, mut each) = (Vec::new(), Vec::new(), Vec::new());
+    println!(
+        "| workload | skep | interpreter | kernel | native -O2 | rbpf | solana-sbpf | skep/kernel | skep/native |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let (mut to_kernel, mut to_native, mut each, mut why) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for name in COMPUTE.into_iter().chain(MORE).chain(OTHERS.map(|(n, _)| n)) {
         if only.as_deref().is_some_and(|o| o != name) {
             continue;
         }
-        let row = Workload::open(name, &sources, &objects, with_kernel).measure(rounds);
-        let [skep, interp, kernel, native, rbpf] = row;
+        let workload = Workload::open(name, &sources, &objects, with_kernel);
+        why.extend(workload.sbpf.as_ref().err().map(|e| format!("{name}: {e}")));
+        let [skep, interp, kernel, native, rbpf, sbpf] = workload.measure(rounds);
         println!(
-            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {} | {} | {} | {} |",
             ns(skep),
             ns(interp),
             ns(kernel),
             ns(native),
             ns(rbpf),
+            ns(sbpf),
             ratio(skep / kernel),
             ratio(skep / native)
         );
@@ -108,6 +118,9 @@ fn main() {
         );
     }
     println!("each: {}", each.join(", "));
+    if cfg!(feature = "sbpf") {
+        println!("not run by solana-sbpf: {}", why.join("; "));
+    }
     if only.is_some() {
         return;
     }
@@ -208,6 +221,23 @@ struct Workload {
     kernel: Option<kernel::Program>,
     native: Option<Native>,
     rbpf: Option<Rbpf>,
+    /// Or why it does not run there.
+    sbpf: Result<Sbpf, String>,
+}
+
+/// Of what is not built in.
+#[cfg(not(feature = "sbpf"))]
+enum Sbpf {}
+
+#[cfg(not(feature = "sbpf"))]
+impl Sbpf {
+    fn new(_: usize, _: &Program, _: &Program) -> Result<Sbpf, String> {
+        Err("not built in".into())
+    }
+
+    fn run(&mut self) -> Result<u64, String> {
+        match *self {}
+    }
 }
 
 impl Workload {
@@ -238,12 +268,17 @@ impl Workload {
             assert_eq!(sum, unsafe { work(std::ptr::null_mut()) } as u32, "{name}: native");
         }
         rbpf = rbpf.filter(|r| r.run() as u32 == sum);
-        Workload { name: name.into(), jit, interp, kernel, native, rbpf }
+        let sbpf =
+            Sbpf::new(object.maps().len(), &program("setup"), &program("work")).and_then(|mut vm| match vm.run()? {
+                value if value as u32 == sum => Ok(vm),
+                value => Err(format!("returns {value:#x} instead of {sum:#x}")),
+            });
+        Workload { name: name.into(), jit, interp, kernel, native, rbpf, sbpf }
     }
 
-    /// Medians: skep, interpreter, kernel, native, rbpf.
-    fn measure(mut self, rounds: usize) -> [f64; 5] {
-        let mut figures: [Vec<f64>; 5] = Default::default();
+    /// Medians: skep, interpreter, kernel, native, rbpf, solana-sbpf.
+    fn measure(mut self, rounds: usize) -> [f64; 6] {
+        let mut figures: [Vec<f64>; 6] = Default::default();
         for _ in 0..rounds {
             let jit = self.jit.time();
             figures[0].push(jit);
@@ -262,6 +297,11 @@ impl Workload {
             if let Some(r) = &self.rbpf {
                 figures[4].push(time(|| {
                     std::hint::black_box(r.run());
+                }));
+            }
+            if let Ok(vm) = &mut self.sbpf {
+                figures[5].push(time(|| {
+                    let _ = std::hint::black_box(vm.run());
                 }));
             }
         }
