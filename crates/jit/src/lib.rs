@@ -294,9 +294,6 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         known: Some(known),
         special: &special,
     };
-    // Loads from kernel objects are not machine code yet.
-    let objects = known.reads_guarded();
-    let options = &Options { engine: if objects { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
     let mut compiled = translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))?;
     if !known.ctx_by_address() {

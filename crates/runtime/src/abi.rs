@@ -47,6 +47,10 @@ pub const fn prog_cell(prog: u32) -> i32 {
     (prog as usize * size_of::<ProgCell>() + offset_of!(ProgCell, image)) as i32
 }
 
+/// Where the kernel objects begin that the program was given.
+pub const OBJECTS: i32 = offset_of!(Env, objects) as i32;
+/// Their bytes.
+pub const OBJECTS_LEN: i32 = offset_of!(Env, objects_len) as i32;
 /// Map handles.
 pub const MAPS: i32 = offset_of!(Env, maps) as i32;
 /// The context that the program was started with.

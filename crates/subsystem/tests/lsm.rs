@@ -8,6 +8,7 @@ mod script;
 use skep_ebpf::Errno;
 use skep_ebpf::asm::assemble;
 use skep_ebpf::btf::{Btf, Kind};
+use skep_jit::Engine;
 use skep_subsystem::front::token::Delegation;
 use skep_subsystem::front::{Alive, Caps, Client, Config};
 
@@ -143,6 +144,56 @@ fn commands_maps_and_programs_are_vetoed() {
     assert_eq!(s.call(PROG_LOAD, attr.clone().ptr(8, &code)), no(Errno::EACCES));
     s.ours.close(types);
     assert!(s.call(PROG_LOAD, attr.ptr(8, &code)) >= 0);
+}
+
+/// Fields of all sizes, with signs, and one behind a pointer that leads nowhere: both engines read the same.
+#[test]
+fn objects_are_read_alike_by_both_engines() {
+    let answers = |engine: Engine| -> Option<Vec<i64>> {
+        let s = Setup::new(Config { engine, ..Config::default() })?;
+        let (entries, name, types) = (s.at("bpf_map", "max_entries"), s.at("bpf_map", "name"), s.at("bpf_map", "btf"));
+        let text = format!(
+            "r6 = *(u64 *)(r1 +0)
+             r7 = *(u32 *)(r6 +{entries})
+             r7 <<= 3
+             r2 = *(u8 *)(r6 +{name})
+             r7 ^= r2
+             r6 += {name}
+             r2 = *(s8 *)(r6 +1)
+             r7 += r2
+             r1 = *(u64 *)(r6 {:+})
+             r3 = 5
+             r3 = *(u32 *)(r1 +{})
+             r7 += r3
+             r7 &= 0xfff
+             r0 = 0
+             r0 -= r7
+             exit",
+            i64::from(types) - i64::from(name),
+            s.at("btf", "data_size"),
+        );
+        let prog = s.load("bpf_map_create", &text);
+        assert!(prog >= 0 && s.call(RAW_OPEN, Attrs::new(16).u32(8, prog as u32)) >= 0);
+        let mut info = [0u32; 32];
+        assert_eq!(s.call(INFO, Attrs::new(16).u32(0, prog as u32).u32(4, 128).u64(8, info.as_mut_ptr() as u64)), 0);
+        assert_eq!(info[4] != 0, engine == Engine::Jit, "bytes of machine code");
+        let names: [&[u8]; 4] = [b"a", b"zz", b"q_7", b"w.w"];
+        Some(
+            names
+                .into_iter()
+                .zip([1, 7, 100, 513])
+                .map(|(name, entries)| {
+                    s.call(MAP_CREATE, Attrs::new(92).u32(0, 2).u32(4, 4).u32(8, 8).u32(12, entries).bytes(28, name))
+                })
+                .collect(),
+        )
+    };
+    let Some(read) = answers(Engine::Interpreter) else { return };
+    let expected =
+        |entries: i64, first: u8, second: u8| -((((entries << 3) ^ i64::from(first)) + i64::from(second)) & 0xfff);
+    let all = [expected(1, b'a', 0), expected(7, b'z', b'z'), expected(100, b'q', b'_'), expected(513, b'w', b'.')];
+    assert_eq!(read, all);
+    assert_eq!(answers(Engine::Jit), Some(read));
 }
 
 #[test]

@@ -131,6 +131,11 @@ impl Effects {
         self.0 & ENV != 0
     }
 
+    /// The same that looks at the environment, too.
+    pub(crate) fn with_env(self) -> Effects {
+        Effects(self.0 | ENV)
+    }
+
     /// It counts rounds.
     pub(crate) fn counts(self) -> bool {
         self.0 & COUNTS != 0

@@ -4,6 +4,7 @@ use skep_ebpf::insn::class;
 use skep_ebpf::program::MapDef;
 use skep_runtime::abi;
 use skep_verifier::Rewritten;
+use skep_verifier::rewrite::Memory;
 
 use super::asm::{Alu, Asm, Mem};
 use super::flow::{Block, Flow, Function};
@@ -24,6 +25,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) maps: &'a [MapDef],
     /// What the verifier knows of the instructions.
     pub(crate) known: Option<&'a Rewritten>,
+    /// The same, if some loads are from kernel objects.
+    guarded: Option<&'a Rewritten>,
     pub(crate) indices: &'a MapIndices,
     /// Where the cell of each function is, if they have any.
     pub(crate) cells: Vec<Option<i32>>,
@@ -126,6 +129,7 @@ impl<'a> Emitter<'a> {
             flow,
             maps: source.maps,
             known: source.known.filter(|_| tuning.optimise),
+            guarded: source.known.filter(|k| k.reads_guarded()),
             indices: &options.maps,
             cells: source.subprogs.iter().map(|s| options.cell_of(s.number as usize)).collect(),
             extends: tuning.extends,
@@ -473,6 +477,11 @@ impl<'a> Emitter<'a> {
             let r = self.pushed[i];
             self.asm().pop(r);
         }
+    }
+
+    /// True if the instruction at `i` loads from a kernel object, which may not be there.
+    pub(crate) fn reads_object(&self, i: usize) -> bool {
+        self.guarded.is_some_and(|known| known.facts(i).memory == Memory::Guarded)
     }
 
     /// True if numbers of the program must not stand in the code.

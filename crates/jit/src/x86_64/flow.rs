@@ -2,6 +2,8 @@
 
 use std::hint::select_unpredictable;
 
+use skep_verifier::Rewritten;
+
 use super::effects::{self, DEAD, Effects};
 use super::ir::{ARGUMENTS, Live, Op, Ops, Src, both};
 use crate::Source;
@@ -80,6 +82,11 @@ pub(crate) fn analyse(
     for &i in source.marks {
         if let (Some(op), Some(e)) = (ops.set_marked(source, i as usize), effects.get_mut(i as usize)) {
             *e = op.effects();
+        }
+    }
+    if source.known.is_some_and(Rewritten::reads_guarded) {
+        for (_, e) in effects.iter_mut().enumerate().filter(|(i, _)| source.is_object_access(*i)) {
+            *e = e.with_env();
         }
     }
     let (mut leader, subs) = leaders(ops, source.marks, starts);

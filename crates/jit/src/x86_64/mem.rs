@@ -54,6 +54,10 @@ impl Emitter<'_> {
         base: u8,
         off: i16,
     ) -> usize {
+        if self.reads_object(i) {
+            self.load_object(size, signed, dst, base, off);
+            return 1;
+        }
         if !signed && self.ops.may_fold(i + 1) {
             if let Some(done) = self.modify(i, end) {
                 return done;
@@ -95,6 +99,34 @@ impl Emitter<'_> {
             self.asm().load(size, d, m);
         }
         1
+    }
+
+    /// A load from a kernel object: 0 unless it lies in those that the program was given ([`Env::object`]). Pointers in
+    /// objects may be null, and programs follow them unchecked.
+    ///
+    /// [`Env::object`]: skep_runtime::env::Env
+    fn load_object(&mut self, size: Size, signed: bool, dst: u8, base: u8, off: i16) {
+        let (m, d) = self.target(base, off, dst);
+        let none = self.layout.label();
+        let asm = &mut self.layout.asm;
+        asm.lea(true, R11, m);
+        asm.zero(d);
+        asm.load(Size::Dw, R9, Mem::at(ENV, abi::OBJECTS_LEN));
+        asm.mov_rr(true, R10, R11);
+        asm.alu_rm(Alu::Sub, true, R10, Mem::at(ENV, abi::OBJECTS));
+        // What is left of them from there on: nothing if it lies in front of them or behind.
+        asm.alu_rr(Alu::Sub, true, R9, R10);
+        self.layout.jcc(Cc::Be, none);
+        let asm = &mut self.layout.asm;
+        asm.alu_ri(Alu::Cmp, true, R9, width(size) as i32);
+        self.layout.jcc(Cc::B, none);
+        let asm = &mut self.layout.asm;
+        if signed {
+            asm.load_signed(size, d, Mem::at(R11, 0));
+        } else {
+            asm.load(size, d, Mem::at(R11, 0));
+        }
+        self.layout.bind(none);
     }
 
     /// The address of a load and the place of its result.

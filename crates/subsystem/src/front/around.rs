@@ -226,10 +226,11 @@ fn put(prog: &ProgObject, n: usize, way: impl Fn(Engine) -> Way) {
     }
 }
 
-/// Machine code calls nothing that is only interpreted.
+/// Machine code calls nothing that is only interpreted, and who follows pointers into objects is given none here: all that
+/// they lead to would read as 0.
 fn check_engines(prog: &ProgObject, target: &ProgObject) -> Result<(), Errno> {
     let mixed = target.loaded.engine() == Engine::Jit && prog.loaded.engine() == Engine::Interpreter;
-    if mixed { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    if mixed || prog.verified.rewritten().reads_guarded() { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
 }
 
 /// Where calls of a function lead now.
