@@ -1,10 +1,23 @@
-//! `#[derive(Context)]`: see `skep::host`.
+//! `#[derive(Context)]` and `#[functions]`: see `skep::host`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Attribute, Data, DeriveInput, Error, Field, Fields, LitStr, Result, parse_macro_input, parse_quote};
+
+mod functions;
+
+/// Has programs call the methods of an `impl` block: `skep::host::Host::functions` takes a value of the type.
+///
+/// Methods take `&self` and up to five arguments: integers, `bool`, `Memory` and `MemoryMut` (which count for two), and
+/// objects: `&T` of one that the program holds, `Option<&T>` of one or null, `Arc<T>` to take it from the program. They give
+/// an integer, `bool`, nothing, or an `Arc<T>` or `Option<Arc<T>>`, which the program then holds and must give back.
+#[proc_macro_attribute]
+pub fn functions(_: proc_macro::TokenStream, block: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let block = parse_macro_input!(block as syn::ItemImpl);
+    functions::functions(&block).unwrap_or_else(|e| e.to_compile_error()).into()
+}
 
 /// Describes a struct as the context of a hook: its members to the verifier, in C, and as BTF.
 ///

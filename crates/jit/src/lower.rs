@@ -163,6 +163,7 @@ impl Lowered {
             }
             _ => match source.special.kfuncs.get(&at) {
                 Some(&Kfunc::Entry { entry, .. }) => Code { op: Op::CallEntry, dst: 0, a: 0, imm: entry as i32 },
+                Some(&Kfunc::Host { index, .. }) => Code { op: Op::CallHost, dst: 0, a: 0, imm: index as i32 },
                 Some(Kfunc::Throw) => {
                     let catches = source.special.catches.map(|f| f as usize);
                     let start = catches.and_then(|f| source.subprogs.get(f)).map(|s| i64::from(s.start));

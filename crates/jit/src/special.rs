@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use skep_ebpf::Insn;
-use skep_ebpf::btf::Btf;
+use skep_ebpf::btf::{Btf, Kind};
 use skep_ebpf::insn::{class, jmp, pseudo};
 use skep_runtime::helpers;
 use skep_verifier::Verified;
@@ -17,6 +17,8 @@ use crate::calls::Subprog;
 pub(crate) enum Kfunc {
     /// The runtime has it, at this place of its table; it looks at so many arguments.
     Entry { entry: u32, args: u8 },
+    /// The application has it, at this place of its table.
+    Host { index: u32, args: u8 },
     /// `bpf_throw`.
     Throw,
 }
@@ -73,6 +75,7 @@ impl Special {
             if insn.is_kfunc_call() {
                 let name = kfunc_name(verified.kernel_types(), insn);
                 let found = match name {
+                    Some(name) if verified.host().is_some() => host_function(verified, name, insn),
                     Some("bpf_throw") => Some(Kfunc::Throw),
                     Some(name) => helpers::kernel_function(name).map(|(entry, args)| Kfunc::Entry { entry, args }),
                     None => None,
@@ -96,6 +99,15 @@ impl Special {
     pub(crate) fn throws(&self) -> bool {
         self.kfuncs.values().any(|k| *k == Kfunc::Throw)
     }
+}
+
+/// A function of the application.
+fn host_function(verified: &Verified, name: &str, insn: Insn) -> Option<Kfunc> {
+    let (host, types) = (verified.host()?, verified.kernel_types()?);
+    let Some(&Kind::Func { proto, .. }) = types.kind(insn.imm as u32) else { return None };
+    let Some(Kind::FuncProto { params, .. }) = types.kind(proto) else { return None };
+    let args = u8::try_from(params.len()).ok().filter(|n| *n <= 5)?;
+    Some(Kfunc::Host { index: host.function(name)?.index, args })
 }
 
 fn kfunc_name(types: Option<&Btf>, insn: Insn) -> Option<&str> {

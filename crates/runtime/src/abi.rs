@@ -16,7 +16,7 @@ use core::mem::offset_of;
 
 use skep_maps::{MapHeader, MapRef};
 
-use crate::env::Env;
+use crate::env::{Env, HostFn};
 use crate::helpers::COUNT;
 use crate::session::{Control, ProgCell};
 
@@ -72,6 +72,14 @@ pub const THROW_SP: i32 = offset_of!(Env, throw_sp) as i32;
 pub const MAX_LOOPS: u32 = 1 << 23;
 /// Rounds of the loops of one call of a function that has a `may_goto`.
 pub const MAY_GOTO_ROUNDS: u32 = 1 << 23;
+/// The application's functions.
+pub const FUNCTIONS: i32 = offset_of!(Env, functions) as i32;
+/// Which of them is called, 32 bits: stored before the call.
+pub const FUNCTION: i32 = offset_of!(Env, function) as i32;
+/// In the table of the application's functions: where the code of one stands.
+pub const fn host_fn(index: u32) -> i32 {
+    (index as usize * size_of::<HostFn>() + offset_of!(HostFn, call)) as i32
+}
 /// A byte: the budget was spent.
 pub const OVER_BUDGET: i32 = offset_of!(Env, modes.over_budget) as i32;
 

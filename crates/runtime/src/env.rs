@@ -7,7 +7,7 @@ use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
-use crate::abi::Table;
+use crate::abi::{HelperFn, Table};
 use crate::helpers;
 use crate::session::{Control, Link, LinkCount, NONE, Proc, SLOT_STACK, SharedHead, Site, link_flags};
 
@@ -243,9 +243,32 @@ pub struct Env {
     pub(crate) objects_len: u64,
     /// What `seq_write` and `seq_printf` write to; null if there is nothing.
     pub(crate) seq: *mut Seq,
+    /// The application's functions; null if it has none.
+    pub(crate) functions: *const HostFn,
+    /// Which of them is called.
+    pub(crate) function: u32,
+}
+
+/// A function of an application, as programs call it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct HostFn {
+    /// Gets r1 to r5 and the environment, by which it finds `data` ([`Env::function_data`]).
+    pub call: HelperFn,
+    /// What it belongs to.
+    pub data: *const (),
 }
 
 impl Env {
+    /// What belongs to the function that is called.
+    ///
+    /// # Safety
+    /// Only in a function of an application, before it does anything else; `env` is what it was given.
+    pub unsafe fn function_data(env: *const Env) -> *const () {
+        // SAFETY: the caller's promise; the call named a row of the table.
+        unsafe { (*(*env).functions.add((*env).function as usize)).data }
+    }
+
     /// An environment that runs on `slot` with its private memory `area`.
     pub(crate) fn new(
         control: *const Control,
@@ -285,6 +308,8 @@ impl Env {
             objects: 0,
             objects_len: 0,
             seq: null_mut(),
+            functions: null(),
+            function: 0,
         }
     }
 

@@ -727,6 +727,13 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
                     *r = f(*r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5), env);
                     next!();
                 }
+                Op::CallHost => {
+                    spend!();
+                    env.function = (*pc).imm as u32;
+                    let f = (*env.functions.add((*pc).imm as usize)).call;
+                    *r = f(*r.add(1), *r.add(2), *r.add(3), *r.add(4), *r.add(5), env);
+                    next!();
+                }
                 Op::CallBack => {
                     spend!();
                     env.callback_fp = *r.add(10) - u64::from((*pc).a);

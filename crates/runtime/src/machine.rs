@@ -5,7 +5,7 @@ use core::ptr::{null, null_mut};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
-use crate::env::{Env, Seq, SlotArea};
+use crate::env::{Env, HostFn, Seq, SlotArea};
 use crate::image::Image;
 use crate::session::{Control, SharedHead};
 use crate::{interp, native};
@@ -80,6 +80,19 @@ impl Machine {
     /// Says whether `control` is mapped executable; if not, programs are interpreted. It is taken to be.
     pub fn set_executes(&mut self, executes: bool) {
         self.env.modes.executes = executes;
+    }
+
+    /// The functions of the application that programs of this machine may call.
+    ///
+    /// # Safety
+    /// Each program names only rows of this table, which stay as they are for as long as such programs run.
+    pub unsafe fn set_functions(&mut self, functions: *const HostFn) {
+        self.env.functions = functions;
+    }
+
+    /// The address of what its runs work with, which functions of the application are given.
+    pub fn env(&self) -> *const Env {
+        &raw const self.env
     }
 
     /// Runs program `prog` of the session on a context; `None` if it has no image.

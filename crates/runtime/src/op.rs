@@ -91,6 +91,8 @@ pub enum Op {
     TailCall,
     /// Call of the function of the runtime at place `imm` of its table.
     CallEntry,
+    /// Call of the application's function `imm`.
+    CallHost,
     /// The same, of one that calls back; `a` is the caller's stack use in bytes.
     CallBack,
     /// Address of the function at distance `imm`; if that has a `may_goto`, a 16th of its frame is in the next slot's `imm`.

@@ -37,14 +37,15 @@
 
 use std::sync::Arc;
 
-pub use skep_derive::Context;
+pub use skep_derive::{Context, functions};
 pub use skep_subsystem::host::{
-    Attachment, Busy, Bytes, BytesMut, Context, Field, FieldDef, FieldType, Hook, HookOptions, Host, HostError,
-    HostOptions, OverBudget, Plugin, Proceed, Program, Tenant, Types, Verdict, c_declaration,
+    Argument, Attachment, Busy, Bytes, BytesMut, Context, Field, FieldDef, FieldType, Function, FunctionDef, Functions,
+    Hook, HookOptions, Host, HostError, HostFunctions, HostOptions, Memory, MemoryMut, Object, OverBudget, ParamType,
+    Plugin, Proceed, Program, Registers, ReturnType, Returned, Tenant, Types, Verdict, c_declaration, c_functions,
 };
 
 use skep_ebpf::uapi::ProgType;
-use skep_elf::{ElfError, LoadOptions, Object};
+use skep_elf::{ElfError, LoadOptions};
 use skep_verifier::{Explanation, HostContext, Options, Privilege, Rejection, Verified};
 
 /// What the sections of programs for hooks begin with.
@@ -67,6 +68,30 @@ pub enum LoadError {
         /// The sections that would do.
         known: String,
     },
+    /// A program calls a function that its hook does not have.
+    #[error("program `{program}` calls `{function}`, which the hook `{hook}` does not have; it has: {known}")]
+    NoFunction {
+        /// The program.
+        program: String,
+        /// The function.
+        function: String,
+        /// The hook.
+        hook: String,
+        /// The functions that it has.
+        known: String,
+    },
+    /// A program declares a function of its hook otherwise than it is.
+    #[error("program `{program}` takes `{function}` for another one; for the hook `{hook}` it is: {declaration}")]
+    FunctionType {
+        /// The program.
+        program: String,
+        /// The function.
+        function: String,
+        /// The hook.
+        hook: String,
+        /// How it is declared in C.
+        declaration: String,
+    },
     /// A program is not safe.
     #[error("program `{program}`: {rejection}")]
     Rejected {
@@ -82,10 +107,37 @@ pub enum LoadError {
     Host(#[from] HostError),
 }
 
+/// A hook that programs can be for.
+#[derive(Clone, Debug)]
+struct Known {
+    context: Arc<HostContext>,
+    functions: Vec<FunctionDef>,
+}
+
+impl Known {
+    /// What is wrong with a function that a program wants.
+    fn explain(&self, program: &str, error: ElfError) -> LoadError {
+        let ElfError::Extern { symbol, .. } = &error else { return error.into() };
+        let (program, hook, function) = (program.to_owned(), self.context.hook.clone(), symbol.clone());
+        match self.functions.iter().find(|f| f.name == symbol) {
+            Some(def) => {
+                let text = c_functions(std::slice::from_ref(def));
+                let declaration = text.lines().last().unwrap_or_default().to_owned();
+                LoadError::FunctionType { program, function, hook, declaration }
+            }
+            None => {
+                let names: Vec<&str> = self.functions.iter().map(|f| f.name).collect();
+                let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                LoadError::NoFunction { program, function, hook, known }
+            }
+        }
+    }
+}
+
 /// Makes plug-ins of object files: knows the hooks that programs can be for, and judges programs by them.
 #[derive(Clone, Debug, Default)]
 pub struct Loader {
-    contexts: Vec<Arc<HostContext>>,
+    hooks: Vec<Known>,
     types: Types,
     privilege: Privilege,
 }
@@ -100,10 +152,10 @@ impl Loader {
     #[must_use]
     pub fn hook<C: Context>(mut self, hook: &Hook<C>) -> Loader {
         // Several hooks may have contexts of one type.
-        if !self.contexts.iter().any(|c| c.struct_name == C::NAME) {
+        if !self.hooks.iter().any(|h| h.context.struct_name == C::NAME) {
             self.types.of::<C>();
         }
-        self.contexts.push(Arc::clone(hook.context()));
+        self.hooks.push(Known { context: Arc::clone(hook.context()), functions: hook.functions().copied().collect() });
         self
     }
 
@@ -116,26 +168,35 @@ impl Loader {
 
     /// Verifies all programs of an object file. `name` is for messages.
     pub fn verify(&self, name: &str, bytes: &[u8]) -> Result<Vec<Verified>, LoadError> {
-        let object = Object::parse(name, bytes)?;
-        let btf = self.types.to_btf().map_err(|source| ElfError::Btf { section: "types of hooks", source })?;
-        let load = LoadOptions {
-            btf: Some(Arc::new(btf)),
-            all_types: true,
-            prog_type: Some((ProgType::Unspec, None)),
-            ..LoadOptions::default()
-        };
+        let object = skep_elf::Object::parse(name, bytes)?;
         let one = |info: &skep_elf::ProgramInfo| {
             let hook = info.section.strip_prefix(SECTION);
-            let Some(context) = self.contexts.iter().find(|c| Some(c.hook.as_str()) == hook) else {
-                let known: Vec<String> = self.contexts.iter().map(|c| format!("{SECTION}{}", c.hook)).collect();
+            let Some(known) = self.hooks.iter().find(|k| Some(k.context.hook.as_str()) == hook) else {
+                let known: Vec<String> = self.hooks.iter().map(|k| format!("{SECTION}{}", k.context.hook)).collect();
                 return Err(LoadError::UnknownHook {
                     program: info.name.clone(),
                     section: info.section.clone(),
                     known: known.join(", "),
                 });
             };
-            let program = object.program(&info.name, &load)?;
-            let options = Options { host: Some(Arc::clone(context)), privilege: self.privilege, ..Options::default() };
+            // Each hook has functions of its own.
+            let mut types = self.types.clone();
+            known.functions.iter().for_each(|f| types.function(f));
+            let btf = types.to_btf().map_err(|source| ElfError::Btf { section: "types of hooks", source })?;
+            let btf = Some(Arc::new(btf));
+            let load = LoadOptions {
+                btf: btf.clone(),
+                all_types: true,
+                prog_type: Some((ProgType::Unspec, None)),
+                ..LoadOptions::default()
+            };
+            let program = object.program(&info.name, &load).map_err(|e| known.explain(&info.name, e))?;
+            let options = Options {
+                host: Some(Arc::clone(&known.context)),
+                btf: btf.filter(|_| !known.functions.is_empty()),
+                privilege: self.privilege,
+                ..Options::default()
+            };
             skep_verifier::verify(program.clone(), &options).map_err(|rejection| LoadError::Rejected {
                 program: info.name.clone(),
                 rejection,

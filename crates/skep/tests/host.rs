@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use skep::Engine;
 use skep::host::{
-    Bytes, BytesMut, Context, FieldDef, FieldType, Hook, HookOptions, Host, HostError, HostOptions, LoadError, Loader,
-    OverBudget, Plugin, Proceed, c_declaration,
+    Bytes, BytesMut, Context, FieldDef, FieldType, Functions, Hook, HookOptions, Host, HostError, HostOptions,
+    LoadError, Loader, Memory, MemoryMut, Object, OverBudget, Plugin, Proceed, c_declaration, functions,
 };
 
 #[derive(Context)]
@@ -401,4 +403,189 @@ fn locks_and_callbacks() {
     let value = plugin.map("pairs").unwrap().lookup(&0u32.to_ne_bytes(), 0).unwrap();
     let number = |at: usize| u64::from_ne_bytes(value[at..at + 8].try_into().unwrap());
     assert_eq!((number(8), number(16)), (6000, 12000));
+}
+
+/// What the application lets programs call.
+struct Sessions {
+    made: AtomicU64,
+    dropped: Arc<AtomicU64>,
+}
+
+struct Session {
+    key: u32,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Object for Session {
+    const NAME: &'static str = "session";
+}
+
+#[functions]
+impl Sessions {
+    fn level(&self, key: u32) -> u32 {
+        key / 10
+    }
+
+    fn signed_sum(&self, a: i8, b: i64) -> i64 {
+        i64::from(a) + b
+    }
+
+    fn weigh(&self, bytes: Memory<'_>) -> u64 {
+        bytes.to_vec().iter().map(|b| u64::from(*b)).sum()
+    }
+
+    fn fill(&self, bytes: MemoryMut<'_>) {
+        let len = bytes.as_memory().len() as u8;
+        bytes.copy_from(&(1..=len).collect::<Vec<_>>());
+    }
+
+    fn session_get(&self, key: u32) -> Option<Arc<Session>> {
+        (key != 0).then(|| self.session(key))
+    }
+
+    fn session_new(&self) -> Arc<Session> {
+        self.session(77)
+    }
+
+    fn session_put(&self, session: Arc<Session>) {
+        assert!(session.key > 0);
+    }
+
+    fn session_key(&self, session: &Session) -> u32 {
+        session.key
+    }
+
+    fn session_known(&self, session: Option<&Session>) -> bool {
+        session.is_some()
+    }
+}
+
+impl Sessions {
+    fn session(&self, key: u32) -> Arc<Session> {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Session { key, dropped: Arc::clone(&self.dropped) })
+    }
+}
+
+fn with_functions(host: &Host) -> (Arc<Sessions>, Hook<Sum>, Loader) {
+    let sessions = Arc::new(Sessions { made: AtomicU64::new(0), dropped: Arc::default() });
+    let functions = host.functions(&sessions).unwrap();
+    let (hook, loader) = sums(host, HookOptions { budget: 2000, functions: vec![functions], ..HookOptions::default() });
+    (sessions, hook, loader)
+}
+
+/// Programs call functions of the application, in both engines; what they hold is given back, even by a run that is ended.
+#[test]
+fn programs_call_the_application() {
+    for engine in [Engine::Interpreter, Engine::Jit] {
+        let host = Host::new(HostOptions { engine, ..HostOptions::default() }).unwrap();
+        let (sessions, hook, loader) = with_functions(&host);
+        let plugin = loader.load(&host.tenant(1 << 20), "functions", &object("functions.bpf.o")).unwrap();
+        let run = |program: &str, key: u32| {
+            let _attached = hook.attach(&plugin.program(program).unwrap(), 0).unwrap();
+            let mut sum = Sum { key, ..Sum::default() };
+            let verdict = hook.call(&mut sum).unwrap();
+            (verdict.value, sum.total as i64, sum.version)
+        };
+        assert_eq!(run("numbers", 29), (Some(0), -7, 2));
+        assert_eq!(run("numbers", 30), (Some(1), -7, 3));
+        assert_eq!(run("bytes", 0), (Some(8), 36, 0));
+        let held = || {
+            let dropped = sessions.dropped.load(Ordering::Relaxed);
+            sessions.made.load(Ordering::Relaxed) - dropped
+        };
+        assert_eq!(run("objects", 0), (Some(0), 0, 0), "nothing is known of no session");
+        assert_eq!(run("objects", 9), (Some(2), 109, 77));
+        assert_eq!((sessions.made.load(Ordering::Relaxed), held()), (2, 0));
+        assert_eq!(run("spends", 0).0, None, "over its budget");
+        assert_eq!((sessions.made.load(Ordering::Relaxed), held()), (3, 0));
+        // Functions stay as long as the host does, whoever else has let go.
+        assert_eq!(Arc::strong_count(&sessions), 1 + Sessions::FUNCTIONS.len());
+        let still = Arc::downgrade(&sessions);
+        drop((plugin, hook, loader, host, sessions));
+        assert!(still.upgrade().is_none());
+    }
+}
+
+#[test]
+fn functions_are_described_and_checked() {
+    let host = host();
+    let (sessions, hook, _) = with_functions(&host);
+    let text = "struct session {};\nextern __u32 level(__u32 key) __ksym;\n\
+                extern __s64 signed_sum(__s8 a, __s64 b) __ksym;\n\
+                extern __u64 weigh(const void *bytes, __u64 bytes__sz) __ksym;\n\
+                extern void fill(void *bytes, __u64 bytes__sz) __ksym;\n\
+                extern struct session *session_get(__u32 key) __ksym;\n\
+                extern struct session *session_new(void) __ksym;\n\
+                extern void session_put(struct session *session) __ksym;\n\
+                extern __u32 session_key(struct session *session) __ksym;\n\
+                extern __u8 session_known(struct session *session__nullable) __ksym;\n";
+    assert_eq!(host.functions(&sessions).unwrap().c_declarations(), text);
+    assert_eq!(hook.functions().count(), Sessions::FUNCTIONS.len());
+
+    struct Wide;
+    #[functions]
+    impl Wide {
+        fn wide(&self, _a: Memory<'_>, _b: Memory<'_>, _c: Memory<'_>) {}
+    }
+    let error = host.functions(&Arc::new(Wide)).unwrap_err().to_string();
+    assert_eq!(error, "function `wide`: its arguments take more than five registers (bytes take two)");
+    // A name of an object is one type's: programs could mix them up else.
+    struct Impostor;
+    impl Object for Impostor {
+        const NAME: &'static str = "session";
+    }
+    struct Other;
+    #[functions]
+    impl Other {
+        fn look(&self, _session: &Impostor) {}
+    }
+    let error = host.functions(&Arc::new(Other)).unwrap_err().to_string();
+    assert_eq!(error, "function `look`: struct session stands for another type of this host's functions");
+}
+
+/// Each wrong plug-in is refused with its reason, and the one that runs goes on.
+#[test]
+fn wrong_plugins_are_refused_and_the_running_one_stays() {
+    let host = host();
+    let (_, hook, loader) = with_functions(&host);
+    let tenant = host.tenant(1 << 20);
+    let mut plugin = loader.load(&tenant, "one", &object("version_one.bpf.o")).unwrap();
+    let _add = hook.attach(&plugin.program("add").unwrap(), 0).unwrap();
+    let used = tenant.used();
+    let mut refused = |name: &str| {
+        let file = format!("wrong_{name}.bpf.o");
+        let error = loader.reload(&mut plugin, &file, &object(&file)).unwrap_err();
+        let mut sum = Sum::default();
+        assert_eq!((hook.call(&mut sum).unwrap().value, sum.version, tenant.used()), (Some(0), 1, used), "{name}");
+        match error {
+            LoadError::Rejected { rejection, explanation, .. } => {
+                assert!(explanation.is_some(), "{name}: {rejection}");
+                (rejection.reason, rejection.message)
+            }
+            other => ("", other.to_string()),
+        }
+    };
+    for (name, reason, part) in [
+        ("leak", "unreleased-reference", "the reference acquired at instruction 2 is not released"),
+        ("bounds", "stack-out-of-bounds", "1 bytes at offset 7 of the stack"),
+        ("endless", "too-complex", "1000000 instructions"),
+        ("stack", "stack-depth", "608 bytes of stack"),
+        ("missing", "", "`add` calls `nowhere`, which the hook `sum` does not have; it has: level, signed_sum, weigh"),
+        ("prototype", "", "it is: extern __u64 weigh(const void *bytes, __u64 bytes__sz) __ksym;"),
+    ] {
+        let (is, message) = refused(name);
+        assert!(is == reason && message.contains(part), "{name}: {is}: {message}");
+    }
+    // A function that the hook does not have, although another one of the host has it.
+    let (poor, loader) = sums(&host, HookOptions::default());
+    let error = loader.load(&tenant, "functions", &object("functions.bpf.o")).unwrap_err().to_string();
+    assert_eq!(error, "program `numbers` calls `signed_sum`, which the hook `sum` does not have; it has: none");
+    assert!(poor.programs().is_empty());
 }

@@ -6,6 +6,7 @@
 
 use skep_ebpf::btf::{Btf, Kind as Type};
 use skep_ebpf::helper::Helper;
+use skep_ebpf::kfunc::Kfunc;
 
 use crate::check_mem::Access;
 use crate::env::Env;
@@ -25,6 +26,18 @@ pub struct HostContext {
     pub fields: Vec<HostField>,
     /// What programs may return in the lower half of r0, both ends included; any number if `None`.
     pub returns: Option<(i32, i32)>,
+    /// The application's functions that programs may call. Their prototypes are in the types that programs are verified
+    /// with ([`Options::btf`](crate::Options::btf)), by these names.
+    pub functions: Vec<HostFunction>,
+}
+
+/// A function of an application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFunction {
+    /// Its name and flags.
+    pub row: Kfunc,
+    /// Its place among the application's functions.
+    pub index: u32,
 }
 
 /// A field of a context.
@@ -66,6 +79,11 @@ impl HostKind {
 }
 
 impl HostContext {
+    /// The function of this name, if programs may call it.
+    pub fn function(&self, name: &str) -> Option<&HostFunction> {
+        self.functions.iter().find(|f| f.row.name == name)
+    }
+
     /// True if a type is that of the context, by its name.
     pub(crate) fn is_named(&self, btf: &Btf, pointee: u32) -> bool {
         let Some(id) = btf.resolve(pointee) else { return false };

@@ -19,6 +19,13 @@ mod lists {
 impl Env<'_> {
     /// Checks an access to an object of a BTF type, `off` bytes from its start; gives what a load yields.
     pub fn check_kernel_object(&mut self, a: Access, ptr: &Reg, off: i64) -> Check<Reg> {
+        if self.options.host.is_some() {
+            return denied!(
+                KernelObjectAccess,
+                "r{} is an object of the application, which only its functions look into",
+                a.reg
+            );
+        }
         self.check_sees_kernel(ptr)?;
         let types = self.types_of(ptr)?;
         let local = ptr.flags & flag::LOCAL_TYPE != 0;

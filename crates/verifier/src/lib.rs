@@ -84,7 +84,7 @@ use skep_ebpf::program::{LineInfo, Program};
 use skep_ebpf::uapi::{MapType, prog_flags};
 
 pub use explain::{Addition, Deed, Explanation, Step, Value, explain};
-pub use host::{HostContext, HostField, HostKind};
+pub use host::{HostContext, HostField, HostFunction, HostKind};
 pub use needs_kernel::NeedsKernel;
 pub use object::{check_map_types, has_special_fields, spin_lock_of};
 pub use privilege::Privilege;
@@ -186,7 +186,9 @@ impl Verified {
 
     /// The program to run, without what is never reached, and what is known of it. Worked out when first asked for.
     pub fn rewritten(&self) -> &Rewritten {
-        let make = || Arc::new(rewrite::rewrite(self, &self.found, kfunc::Kfuncs::of(self.btf.as_deref())));
+        let make = || {
+            Arc::new(rewrite::rewrite(self, &self.found, kfunc::Kfuncs::of(self.btf.as_deref(), self.host.as_deref())))
+        };
         self.rewritten.get_or_init(make)
     }
 

@@ -55,7 +55,8 @@ impl Env<'_> {
 
     /// Notes it if the instruction gave a pointer to one of the kernel's objects.
     pub fn note_kernel_object(&mut self, at: usize, insn: Insn) {
-        if self.needs_kernel.is_some() || self.has_own_objects() {
+        // An application has objects of its own.
+        if self.needs_kernel.is_some() || self.has_own_objects() || self.options.host.is_some() {
             return;
         }
         let calls = matches!(insn.class(), class::JMP) && insn.op() == jmp::CALL;

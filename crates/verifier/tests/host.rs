@@ -11,6 +11,7 @@ use skep_verifier::{HostContext, HostField, HostKind, Options, verify};
 fn context() -> HostContext {
     let field = |name: &str, offset, kind| HostField { name: name.into(), offset, kind };
     HostContext {
+        functions: Vec::new(),
         hook: "request".into(),
         struct_name: "request".into(),
         size: 56,

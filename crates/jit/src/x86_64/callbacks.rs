@@ -9,7 +9,7 @@ use skep_runtime::abi;
 
 use super::asm::{Alu, Cc, Mem, Size};
 use super::emit::Emitter;
-use super::ir::both;
+use super::ir::{HOST, both};
 use super::layout::Label;
 use super::lazy::Lazy;
 use super::regs::{ENV, FP, R9, R10, R11, R13, R14, RAX, RBX, RDI, RDX, RSI, RSP};
@@ -72,10 +72,23 @@ impl Emitter<'_> {
             asm.lea(true, R11, Mem::at(FP, -frame));
             asm.store(Size::Dw, Mem::at(ENV, abi::CALLBACK_FP), R11);
         }
-        self.call_out(entry);
+        match entry.checked_sub(HOST) {
+            Some(index) => self.call_host(index),
+            None => self.call_out(entry),
+        }
         if calls_back {
             self.end_if_over();
         }
+    }
+
+    /// Calls a function of the application, which finds what is its own by the number that stands in the environment.
+    fn call_host(&mut self, index: u32) {
+        let asm = self.asm();
+        asm.store_imm(Size::W, Mem::at(ENV, abi::FUNCTION), index as i32);
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::FUNCTIONS));
+        asm.load(Size::Dw, R11, Mem::at(R11, abi::host_fn(index)));
+        asm.mov_rr(true, R9, ENV);
+        asm.call_reg(R11);
     }
 
     /// Calls a function of the runtime that may end the run.

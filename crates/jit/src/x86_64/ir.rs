@@ -11,6 +11,9 @@ use super::asm::{Cc, Size};
 use crate::Source;
 use crate::special::{Kfunc, is_may_goto};
 
+/// Entries from here on are functions of the application.
+pub(crate) const HOST: u32 = 1 << 16;
+
 /// A register of the program or a number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Src {
@@ -313,6 +316,7 @@ fn special_call(source: &Source<'_>, insn: Insn, i: usize) -> Option<Op> {
     }
     Some(match *source.special.kfuncs.get(&(i as u32))? {
         Kfunc::Entry { entry, args } => Op::Entry { entry, args, calls_back: false },
+        Kfunc::Host { index, args } => Op::Entry { entry: HOST + index, args, calls_back: false },
         Kfunc::Throw => Op::Throw,
     })
 }

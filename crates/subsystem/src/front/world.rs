@@ -17,6 +17,7 @@ use skep_ebpf::uapi::MapType;
 use skep_jit::{Around, Engine};
 use skep_maps::control::{Arena, Map};
 use skep_maps::{MapHeader, MapRef};
+use skep_runtime::env::HostFn;
 use skep_runtime::image::{CODE_OFFSET, IMAGE_ALIGN, Image};
 use skep_runtime::session::{
     CONTROL_NAME, Control, FunctionCell, Link, MAGIC, ProgCell, SHARED_NAME, SharedHead, Slot, shared_size,
@@ -234,6 +235,8 @@ pub struct World {
     /// The control arena as programs are run in it: where code is mapped, once it is.
     view: AtomicPtr<Control>,
     pub(super) shared: Arc<Arena>,
+    /// The application's functions; null if it has none.
+    functions: AtomicPtr<HostFn>,
     handles: Handles,
     areas: Areas,
     pub(super) leases: Leases,
@@ -465,6 +468,7 @@ impl World {
             view: AtomicPtr::new(control.ptr().cast()),
             control: Arc::new(control),
             shared: Arc::new(shared),
+            functions: AtomicPtr::default(),
             handles,
             areas: Areas::new(slots),
             leases: Leases::new(slots),
@@ -841,8 +845,15 @@ impl World {
                 None => Machine::new(control, shared, maps, slot),
             }
         };
+        // SAFETY: a host sets it before anything runs, and outlives its programs.
+        unsafe { machine.set_functions(self.functions.load(Ordering::Acquire)) };
         machine.set_executes(self.control.mapped_code().is_some());
         machine
+    }
+
+    /// The functions that programs may call, for as long as the world lives.
+    pub(crate) fn set_functions(&self, table: *const HostFn) {
+        self.functions.store(table.cast_mut(), Ordering::Release);
     }
 
     /// Runs something with a machine on a slot of its own; `None` if all are taken.

@@ -1,11 +1,14 @@
 //! Contexts of an application's hooks: plain structs of Rust, described for the verifier, for C, and as BTF.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::marker::PhantomData;
 
 use skep_ebpf::btf::build::Builder;
-use skep_ebpf::btf::{Btf, BtfError, Composite, Kind, Member, int_encoding};
-use skep_verifier::{HostContext, HostField, HostKind};
+use skep_ebpf::btf::{Btf, BtfError, Composite, Kind, Linkage, Member, Param, int_encoding};
+use skep_verifier::{HostContext, HostField, HostFunction, HostKind};
+
+use super::function::{FunctionDef, ParamType, ReturnType};
 
 /// A struct that programs of a hook get as their context. `#[derive(Context)]` implements it.
 ///
@@ -157,7 +160,11 @@ impl FieldType {
 }
 
 /// What the verifier is told of a context.
-pub(super) fn described<C: Context>(hook: &str, returns: Option<(i32, i32)>) -> HostContext {
+pub(super) fn described<C: Context>(
+    hook: &str,
+    returns: Option<(i32, i32)>,
+    functions: Vec<HostFunction>,
+) -> HostContext {
     let field = |f: &FieldDef| HostField { name: f.name.into(), offset: f.offset as u32, kind: f.ty.kind(f.write) };
     HostContext {
         hook: hook.into(),
@@ -165,6 +172,7 @@ pub(super) fn described<C: Context>(hook: &str, returns: Option<(i32, i32)>) -> 
         size: size_of::<C>() as u32,
         fields: C::FIELDS.iter().map(field).collect(),
         returns,
+        functions,
     }
 }
 
@@ -217,12 +225,44 @@ impl FieldType {
     }
 }
 
+/// The C declarations of functions that programs may call.
+pub fn c_functions(defs: &[FunctionDef]) -> String {
+    let mut text = String::new();
+    let mut objects: Vec<&str> = defs.iter().flat_map(FunctionDef::objects).map(|o| o.0).collect();
+    objects.sort_unstable();
+    objects.dedup();
+    for object in objects {
+        let _ = writeln!(text, "struct {object} {{}};");
+    }
+    for def in defs {
+        let returns = match def.returns {
+            ReturnType::Void => "void ".into(),
+            ReturnType::Int { bytes, signed } => format!("{} ", c_int(bytes, signed)),
+            ReturnType::Object { name, .. } => format!("struct {name} *"),
+        };
+        let param = |(name, ty): &(&str, ParamType)| match ty {
+            ParamType::Int { bytes, signed } => format!("{} {name}", c_int(*bytes, *signed)),
+            ParamType::Memory { write } => {
+                format!("{}void *{name}, __u64 {name}__sz", if *write { "" } else { "const " })
+            }
+            ParamType::Object { name: object, nullable, .. } => {
+                format!("struct {object} *{name}{}", if *nullable { "__nullable" } else { "" })
+            }
+        };
+        let params: Vec<String> = def.params.iter().map(param).collect();
+        let params = if params.is_empty() { "void".into() } else { params.join(", ") };
+        let _ = writeln!(text, "extern {returns}{}({params}) __ksym;", def.name);
+    }
+    text
+}
+
 /// The types of contexts, which CO-RE relocations of programs are resolved with: what [`Types::of`] collects.
 #[derive(Clone, Debug, Default)]
 pub struct Types {
     blob: Builder,
     void_pointer: Option<u32>,
     index: Option<u32>,
+    objects: HashMap<&'static str, u32>,
 }
 
 impl Types {
@@ -270,6 +310,53 @@ impl Types {
         }
         let size = size_of::<C>() as u32;
         self.blob.add(C::NAME, &Kind::Struct(Composite { size, members: members.into() }));
+    }
+
+    /// Adds a function that programs may call.
+    pub fn function(&mut self, def: &FunctionDef) {
+        let mut params = Vec::new();
+        for &(name, ty) in def.params {
+            let mut add = |types: &mut Types, name: &str, ty: u32| {
+                params.push(Param { name_off: types.blob.string(name), ty });
+            };
+            match ty {
+                ParamType::Int { bytes, signed } => {
+                    let ty = self.int(bytes, signed);
+                    add(self, name, ty);
+                }
+                ParamType::Memory { write } => {
+                    let bytes = if write { 0 } else { self.blob.add("", &Kind::Const { ty: 0 }) };
+                    let (at, size) = (self.blob.add("", &Kind::Ptr { ty: bytes }), self.int(8, false));
+                    add(self, name, at);
+                    // By this ending the verifier knows that the number is the size of what is before it.
+                    add(self, &format!("{name}__sz"), size);
+                }
+                ParamType::Object { name: object, nullable, .. } => {
+                    let ty = self.pointer_to(object);
+                    add(self, &format!("{name}{}", if nullable { "__nullable" } else { "" }), ty);
+                }
+            }
+        }
+        let ret = match def.returns {
+            ReturnType::Void => 0,
+            ReturnType::Int { bytes, signed } => self.int(bytes, signed),
+            ReturnType::Object { name, .. } => self.pointer_to(name),
+        };
+        let proto = self.blob.add("", &Kind::FuncProto { ret, params: params.into() });
+        self.blob.add(def.name, &Kind::Func { proto, linkage: Linkage::Global });
+    }
+
+    /// A pointer to an object: a struct with a member that is neither a number nor plain, so that no other memory passes for it.
+    fn pointer_to(&mut self, object: &'static str) -> u32 {
+        if let Some(&ty) = self.objects.get(object) {
+            return ty;
+        }
+        let inside = self.blob.add("", &Kind::Ptr { ty: 0 });
+        let member = Member { name_off: self.blob.string("hidden"), ty: inside, bit_offset: 0, bitfield_size: 0 };
+        let ty = self.blob.add(object, &Kind::Struct(Composite { size: 8, members: Box::new([member]) }));
+        let ty = self.blob.add("", &Kind::Ptr { ty });
+        self.objects.insert(object, ty);
+        ty
     }
 
     /// What was collected, as BTF.

@@ -10,8 +10,9 @@ use skep_runtime::Machine;
 use skep_verifier::HostContext;
 
 use super::context::{self, Context};
+use super::function::{self, FunctionDef};
 use super::plugin::{Program, ProgramCell};
-use super::{Host, HostError};
+use super::{Host, HostError, HostFunctions};
 use crate::front::world::World;
 
 /// What programs of a hook may return and take, and when the next one is asked.
@@ -24,11 +25,13 @@ pub struct HookOptions {
     pub budget: u64,
     /// After which results the next program is asked.
     pub proceed: Proceed,
+    /// What programs may call. A name that several have is the first one's.
+    pub functions: Vec<HostFunctions>,
 }
 
 impl Default for HookOptions {
     fn default() -> HookOptions {
-        HookOptions { returns: None, budget: 1 << 20, proceed: Proceed::Always }
+        HookOptions { returns: None, budget: 1 << 20, proceed: Proceed::Always, functions: Vec::new() }
     }
 }
 
@@ -179,6 +182,7 @@ impl Core {
         let run = unsafe { machine.run_budgeted(entry.program.image(), context, self.options.budget) };
         if run.over_budget {
             entry.program.count_over_budget();
+            function::let_go(machine.env());
             return Err(OverBudget);
         }
         Ok(run.retval as i32)
@@ -263,11 +267,12 @@ impl<C: Context> Hook<C> {
         if options.budget != 0 {
             options.budget = options.budget.max(LEAST_BUDGET);
         }
+        let functions = options.functions.iter().flat_map(HostFunctions::described).collect();
         let returns = options.returns.as_ref().map(|r| (*r.start(), *r.end()));
         let core = Core {
             world: Arc::clone(host.subsystem().world()),
             host,
-            context: Arc::new(context::described::<C>(name, returns)),
+            context: Arc::new(context::described::<C>(name, returns, functions)),
             options,
             chain: AtomicPtr::default(),
             changing: Mutex::default(),
@@ -284,6 +289,11 @@ impl<C: Context> Hook<C> {
     /// What programs must be verified with: [`skep_verifier::Options::host`].
     pub fn context(&self) -> &Arc<HostContext> {
         &self.core.context
+    }
+
+    /// What programs may call.
+    pub fn functions(&self) -> impl Iterator<Item = &FunctionDef> {
+        self.core.options.functions.iter().flat_map(HostFunctions::definitions)
     }
 
     /// Attaches a program. Those with lower priority numbers run first; among equals, those attached first.

@@ -5,19 +5,30 @@
 //! attached to it. Nothing is global, and everything can be used from any thread.
 
 mod context;
+mod function;
 mod hook;
 mod plugin;
 
-use std::io;
+use std::any::TypeId;
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{io, ptr};
 
 use skep_ebpf::Errno;
+use skep_ebpf::kfunc::Kfunc;
 use skep_jit::{CompileError, Engine};
 use skep_maps::control::{MapError, RingConsumer};
+use skep_runtime::env::HostFn;
 use skep_runtime::session::PrintkRecord;
+use skep_verifier::HostFunction;
 
-pub use context::{Bytes, BytesMut, Context, Field, FieldDef, FieldType, Types, c_declaration};
+pub use context::{Bytes, BytesMut, Context, Field, FieldDef, FieldType, Types, c_declaration, c_functions};
+pub use function::{
+    Argument, Function, FunctionDef, Functions, Memory, MemoryMut, Object, ParamType, Registers, ReturnType, Returned,
+};
 pub use hook::{Attachment, Busy, Hook, HookOptions, OverBudget, Proceed, Verdict};
 pub use plugin::{Plugin, Program};
 
@@ -134,6 +145,14 @@ pub enum HostError {
         /// Its type.
         kind: String,
     },
+    /// Programs could not call this function.
+    #[error("function `{function}`: {problem}")]
+    Function {
+        /// The function.
+        function: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A map could not be made.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -150,6 +169,9 @@ pub enum HostError {
     },
 }
 
+/// Most functions of a host.
+const MAX_FUNCTIONS: usize = 1024;
+
 fn no_room(what: &str) -> impl FnOnce(Errno) -> HostError + '_ {
     move |e| HostError::Room { what: what.to_owned(), source: io::Error::from_raw_os_error(e.0) }
 }
@@ -165,6 +187,49 @@ struct Inner {
     accounts: Arc<Accounts>,
     tenants: AtomicU32,
     printk: Mutex<Option<RingConsumer>>,
+    functions: Mutex<Bindings>,
+    /// The functions by number. Rows are written once, before a program that names them is verified.
+    table: Box<[UnsafeCell<MaybeUninit<HostFn>>]>,
+}
+
+// SAFETY: rows of the table are written under the lock, before anybody is given their numbers; what they point to is
+// `Send` and `Sync`.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// What stands behind the table of functions.
+#[derive(Debug, Default)]
+struct Bindings {
+    kept: Vec<function::Keep>,
+    objects: HashMap<&'static str, TypeId>,
+}
+
+/// Functions of the application, for hooks whose programs may call them ([`HookOptions::functions`]). A handle: clones are
+/// the same functions.
+#[derive(Clone, Debug)]
+pub struct HostFunctions {
+    host: Weak<Inner>,
+    first: u32,
+    defs: Arc<[FunctionDef]>,
+}
+
+impl HostFunctions {
+    /// What programs are told of them.
+    pub fn definitions(&self) -> &[FunctionDef] {
+        &self.defs
+    }
+
+    /// What they are called in C.
+    pub fn c_declarations(&self) -> String {
+        c_functions(&self.defs)
+    }
+
+    /// What the verifier is told of them.
+    fn described(&self) -> impl Iterator<Item = HostFunction> {
+        let row = |def: &FunctionDef| Kfunc { name: def.name, flags: def.flags(), types: !0 };
+        self.defs.iter().zip(self.first..).map(move |(def, index)| HostFunction { row: row(def), index })
+    }
 }
 
 /// Who is charged for plug-ins: maps, and code. A handle: clones are the same tenant.
@@ -192,7 +257,11 @@ impl Host {
         let config = Config { slots: limits.slots, engine: options.engine, symbols, ..Config::default() };
         let subsystem = Subsystem::with_limits(config, limits)?;
         let printk = subsystem.world().rings[1].ring_consumer().ok();
+        let table: Box<[_]> = (0..MAX_FUNCTIONS).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
+        subsystem.world().set_functions(table.as_ptr().cast());
         Ok(Host(Arc::new(Inner {
+            functions: Mutex::default(),
+            table,
             subsystem,
             options,
             accounts: Arc::default(),
@@ -202,8 +271,50 @@ impl Host {
     }
 
     /// A hook by which the application asks programs; `C` is the struct that they get.
+    ///
+    /// # Panics
+    /// If `options` has functions of another host.
     pub fn hook<C: Context>(&self, name: &str, options: HookOptions) -> Hook<C> {
+        let own = |f: &HostFunctions| ptr::eq(f.host.as_ptr(), &raw const *self.0);
+        assert!(options.functions.iter().all(own), "hook {name}: functions of another host");
         Hook::new(self.clone(), name, options)
+    }
+
+    /// Functions of the application that programs may call, where a hook allows it ([`HookOptions::functions`]). They, and
+    /// what they are called on, stay for as long as the host lives.
+    ///
+    /// # Errors
+    /// [`HostError::Function`]: a function has more arguments than programs can pass, an object's name stands for another
+    /// type already, or the host has no room for more functions (1,024).
+    pub fn functions<T: Functions>(&self, this: &Arc<T>) -> Result<HostFunctions, HostError> {
+        let mut bindings = self.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = bindings.kept.len();
+        let mut objects = bindings.objects.clone();
+        for (n, function) in T::FUNCTIONS.iter().enumerate() {
+            let fault = |problem: String| HostError::Function { function: function.def.name, problem };
+            if let Some(problem) = function.def.problem() {
+                return Err(fault(problem.into()));
+            }
+            if first + n >= MAX_FUNCTIONS {
+                return Err(fault(format!("the host has {MAX_FUNCTIONS} functions already")));
+            }
+            for (name, id) in function.def.objects() {
+                if *objects.entry(name).or_insert(id) != id {
+                    return Err(fault(format!("struct {name} stands for another type of this host's functions")));
+                }
+            }
+        }
+        bindings.objects = objects;
+        for function in T::FUNCTIONS {
+            let (row, keep) = function::bind(this, function);
+            if let Some(place) = self.0.table.get(bindings.kept.len()) {
+                // SAFETY: rows are written under the lock; no program knows of this one.
+                unsafe { (*place.get()).write(row) };
+            }
+            bindings.kept.push(keep);
+        }
+        let defs = T::FUNCTIONS.iter().map(|f| f.def).collect();
+        Ok(HostFunctions { host: Arc::downgrade(&self.0), first: first as u32, defs })
     }
 
     /// A tenant who may use this many bytes for maps and code.

@@ -61,6 +61,14 @@ impl<'p> KfuncCall<'p> {
         Some((id, self.btf.kind(id)?))
     }
 
+    /// The parameter is a pointer to something constant.
+    pub fn only_reads(&self, n: usize) -> bool {
+        match self.params.get(n).and_then(|p| self.resolved(p.ty)) {
+            Some((_, &Type::Ptr { ty })) => matches!(self.btf.kind(ty), Some(Type::Const { .. })),
+            _ => false,
+        }
+    }
+
     fn is_number(&self, ty: u32) -> bool {
         is_number(self.btf, ty)
     }

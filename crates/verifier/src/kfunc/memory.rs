@@ -24,6 +24,10 @@ impl<'p> Env<'p> {
         if !(self.state.reg(r).is_null() && call.marked(n, "__opt")) {
             self.with_not_null(r, |env| {
                 env.check_sized(call, r, &size, false)?;
+                // The kernel's functions may write whatever they are given.
+                if env.options.host.is_some() && call.only_reads(n) {
+                    return Ok(());
+                }
                 env.check_sized(call, r, &size, true)
             })?;
         }

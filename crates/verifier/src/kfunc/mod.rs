@@ -24,7 +24,6 @@ use skep_ebpf::program::Program;
 
 pub(crate) use special::{calls_back, calls_later, moves_packet};
 
-use crate::Options;
 use crate::env::{Env, Next};
 use crate::fail::{Check, Failure, denied, invalid, unsupported};
 use crate::iterators::IterArg;
@@ -33,6 +32,7 @@ use crate::object::timer::MapIdentity;
 use crate::reason::Reason;
 use crate::reg::Reg;
 use crate::stack_object::Dynptr;
+use crate::{HostContext, Options};
 
 /// Most kernel functions that a program may call.
 const MAX_DIFFERENT: usize = 256;
@@ -43,7 +43,7 @@ const ALWAYS_THERE: &str = "bpf_rcu_read_lock";
 
 /// One call while it is checked: the function, and what its arguments have taught so far.
 pub(crate) struct KfuncCall<'p> {
-    pub row: &'static Kfunc,
+    pub row: &'p Kfunc,
     /// The kernel's types.
     pub btf: &'p Btf,
     pub params: &'p [Param],
@@ -89,24 +89,30 @@ impl KfuncCall<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Kfuncs<'p> {
     btf: Option<&'p Btf>,
+    host: Option<&'p HostContext>,
 }
 
 impl<'p> Kfuncs<'p> {
     pub fn new(options: &'p Options) -> Kfuncs<'p> {
-        Kfuncs::of(options.btf.as_deref())
+        Kfuncs::of(options.btf.as_deref(), options.host.as_deref())
     }
 
-    /// Those of this kernel's types.
-    pub fn of(btf: Option<&'p Btf>) -> Kfuncs<'p> {
-        Kfuncs { btf }
+    /// Those of this kernel's types, or of an application.
+    pub fn of(btf: Option<&'p Btf>, host: Option<&'p HostContext>) -> Kfuncs<'p> {
+        Kfuncs { btf, host }
     }
 
     /// The row of the function that is called, if it has one.
-    pub fn row(&self, i: Insn) -> Option<&'static Kfunc> {
+    pub fn row(&self, i: Insn) -> Option<&'p Kfunc> {
         if !is_call(i) || i.off != 0 {
             return None;
         }
-        registered(self.btf?, u32::try_from(i.imm).ok()?)
+        let (btf, func) = (self.btf?, u32::try_from(i.imm).ok()?);
+        match self.host {
+            // An application has no functions but its own.
+            Some(host) => host.function(btf.name(func)).map(|f| &f.row),
+            None => registered(btf, func),
+        }
     }
 
     /// Number of arguments of the function that is called, if that is known.
@@ -157,7 +163,7 @@ pub(crate) fn check_calls(program: &Program, options: &Options) -> Check {
     let whole = |f: Box<Failure>| f.whole();
     let mut different = BTreeSet::new();
     for (at, i) in program.insns.iter().enumerate().filter(|(_, i)| is_call(**i)) {
-        if !program.gpl_compatible() {
+        if options.host.is_none() && !program.gpl_compatible() {
             return invalid!(
                 HelperNeedsGpl,
                 "kernel functions are for programs with a GPL-compatible licence; this one's is {:?}",
@@ -266,8 +272,13 @@ impl<'p> Env<'p> {
         let Some((ret, params)) = prototype(btf, id) else {
             return invalid!(UnknownKfunc, "type {id} of the kernel is no function");
         };
-        let row = registered(btf, id).filter(|k| k.allowed_in(self.prog.prog_type, self.prog.attach_type));
-        let Some(row) = row else {
+        let row = Kfuncs::new(self.options).row(i);
+        let allowed =
+            |k: &&Kfunc| self.options.host.is_some() || k.allowed_in(self.prog.prog_type, self.prog.attach_type);
+        let Some(row) = row.filter(allowed) else {
+            if let Some(host) = self.options.host.as_deref() {
+                return denied!(KfuncNotAllowed, "programs for {} cannot call {}", host.hook, btf.name(id));
+            }
             return denied!(
                 KfuncNotAllowed,
                 "programs of type {} cannot call the kernel's {}",
