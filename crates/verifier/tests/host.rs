@@ -158,14 +158,15 @@ fn application() -> Application {
     let void_ptr = b.add("", &Kind::Ptr { ty: 0 });
     let const_void = b.add("", &Kind::Const { ty: 0 });
     let const_ptr = b.add("", &Kind::Ptr { ty: const_void });
-    let mut object = |b: &mut Builder, name: &str| {
+    let object = |b: &mut Builder, name: &str| {
         let member = Member { name_off: b.string("hidden"), ty: void_ptr, bit_offset: 0, bitfield_size: 0 };
         let ty = b.add(name, &Kind::Struct(Composite { size: 8, members: Box::new([member]) }));
         b.add("", &Kind::Ptr { ty })
     };
     let (pa, pb) = (object(&mut b, "a"), object(&mut b, "b"));
     let (acquire, null, trusted) = (flag::ACQUIRE, flag::RET_NULL, flag::TRUSTED_ARGS);
-    let all: [(&'static str, u32, u32, &[(&str, u32)]); 8] = [
+    type Row<'a> = (&'static str, u32, u32, &'a [(&'a str, u32)]);
+    let all: [Row<'_>; 8] = [
         ("get_a", acquire | null | trusted, pa, &[("key", u64_)]),
         ("new_b", acquire | trusted, pb, &[]),
         ("put_a", flag::RELEASE | trusted, 0, &[("a", pa)]),
