@@ -41,12 +41,19 @@ impl ContextObject for Context {
     }
 }
 
-solana_sbpf::declare_builtin_function!(
+solana_sbpf::declare_builtin_function! {
     Helper,
-    fn rust(_vm: &mut Context, _a: u64, _b: u64, _c: u64, _d: u64, _e: u64) -> Result<u64, Box<dyn std::error::Error>> {
+    fn rust(
+        _vm: &mut Context,
+        _a: u64,
+        _b: u64,
+        _c: u64,
+        _d: u64,
+        _e: u64,
+    ) -> Result<u64, Box<dyn std::error::Error>> {
         Ok(0)
     }
-);
+}
 
 /// A program and what it runs on.
 pub struct Sbpf {
