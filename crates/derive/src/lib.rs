@@ -7,6 +7,7 @@ use quote::quote;
 use syn::{Attribute, Data, DeriveInput, Error, Field, Fields, LitStr, Result, parse_macro_input, parse_quote};
 
 mod functions;
+mod ops;
 
 /// Has programs call the methods of an `impl` block: `skep::host::Host::functions` takes a value of the type.
 ///
@@ -29,6 +30,17 @@ pub fn functions(_: proc_macro::TokenStream, block: proc_macro::TokenStream) -> 
 pub fn derive_context(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     context(&input).unwrap_or_else(|e| e.to_compile_error()).into()
+}
+
+/// Makes a table of operations of a trait: a struct with the trait's name and `Ops`, which implements it by calling programs.
+///
+/// Methods take `&self` and the operation's context, `&mut C`, and give `skep::host::OpResult`; those with `#[optional]`
+/// a plug-in may lack. The struct has `new(&Host, name, &HookOptions)`, `table()`, and `loader(Loader)`, which adds the
+/// operations to what a loader knows; programs are in sections `hook/NAME/METHOD`.
+#[proc_macro_attribute]
+pub fn ops(_: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let item = parse_macro_input!(item as syn::ItemTrait);
+    ops::ops(item).unwrap_or_else(|e| e.to_compile_error()).into()
 }
 
 fn context(input: &DeriveInput) -> Result<TokenStream> {

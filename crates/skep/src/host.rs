@@ -37,11 +37,12 @@
 
 use std::sync::Arc;
 
-pub use skep_derive::{Context, functions};
+pub use skep_derive::{Context, functions, ops};
 pub use skep_subsystem::host::{
     Argument, Attachment, Busy, Bytes, BytesMut, Context, Field, FieldDef, FieldType, Function, FunctionDef, Functions,
-    Hook, HookOptions, Host, HostError, HostFunctions, HostOptions, Memory, MemoryMut, Object, OverBudget, ParamType,
-    Plugin, Proceed, Program, Registers, ReturnType, Returned, Tenant, Types, Verdict, c_declaration, c_functions,
+    Hook, HookOptions, Host, HostError, HostFunctions, HostOptions, Memory, MemoryMut, Object, Op, OpError, OpResult,
+    OpTable, OpTableBuilder, OverBudget, ParamType, Plugin, Proceed, Program, Registers, Registration, ReturnType,
+    Returned, Tenant, Types, Verdict, c_declaration, c_functions,
 };
 
 use skep_ebpf::uapi::ProgType;

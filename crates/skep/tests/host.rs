@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use skep::Engine;
 use skep::host::{
     Bytes, BytesMut, Context, FieldDef, FieldType, Functions, Hook, HookOptions, Host, HostError, HostOptions,
-    LoadError, Loader, Memory, MemoryMut, Object, OverBudget, Plugin, Proceed, c_declaration, functions,
+    LoadError, Loader, Memory, MemoryMut, Object, OpResult, OverBudget, Plugin, Proceed, c_declaration, functions, ops,
 };
 
 #[derive(Context)]
@@ -588,4 +588,70 @@ fn wrong_plugins_are_refused_and_the_running_one_stays() {
     let error = loader.load(&tenant, "functions", &object("functions.bpf.o")).unwrap_err().to_string();
     assert_eq!(error, "program `numbers` calls `signed_sum`, which the hook `sum` does not have; it has: none");
     assert!(poor.programs().is_empty());
+}
+
+/// What a plug-in does for the application as a whole.
+#[ops]
+trait Counter {
+    fn add(&self, sum: &mut Sum) -> OpResult;
+    #[optional]
+    fn clear(&self, sum: &mut Sum) -> OpResult;
+}
+
+#[test]
+fn operations_are_one_plugins_at_a_time() {
+    let host = host();
+    let counter = CounterOps::new(&host, "counter", &HookOptions::default());
+    let loader = counter.loader(Loader::new());
+    let tenant = host.tenant(1 << 20);
+    let load = |name: &str| loader.load(&tenant, name, &object(&format!("{name}.bpf.o"))).unwrap();
+    let (one, ten, not) = (load("counter_one"), load("counter_ten"), load("counter_not"));
+    let mut sum = Sum::default();
+    assert_eq!(counter.add(&mut sum), Ok(None), "nobody has it");
+    let error = counter.table().register(&not).unwrap_err();
+    assert_eq!(error.to_string(), "the plug-in has no program for `counter/add`");
+    let mut held = counter.table().register(&one).unwrap();
+    let error = counter.table().register(&ten).unwrap_err();
+    assert_eq!(error.to_string(), "the operations `counter` are another plug-in's");
+    assert_eq!((counter.add(&mut sum), counter.add(&mut sum), sum.total), (Ok(Some(1)), Ok(Some(1)), 2));
+    assert_eq!((counter.clear(&mut sum), sum.total), (Ok(Some(1)), 0));
+    assert!(matches!(held.replace(&not), Err(HostError::MissingOp { .. })));
+    assert_eq!(counter.add(&mut sum), Ok(Some(1)), "as it was");
+    held.replace(&ten).unwrap();
+    assert_eq!((counter.add(&mut sum), counter.clear(&mut sum), sum.total), (Ok(Some(10)), Ok(None), 11));
+    drop(held);
+    assert_eq!((counter.add(&mut sum), sum.total), (Ok(None), 11));
+    drop((one, ten, not));
+    assert_eq!(tenant.used(), 0);
+}
+
+/// Operations change hands while threads call them: each call goes to one implementation, and none is lost.
+#[test]
+fn operations_change_hands_under_load() {
+    let host = host();
+    let counter = CounterOps::new(&host, "counter", &HookOptions::default());
+    let loader = counter.loader(Loader::new());
+    let tenant = host.tenant(1 << 20);
+    let load = |name: &str| loader.load(&tenant, name, &object(&format!("{name}.bpf.o"))).unwrap();
+    let plugins = [load("counter_one"), load("counter_ten")];
+    let mut held = counter.table().register(&plugins[0]).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let (mut sum, mut expected) = (Sum::default(), 0u64);
+                while !stop.load(Ordering::Relaxed) {
+                    let step = counter.add(&mut sum).unwrap().expect("somebody has it");
+                    expected += step as u64;
+                    assert_eq!((sum.total, sum.version), (expected, step as u32));
+                }
+            });
+        }
+        for n in 0..2000usize {
+            let (next, step) = (&plugins[(n + 1) % 2], [10, 1][n % 2]);
+            held.replace(next).unwrap();
+            assert_eq!(counter.add(&mut Sum::default()), Ok(Some(step)), "what begins now runs the new code");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }

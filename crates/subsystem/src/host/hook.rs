@@ -177,11 +177,11 @@ impl Core {
     /// # Safety
     /// As [`Core::entries`]; the context is one of the hook's, and nobody else's.
     #[inline]
-    unsafe fn run(&self, machine: &mut Machine, entry: &Entry, context: *mut u8) -> Result<i32, OverBudget> {
+    unsafe fn run(&self, machine: &mut Machine, program: &ProgramCell, context: *mut u8) -> Result<i32, OverBudget> {
         // SAFETY: the program was verified for such contexts; it was loaded into this host's world.
-        let run = unsafe { machine.run_budgeted(entry.program.image(), context, self.options.budget) };
+        let run = unsafe { machine.run_budgeted(program.image(), context, self.options.budget) };
         if run.over_budget {
-            entry.program.count_over_budget();
+            program.count_over_budget();
             function::let_go(machine.env());
             return Err(OverBudget);
         }
@@ -198,7 +198,7 @@ impl Core {
         unsafe {
             let entries = self.entries();
             let [only] = entries else { return self.verdict_of(entries, machine, context) };
-            match self.run(machine, only, context) {
+            match self.run(machine, &only.program, context) {
                 Ok(value) => Words::new(Some(value), 1, 0),
                 Err(OverBudget) => Words::new(None, 1, 1),
             }
@@ -215,7 +215,7 @@ impl Core {
         for entry in entries {
             ran += 1;
             // SAFETY: the caller's promise.
-            match unsafe { self.run(machine, entry, context) } {
+            match unsafe { self.run(machine, &entry.program, context) } {
                 Ok(value) => {
                     last = Some(value);
                     if !self.options.proceed.goes_on(value) {
@@ -281,6 +281,22 @@ impl<C: Context> Hook<C> {
         Hook { core: Arc::new(core), context: PhantomData }
     }
 
+    /// Runs one program that was verified for this hook.
+    ///
+    /// # Safety
+    /// The machine is one of the host's in a run; the program is of this hook, and found in this run; the context is a `C` that
+    /// nobody else has.
+    #[inline]
+    pub(super) unsafe fn run(
+        &self,
+        machine: &mut Machine,
+        program: &ProgramCell,
+        context: *mut u8,
+    ) -> Result<i32, OverBudget> {
+        // SAFETY: the caller's promise.
+        unsafe { self.core.run(machine, program, context) }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.core.context.hook
@@ -344,7 +360,7 @@ impl<C: Context> Hook<C> {
             for entry in unsafe { core.entries() } {
                 // SAFETY: the program was verified for contexts as `C` describes itself, of which this is one, and
                 // nobody else has it.
-                let result = unsafe { core.run(machine, entry, context.cast()) };
+                let result = unsafe { core.run(machine, &entry.program, context.cast()) };
                 if each(entry.program.name(), result).is_break() {
                     break;
                 }

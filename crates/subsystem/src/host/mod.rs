@@ -7,6 +7,7 @@
 mod context;
 mod function;
 mod hook;
+mod ops;
 mod plugin;
 
 use std::any::TypeId;
@@ -30,6 +31,7 @@ pub use function::{
     Argument, Function, FunctionDef, Functions, Memory, MemoryMut, Object, ParamType, Registers, ReturnType, Returned,
 };
 pub use hook::{Attachment, Busy, Hook, HookOptions, OverBudget, Proceed, Verdict};
+pub use ops::{Op, OpError, OpResult, OpTable, OpTableBuilder, Registration};
 pub use plugin::{Plugin, Program};
 
 use crate::front::account::Accounts;
@@ -144,6 +146,18 @@ pub enum HostError {
         map: String,
         /// Its type.
         kind: String,
+    },
+    /// A plug-in lacks an operation.
+    #[error("the plug-in has no program for `{op}`")]
+    MissingOp {
+        /// The operation, as in the section of its programs.
+        op: String,
+    },
+    /// Another plug-in has the table.
+    #[error("the operations `{table}` are another plug-in's")]
+    OpsTaken {
+        /// The table.
+        table: String,
     },
     /// Programs could not call this function.
     #[error("function `{function}`: {problem}")]
@@ -278,6 +292,11 @@ impl Host {
         let own = |f: &HostFunctions| ptr::eq(f.host.as_ptr(), &raw const *self.0);
         assert!(options.functions.iter().all(own), "hook {name}: functions of another host");
         Hook::new(self.clone(), name, options)
+    }
+
+    /// A table of operations that one plug-in has at a time; `#[skep::host::ops]` makes one of a trait.
+    pub fn op_table(&self, name: &str) -> OpTableBuilder {
+        OpTableBuilder::new(self.clone(), name)
     }
 
     /// Functions of the application that programs may call, where a hook allows it ([`HookOptions::functions`]). They, and
