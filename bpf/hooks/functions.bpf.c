@@ -2,6 +2,8 @@
 // Calls functions of the application: with numbers, with bytes, with objects that it holds for a while.
 #include "functions.h"
 
+static long (*const loop)(u32 times, void *function, void *ctx, u64 flags) = (void *)181;
+
 SEC("hook/sum")
 int numbers(struct sum *s)
 {
@@ -46,5 +48,35 @@ int spends(struct sum *s)
 		n += prandom() & 1;
 	s->total = n;
 	session_put(session);
+	return 0;
+}
+
+static long inner(u32 n, void *ctx)
+{
+	return 0;
+}
+
+static long outer(u32 n, void *ctx)
+{
+	loop(8000000, inner, 0, 0);
+	return 0;
+}
+
+// Ends, but not in this year.
+SEC("hook/sum")
+int lasts(struct sum *s)
+{
+	struct session *session = session_new();
+
+	loop(8000000, outer, 0, 0);
+	session_put(session);
+	return 0;
+}
+
+// A helper that calls back, without a number of rounds that is known: machine code calls it.
+SEC("hook/sum")
+int lasts_too(struct sum *s)
+{
+	loop(8000000 + (s->key & 1), (s->key & 2) ? outer : inner, 0, 0);
 	return 0;
 }

@@ -63,6 +63,8 @@ pub struct Options {
     /// Machine code obeys the run-time budget: it ends at its next jump back, call or helper when that is spent. (The
     /// interpreter always does.)
     pub budget: bool,
+    /// With `budget`: the time of runs may be limited, too.
+    pub time: bool,
     /// Machine code without loops that takes no more than this from the budget is not counted.
     pub uncounted: u32,
     /// Numbers of the program do not stand in machine code as they are, so that nobody can smuggle in instructions.

@@ -80,6 +80,8 @@ pub const FUNCTION: i32 = offset_of!(Env, function) as i32;
 pub const fn host_fn(index: u32) -> i32 {
     (index as usize * size_of::<HostFn>() + offset_of!(HostFn, call)) as i32
 }
+/// Address of what a spent budget calls; it gives 0 if the run is over.
+pub const REFUEL: i32 = offset_of!(Env, refuel) as i32;
 /// A byte: the budget was spent.
 pub const OVER_BUDGET: i32 = offset_of!(Env, modes.over_budget) as i32;
 

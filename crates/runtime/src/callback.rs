@@ -36,7 +36,7 @@ impl Callback {
     /// The verifier has seen that the function is called with such arguments.
     pub(crate) unsafe fn call(&self, env: &mut Env, args: [u64; 5]) -> Option<u64> {
         env.fuel = env.fuel.wrapping_sub(1);
-        if env.fuel == 0 {
+        if env.fuel == 0 && env.refuel() == 0 {
             env.modes.over_budget = true;
             return None;
         }

@@ -247,6 +247,13 @@ pub struct Env {
     pub(crate) functions: *const HostFn,
     /// Which of them is called.
     pub(crate) function: u32,
+    /// What a spent budget calls, where machine code was made so.
+    pub(crate) refuel: HelperFn,
+    /// What the run may take: nanoseconds, or 0 if its time is not limited; and what is left besides `fuel`.
+    pub(crate) time_limit: u64,
+    pub(crate) reserve: u64,
+    /// When its time is up; 0 until somebody has looked at the clock.
+    pub(crate) deadline: u64,
 }
 
 /// A function of an application, as programs call it.
@@ -310,6 +317,10 @@ impl Env {
             seq: null_mut(),
             functions: null(),
             function: 0,
+            refuel: crate::fuel::refuel,
+            time_limit: 0,
+            reserve: 0,
+            deadline: 0,
         }
     }
 

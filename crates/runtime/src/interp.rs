@@ -287,7 +287,10 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
             () => {
                 budget -= 1;
                 if budget == 0 {
-                    break;
+                    budget = env.refuel();
+                    if budget == 0 {
+                        break;
+                    }
                 }
             };
         }

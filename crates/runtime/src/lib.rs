@@ -10,6 +10,7 @@ mod callback;
 mod clock;
 pub mod env;
 mod format;
+mod fuel;
 pub mod guard;
 pub mod helpers;
 pub mod hit;

@@ -164,6 +164,19 @@ impl Machine {
         unsafe { interp::count(&mut self.env, image) }
     }
 
+    /// As [`Machine::run_budgeted`], and for no more than about so many nanoseconds. Only programs that were compiled with a
+    /// time keep to it.
+    ///
+    /// # Safety
+    /// As [`Machine::run_image`].
+    pub unsafe fn run_timed(&mut self, image: *const Image, ctx: *mut u8, budget: u64, nanoseconds: u64) -> Run {
+        let first = self.env.limit(budget, nanoseconds.max(1));
+        // SAFETY: the caller's promise.
+        let run = unsafe { self.run_budgeted(image, ctx, first) };
+        self.env.time_limit = 0;
+        run
+    }
+
     /// Runs an image on a context.
     ///
     /// # Safety

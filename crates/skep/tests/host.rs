@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use skep::Engine;
 use skep::host::{
@@ -654,4 +655,27 @@ fn operations_change_hands_under_load() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// A run whose time is up ends, in loops of either kind and in both engines; one that is quick is none the worse.
+#[test]
+fn time_is_limited() {
+    for engine in [Engine::Interpreter, Engine::Jit] {
+        let host = Host::new(HostOptions { engine, ..HostOptions::default() }).unwrap();
+        let sessions = Arc::new(Sessions { made: AtomicU64::new(0), dropped: Arc::default() });
+        let functions = vec![host.functions(&sessions).unwrap()];
+        let time = Some(Duration::from_millis(200));
+        let (hook, loader) = sums(&host, HookOptions { budget: 0, time, functions, ..HookOptions::default() });
+        let plugin = loader.load(&host.tenant(1 << 20), "functions", &object("functions.bpf.o")).unwrap();
+        let run = |program: &str, key: u32| {
+            let _attached = hook.attach(&plugin.program(program).unwrap(), 0).unwrap();
+            hook.call(&mut Sum { key, ..Sum::default() }).unwrap().value
+        };
+        let began = Instant::now();
+        assert_eq!((run("lasts", 0), run("lasts_too", 3)), (None, None), "they would take days");
+        assert!(began.elapsed() >= Duration::from_millis(400));
+        assert_eq!(sessions.dropped.load(Ordering::Relaxed), 1);
+        // Several portions, and done in time; and what is left of the time is not the next run's.
+        assert_eq!((run("spends", 0), run("spends", 0), run("numbers", 30)), (Some(0), Some(0), Some(1)));
+    }
 }

@@ -9,7 +9,7 @@ use super::emit::Emitter;
 use super::ir::{Cond, Src, Test, both};
 use super::layout::Label;
 use super::lazy::{Lazy, bits};
-use super::regs::{self, ENV, FP, R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP};
+use super::regs::{self, ENV, FP, R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
 
 /// `map_lookup_elem`.
 const LOOKUP: u32 = 1;
@@ -30,8 +30,46 @@ impl Emitter<'_> {
         if self.budget {
             let over = self.over();
             self.asm().dec_mem(Mem::at(ENV, abi::FUEL));
-            self.layout.jcc(Cc::E, over);
+            if !self.timed {
+                self.layout.jcc(Cc::E, over);
+                return;
+            }
+            let (ask, back) = (self.layout.label(), self.layout.label());
+            self.layout.jcc(Cc::E, ask);
+            self.layout.bind(back);
+            self.refuels.push((ask, back));
         }
+    }
+
+    /// Out of the way: asks for more where the budget was spent, which changes no register, and goes on there if it got some.
+    pub(crate) fn emit_refuels(&mut self) {
+        if self.refuels.is_empty() {
+            return;
+        }
+        let (refuel, over) = (self.layout.label(), self.over());
+        for (ask, back) in std::mem::take(&mut self.refuels) {
+            self.layout.bind(ask);
+            self.layout.call(refuel);
+            self.layout.jmp(back);
+        }
+        const SAVED: [Reg; 9] = [RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11];
+        self.layout.bind(refuel);
+        let asm = self.asm();
+        SAVED.iter().for_each(|&r| asm.push(r));
+        // The stack may be at any multiple of 8 here.
+        asm.mov_rr(true, R11, RSP);
+        asm.alu_ri(Alu::And, true, RSP, -16);
+        asm.push(R11);
+        asm.push(R11);
+        asm.load(Size::Dw, R11, Mem::at(ENV, abi::REFUEL));
+        asm.mov_rr(true, R9, ENV);
+        asm.call_reg(R11);
+        asm.load(Size::Dw, RSP, Mem::at(RSP, 0));
+        asm.test_rr(true, RAX, RAX);
+        // These leave the flags alone.
+        SAVED.iter().rev().for_each(|&r| asm.pop(r));
+        self.layout.jcc(Cc::E, over);
+        self.asm().ret();
     }
 
     pub(crate) fn jump_to(&mut self, i: usize, target: u32) {

@@ -65,6 +65,9 @@ pub(crate) struct Emitter<'a> {
     ways: Vec<u8>,
     /// Where a spent budget leads.
     pub(crate) over: Option<Label>,
+    /// A spent budget asks first; where it does, and where it goes on.
+    pub(crate) timed: bool,
+    pub(crate) refuels: Vec<(Label, Label)>,
     /// It may end in the middle of code that it goes on with.
     pub(crate) goes_on: bool,
     /// Entry of each function.
@@ -153,6 +156,8 @@ impl<'a> Emitter<'a> {
             carried: None,
             ways: Vec::new(),
             over: None,
+            timed: options.time,
+            refuels: Vec::new(),
             goes_on: false,
             entries,
             gates: Vec::new(),
@@ -184,6 +189,7 @@ impl<'a> Emitter<'a> {
             }
         }
         self.emit_gates();
+        self.emit_refuels();
         if let Some(over) = self.over {
             self.layout.bind(over);
             let asm = &mut self.layout.asm;

@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, RangeInclusive};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use skep_runtime::Machine;
 use skep_verifier::HostContext;
@@ -23,6 +24,9 @@ pub struct HookOptions {
     /// Most back edges, calls and helper calls of one run; 0 for no limit but the verifier's. A program above it ends
     /// there and then. Numbers below 1,024 stand for that: no program needs to count up to there that has no loops.
     pub budget: u64,
+    /// Most time of one run, looked at every 4,096 back edges, calls and helper calls, from the first such look on: a run
+    /// that needs no more than these costs nothing. Time in functions of the application counts. `None` for no limit.
+    pub time: Option<Duration>,
     /// After which results the next program is asked.
     pub proceed: Proceed,
     /// What programs may call. A name that several have is the first one's.
@@ -31,7 +35,7 @@ pub struct HookOptions {
 
 impl Default for HookOptions {
     fn default() -> HookOptions {
-        HookOptions { returns: None, budget: 1 << 20, proceed: Proceed::Always, functions: Vec::new() }
+        HookOptions { returns: None, budget: 1 << 20, time: None, proceed: Proceed::Always, functions: Vec::new() }
     }
 }
 
@@ -104,6 +108,8 @@ pub(super) struct Core {
     world: Arc<World>,
     context: Arc<HostContext>,
     options: HookOptions,
+    /// Nanoseconds of one run, or 0.
+    time: u64,
     /// What is attached, in order; null if nothing is. Runs look at it on their slot; what is replaced is retired.
     chain: AtomicPtr<Vec<Entry>>,
     /// Held by who changes the chain, or looks at it without a slot.
@@ -179,7 +185,12 @@ impl Core {
     #[inline]
     unsafe fn run(&self, machine: &mut Machine, program: &ProgramCell, context: *mut u8) -> Result<i32, OverBudget> {
         // SAFETY: the program was verified for such contexts; it was loaded into this host's world.
-        let run = unsafe { machine.run_budgeted(program.image(), context, self.options.budget) };
+        let run = unsafe {
+            match self.time {
+                0 => machine.run_budgeted(program.image(), context, self.options.budget),
+                time => machine.run_timed(program.image(), context, self.options.budget, time),
+            }
+        };
         if run.over_budget {
             program.count_over_budget();
             function::let_go(machine.env());
@@ -273,6 +284,7 @@ impl<C: Context> Hook<C> {
             world: Arc::clone(host.subsystem().world()),
             host,
             context: Arc::new(context::described::<C>(name, returns, functions)),
+            time: options.time.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             options,
             chain: AtomicPtr::default(),
             changing: Mutex::default(),

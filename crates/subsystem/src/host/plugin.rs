@@ -251,6 +251,7 @@ fn make(tenant: &Tenant, programs: Vec<Verified>, kept: &HashMap<String, PluginM
         engine: tenant.host.0.options.engine,
         maps: MapIndices::Each(indices.into()),
         budget: true,
+        time: true,
         uncounted: LEAST_BUDGET as u32,
         harden: tenant.host.0.options.harden,
         ..skep_jit::Options::default()
