@@ -340,6 +340,16 @@ impl Emitter<'_> {
 
     pub(crate) fn mov(&mut self, wide: bool, dst: u8, src: Src) {
         let upper = self.upper_live(dst);
+        if let Src::Reg(s) = src
+            && let Lazy::Sum(Sum { base: Some(base), index: None, .. }) = self.lazy(s)
+            && base == s
+            && s != dst
+            && self.after >> s & 1 != 0
+        {
+            // It was added to and goes on from there, in a loop's next round perhaps. Added to at once, it does not stand in
+            // line behind all that is made of the copy (measured: 0.1 ns of 1.5 a round).
+            self.force(s);
+        }
         match src {
             Src::Imm(k) => self.put_off(dst, Lazy::Sum(Sum::constant(wide, k))),
             Src::Reg(s) if wide || !upper || self.zero >> s & 1 != 0 => {

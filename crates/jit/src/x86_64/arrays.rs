@@ -47,16 +47,17 @@ impl Emitter<'_> {
         {
             return Some(done);
         }
-        let key = self.key_address();
-        self.arguments(0);
-        // Before anything else is put in its place: the key's address speaks of what registers hold now.
-        self.asm().load(Size::W, RAX, key);
         let checked = self.null_check(i, end);
         if checked.is_some() {
             self.look_at(i + 1);
-            // All but r0, which is next.
-            self.settle_others();
+            // What a call preserves; before the key's address is made, which speaks of what registers hold then.
+            while let Some(r) = bits(self.pending & self.after & !0x3f).next() {
+                self.force(r);
+            }
         }
+        let key = self.key_address();
+        self.arguments(0);
+        self.asm().load(Size::W, RAX, key);
         let (null, done) = (self.layout.label(), self.layout.label());
         let asm = &mut self.layout.asm;
         asm.load(Size::Dw, R8, Mem::at(ENV, abi::MAPS));
