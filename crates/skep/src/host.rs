@@ -39,10 +39,10 @@ use std::sync::Arc;
 
 pub use skep_derive::{Context, functions, ops};
 pub use skep_subsystem::host::{
-    Argument, Attachment, Busy, Bytes, BytesMut, Context, Field, FieldDef, FieldType, Function, FunctionDef, Functions,
-    Hook, HookOptions, Host, HostError, HostFunctions, HostOptions, Memory, MemoryMut, Object, Op, OpError, OpResult,
-    OpTable, OpTableBuilder, OverBudget, ParamType, Plugin, Proceed, Program, Registers, Registration, ReturnType,
-    Returned, Tenant, Types, Verdict, c_declaration, c_functions,
+    Argument, Attachment, Busy, Bytes, BytesMut, Context, ContextDef, Field, FieldDef, FieldType, Function,
+    FunctionDef, Functions, Hook, HookOptions, Host, HostError, HostFunctions, HostOptions, Memory, MemoryMut, Object,
+    Op, OpError, OpResult, OpTable, OpTableBuilder, OverBudget, ParamType, Plugin, Proceed, Program, Registers,
+    Registration, ReturnType, Returned, Tenant, Types, Verdict, c_declaration, c_functions,
 };
 
 use skep_ebpf::uapi::ProgType;
@@ -151,10 +151,16 @@ impl Loader {
 
     /// Programs can be for this hook.
     #[must_use]
-    pub fn hook<C: Context>(mut self, hook: &Hook<C>) -> Loader {
+    pub fn hook<C: Context>(self, hook: &Hook<C>) -> Loader {
+        self.hook_of(hook, &ContextDef::of::<C>())
+    }
+
+    /// As [`Loader::hook`], of a hook that was made by [`Host::hook_of`] for this context.
+    #[must_use]
+    pub fn hook_of<C>(mut self, hook: &Hook<C>, context: &ContextDef<'_>) -> Loader {
         // Several hooks may have contexts of one type.
-        if !self.hooks.iter().any(|h| h.context.struct_name == C::NAME) {
-            self.types.of::<C>();
+        if !self.hooks.iter().any(|h| h.context.struct_name == context.name) {
+            self.types.context(context);
         }
         self.hooks.push(Known { context: Arc::clone(hook.context()), functions: hook.functions().copied().collect() });
         self

@@ -22,6 +22,47 @@ pub unsafe trait Context {
     const FIELDS: &'static [FieldDef];
 }
 
+/// A context that only the running application knows, as one that is not written in Rust: what [`Context`] says of a type.
+#[derive(Clone, Copy, Debug)]
+pub struct ContextDef<'a> {
+    /// Name of the struct in C.
+    pub name: &'a str,
+    /// Its size in bytes.
+    pub size: u32,
+    /// Its members that programs may access, in order of their offsets.
+    pub fields: &'a [FieldDef],
+}
+
+impl ContextDef<'static> {
+    /// That of a type.
+    pub fn of<C: Context>() -> ContextDef<'static> {
+        ContextDef { name: C::NAME, size: size_of::<C>() as u32, fields: C::FIELDS }
+    }
+}
+
+impl ContextDef<'_> {
+    /// Why it is none: members go beyond its size, overlap or are not in order, or are not aligned.
+    pub fn problem(&self) -> Option<String> {
+        let mut at = 0;
+        for f in self.fields {
+            let (size, align) = (f.ty.kind(false).size() as usize, f.ty.align().max(1));
+            let what = match f.offset.checked_add(size) {
+                Some(end) if end > self.size as usize => "goes beyond the struct",
+                None => "goes beyond the struct",
+                _ if f.offset < at => "is not behind the member before it",
+                _ if !f.offset.is_multiple_of(align) => "is not aligned",
+                _ if size == 0 => "has no size",
+                Some(end) => {
+                    at = end;
+                    continue;
+                }
+            };
+            return Some(format!("member {} of struct {} {what}", f.name, self.name));
+        }
+        None
+    }
+}
+
 /// A member of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FieldDef {
@@ -160,7 +201,8 @@ impl FieldType {
 }
 
 /// What the verifier is told of a context.
-pub(super) fn described<C: Context>(
+pub(super) fn described(
+    context: &ContextDef<'_>,
     hook: &str,
     returns: Option<(i32, i32)>,
     functions: Vec<HostFunction>,
@@ -168,9 +210,9 @@ pub(super) fn described<C: Context>(
     let field = |f: &FieldDef| HostField { name: f.name.into(), offset: f.offset as u32, kind: f.ty.kind(f.write) };
     HostContext {
         hook: hook.into(),
-        struct_name: C::NAME.into(),
-        size: size_of::<C>() as u32,
-        fields: C::FIELDS.iter().map(field).collect(),
+        struct_name: context.name.into(),
+        size: context.size,
+        fields: context.fields.iter().map(field).collect(),
         returns,
         functions,
     }
@@ -278,8 +320,13 @@ impl Types {
 
     /// Adds a context.
     pub fn of<C: Context>(&mut self) {
+        self.context(&ContextDef::of::<C>());
+    }
+
+    /// Adds a context.
+    pub fn context(&mut self, context: &ContextDef<'_>) {
         let mut members = Vec::new();
-        for f in C::FIELDS {
+        for f in context.fields {
             let mut add = |types: &mut Types, name: &str, ty: u32, offset: usize| {
                 let bit_offset = u32::try_from(offset * 8).unwrap_or(u32::MAX);
                 members.push(Member { name_off: types.blob.string(name), ty, bit_offset, bitfield_size: 0 });
@@ -308,8 +355,8 @@ impl Types {
                 }
             }
         }
-        let size = size_of::<C>() as u32;
-        self.blob.add(C::NAME, &Kind::Struct(Composite { size, members: members.into() }));
+        let size = context.size;
+        self.blob.add(context.name, &Kind::Struct(Composite { size, members: members.into() }));
     }
 
     /// Adds a function that programs may call.

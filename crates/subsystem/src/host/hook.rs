@@ -10,7 +10,7 @@ use std::time::Duration;
 use skep_runtime::Machine;
 use skep_verifier::HostContext;
 
-use super::context::{self, Context};
+use super::context::{self, Context, ContextDef};
 use super::function::{self, FunctionDef};
 use super::plugin::{Program, ProgramCell};
 use super::{Host, HostError, HostFunctions};
@@ -273,8 +273,8 @@ impl Drop for Core {
     }
 }
 
-impl<C: Context> Hook<C> {
-    pub(super) fn new(host: Host, name: &str, mut options: HookOptions) -> Hook<C> {
+impl<C> Hook<C> {
+    pub(super) fn new(host: Host, name: &str, context: &ContextDef<'_>, mut options: HookOptions) -> Hook<C> {
         if options.budget != 0 {
             options.budget = options.budget.max(LEAST_BUDGET);
         }
@@ -283,7 +283,7 @@ impl<C: Context> Hook<C> {
         let core = Core {
             world: Arc::clone(host.subsystem().world()),
             host,
-            context: Arc::new(context::described::<C>(name, returns, functions)),
+            context: Arc::new(context::described(context, name, returns, functions)),
             time: options.time.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             options,
             chain: AtomicPtr::default(),
@@ -355,6 +355,24 @@ impl<C: Context> Hook<C> {
         chain.into_iter().flatten().map(|e| (e.priority, e.program.name().to_owned())).collect()
     }
 
+    /// As [`Hook::call`], for a context that only the application knows.
+    ///
+    /// # Safety
+    /// `context` is one as the hook was made for, and nobody else accesses it meanwhile; pairs of pointers in it enclose
+    /// bytes that can be read (written, if the member says so) and are not written by others meanwhile.
+    #[inline]
+    pub unsafe fn call_raw(&self, context: *mut u8) -> Result<Verdict, Busy> {
+        let core = &*self.core;
+        if core.is_empty() {
+            return Ok(Verdict::default());
+        }
+        // SAFETY: as in `each`; of the context the caller promises it.
+        let words = core.world.enter(move |machine| unsafe { core.verdict(machine, context) });
+        words.map(Words::verdict).ok_or(Busy)
+    }
+}
+
+impl<C: Context> Hook<C> {
     /// Runs the programs on a context, one after the other, and hands each one's name and result to `each`, which says
     /// whether to go on. Never blocks.
     pub fn each(
@@ -384,13 +402,7 @@ impl<C: Context> Hook<C> {
     /// Runs the programs on a context until one gives an answer ([`HookOptions::proceed`]). Never blocks.
     #[inline]
     pub fn call(&self, context: &mut C) -> Result<Verdict, Busy> {
-        let core = &*self.core;
-        if core.is_empty() {
-            return Ok(Verdict::default());
-        }
-        let context: *mut C = context;
-        // SAFETY: as in `each`.
-        let words = core.world.enter(move |machine| unsafe { core.verdict(machine, context.cast()) });
-        words.map(Words::verdict).ok_or(Busy)
+        // SAFETY: it is a `C`, for which the hook was made, and this call has it alone.
+        unsafe { self.call_raw(ptr::from_mut(context).cast()) }
     }
 }

@@ -26,7 +26,9 @@ use skep_runtime::env::HostFn;
 use skep_runtime::session::PrintkRecord;
 use skep_verifier::HostFunction;
 
-pub use context::{Bytes, BytesMut, Context, Field, FieldDef, FieldType, Types, c_declaration, c_functions};
+pub use context::{
+    Bytes, BytesMut, Context, ContextDef, Field, FieldDef, FieldType, Types, c_declaration, c_functions,
+};
 pub use function::{
     Argument, Function, FunctionDef, Functions, Memory, MemoryMut, Object, ParamType, Registers, ReturnType, Returned,
 };
@@ -146,6 +148,12 @@ pub enum HostError {
         map: String,
         /// Its type.
         kind: String,
+    },
+    /// A context is none.
+    #[error("{problem}")]
+    Context {
+        /// What is wrong with it.
+        problem: String,
     },
     /// A plug-in lacks an operation.
     #[error("the plug-in has no program for `{op}`")]
@@ -291,7 +299,18 @@ impl Host {
     pub fn hook<C: Context>(&self, name: &str, options: HookOptions) -> Hook<C> {
         let own = |f: &HostFunctions| ptr::eq(f.host.as_ptr(), &raw const *self.0);
         assert!(options.functions.iter().all(own), "hook {name}: functions of another host");
-        Hook::new(self.clone(), name, options)
+        Hook::new(self.clone(), name, &ContextDef::of::<C>(), options)
+    }
+
+    /// A hook for a context that only the application knows; it is called by [`Hook::call_raw`].
+    ///
+    /// # Errors
+    /// [`HostError::Context`] if the context is none.
+    pub fn hook_of(&self, name: &str, context: &ContextDef<'_>, options: HookOptions) -> Result<Hook<()>, HostError> {
+        if let Some(problem) = context.problem() {
+            return Err(HostError::Context { problem });
+        }
+        Ok(Hook::new(self.clone(), name, context, options))
     }
 
     /// A table of operations that one plug-in has at a time; `#[skep::host::ops]` makes one of a trait.
