@@ -35,6 +35,7 @@
 //!
 //! A program says by its section which hook it is for: `SEC("hook/request")`. [`c_declaration`] writes the struct for it in C.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use skep_derive::{Context, functions, ops};
@@ -49,6 +50,11 @@ use skep_ebpf::uapi::ProgType;
 use skep_elf::{ElfError, LoadOptions};
 use skep_verifier::{Explanation, HostContext, Options, Privilege, Rejection, Verified};
 
+fn read(path: &Path) -> Result<(String, Vec<u8>), LoadError> {
+    let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    Ok((path.display().to_string(), bytes))
+}
+
 /// What the sections of programs for hooks begin with.
 const SECTION: &str = "hook/";
 
@@ -56,6 +62,14 @@ const SECTION: &str = "hook/";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// It is no object, or cannot be linked with the hooks' types.
     #[error(transparent)]
     Object(#[from] ElfError),
@@ -222,5 +236,17 @@ impl Loader {
     /// it was.
     pub fn reload(&self, plugin: &mut Plugin, name: &str, bytes: &[u8]) -> Result<(), LoadError> {
         Ok(plugin.reload(self.verify(name, bytes)?)?)
+    }
+
+    /// As [`Loader::load`], from a file.
+    pub fn load_file(&self, tenant: &Tenant, path: impl AsRef<Path>) -> Result<Plugin, LoadError> {
+        let (name, bytes) = read(path.as_ref())?;
+        self.load(tenant, &name, &bytes)
+    }
+
+    /// As [`Loader::reload`], from a file.
+    pub fn reload_file(&self, plugin: &mut Plugin, path: impl AsRef<Path>) -> Result<(), LoadError> {
+        let (name, bytes) = read(path.as_ref())?;
+        self.reload(plugin, &name, &bytes)
     }
 }

@@ -248,6 +248,8 @@ fn a_failed_reload_changes_nothing() {
     let used = tenant.used();
     let fails = |plugin: &mut Plugin, bytes: &[u8]| loader.reload(plugin, "new", bytes).unwrap_err();
     assert!(matches!(fails(&mut plugin, b"junk"), LoadError::Object(_)));
+    let gone = loader.reload_file(&mut plugin, "/nowhere/plugin.bpf.o").unwrap_err();
+    assert_eq!(gone.to_string(), "/nowhere/plugin.bpf.o: No such file or directory (os error 2)");
     let missing = fails(&mut plugin, &object("version_two.bpf.o"));
     assert_eq!(missing.to_string(), "the new object has no program `endless`, which is attached to the hook `sum`");
     let other = fails(&mut plugin, &object("request.bpf.o"));
