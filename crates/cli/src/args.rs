@@ -33,8 +33,8 @@ pub enum Command {
     Map(NotYet),
     /// Show links
     Link(NotYet),
-    /// Show BTF
-    Btf(NotYet),
+    /// Make types (BTF)
+    Btf(Btf),
     /// Show perf events
     Perf(NotYet),
 }
@@ -209,6 +209,31 @@ pub struct Dump {
     pub linum: bool,
     #[command(flatten)]
     pub load: Load,
+}
+
+#[derive(Args, Debug)]
+pub struct Btf {
+    #[command(subcommand)]
+    pub command: BtfCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BtfCommand {
+    /// Make the types of an executable's or library's functions from its debug information (DWARF)
+    Gen(BtfGen),
+}
+
+#[derive(Args, Debug)]
+pub struct BtfGen {
+    /// File to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Name the functions that are left out
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Executable or library that was built with -g
+    #[arg(value_name = "BINARY")]
+    pub binary: PathBuf,
 }
 
 #[derive(Args, Debug)]

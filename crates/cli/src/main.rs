@@ -1,6 +1,7 @@
 //! The `skep` command.
 
 mod args;
+mod btf;
 mod check;
 mod dump;
 mod explain;
@@ -92,7 +93,7 @@ fn main() -> ExitCode {
         Command::Prog(Prog::Show(args)) => not_yet("prog show", &args),
         Command::Map(args) => not_yet("map", &args),
         Command::Link(args) => not_yet("link", &args),
-        Command::Btf(args) => not_yet("btf", &args),
+        Command::Btf(args) => btf::main(&args),
         Command::Perf(args) => not_yet("perf", &args),
     };
     let status = match done {

@@ -1,5 +1,6 @@
 //! From an object to a session, with messages that say at which step a program was refused.
 
+use skep::ebpf::program::Program;
 use skep::elf::Object;
 use skep::subsystem::session::{self, Session, SessionError};
 use skep::verifier::{self, Options, Outcome, Verified, verify};
@@ -14,16 +15,21 @@ pub fn verified(object: &Object, linker: &Linker, name: &str) -> Result<Verified
         false => Failure::input(e),
     })?;
     program.flags |= object.btf().map_or(0, |btf| tagged_flags(btf, name));
+    judged(program, &Options { btf: linker.options()?.btf.clone(), ..Options::default() })
+}
+
+/// Verifies a linked program.
+pub fn judged(program: Program, options: &Options) -> Result<Verified, Failure> {
     let shown = program.clone();
-    let options = Options { btf: linker.options()?.btf.clone(), ..Options::default() };
-    verify(program, &options).map_err(|rejection| {
+    verify(program, options).map_err(|rejection| {
         let (verdict, status) = match rejection.outcome {
             Outcome::Rejected => ("rejected", status::NO),
             Outcome::Unsupported => ("unsupported", status::UNSUPPORTED),
         };
-        let why = verifier::explain(&shown, &options).filter(|_| rejection.outcome == Outcome::Rejected);
+        let name = &shown.name;
+        let why = verifier::explain(&shown, options).filter(|_| rejection.outcome == Outcome::Rejected);
         let title = format!("program {name} is {verdict}");
-        Failure::Refused { status, explanation: explain::rejection(&title, &shown, &options, &rejection, why.as_ref()) }
+        Failure::Refused { status, explanation: explain::rejection(&title, &shown, options, &rejection, why.as_ref()) }
     })
 }
 

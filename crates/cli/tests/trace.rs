@@ -37,6 +37,31 @@ int main(int argc, char **argv) {
 }
 "#;
 
+/// Calls a function with arguments of many kinds.
+const TYPED: &str = r#"
+#include <stdio.h>
+struct conn { int flags; char name[16]; long id; long extra; struct conn *next; };
+struct pair { long a; int b; };
+#define OWN __attribute__((noinline, noclone))
+OWN signed char mix(signed char a, unsigned char b, short c, unsigned d, int e, struct conn *conn, int seventh,
+		    struct pair p) {
+	__asm__ volatile("" : "+r"(conn) : : "memory");
+	return a + b + c + d + e + conn->flags + seventh + p.a + p.b > 0 ? -100 : 100;
+}
+OWN int twice(int n) { __asm__ volatile("" : "+r"(n)); return n * 2; }
+OWN int depth(int n) { __asm__ volatile("" : "+r"(n)); return n ? depth(n - 1) + 1 : 0; }
+OWN double scale(double x) { __asm__ volatile("" : "+x"(x)); return x * 2; }
+int main(void) {
+	struct conn last = { 1, "last", 222, 0, 0 }, first = { 2, "first", 111, 0, &last };
+	int sum = 0;
+	for (int i = 0; i < 50; i++)
+		sum += mix(-5, 250, -300, 4000000000u, -7, &first, -77, (struct pair){ 1L << 40, -9 });
+	for (int i = -100; i < 0; i++) sum += twice(i);
+	printf("%d %d %.0f\n", sum, depth(20), scale(4));
+	return 0;
+}
+"#;
+
 const LIBRARY: &str = r#"
 __attribute__((noinline)) unsigned long awaited(unsigned long n) {
 	__asm__ volatile("" : "+r"(n) : : "memory");
@@ -57,6 +82,7 @@ fn dir() -> &'static Path {
         };
         build("target", TARGET, &["-ldl"]);
         build("awaited.so", LIBRARY, &["-shared", "-fPIC"]);
+        build("typed", TYPED, &["-g", "-fno-optimize-sibling-calls"]);
         dir
     })
 }
@@ -240,4 +266,85 @@ fn a_closed_output_ends_the_trace() {
     assert!(child.try_wait().unwrap().is_none(), "the process lives on");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// `skep trace` of one of the built programs.
+fn traced(args: &[&str], object: &str, target: &str) -> Done {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_skep"));
+    c.args(["trace", "--json"]).args(args).arg(bpf(object)).arg("--").arg(dir().join(target)).stdin(Stdio::null());
+    Done::of(c)
+}
+
+/// Runs a tool on files of the test's folder.
+fn tool(name: &str, args: &[&str]) {
+    let done = Command::new(name).args(args).current_dir(dir()).status().unwrap();
+    assert!(done.success(), "{name} {args:?}");
+}
+
+/// What `typed.bpf.c` is to see of `mix`, 50 times at its entry and 50 times behind it.
+fn sees_arguments(done: &Done) {
+    assert_eq!(done.status, 0, "{}", done.err);
+    assert!(done.out.contains("-15100 20 8\n"), "the command's own output: {}", done.out);
+    let seen: Vec<&Value> = done.kind("ringbuf").iter().map(|l| &l["data"]).collect();
+    assert_eq!(seen.len(), 100, "{}", done.err);
+    let address = done.kind("attached")[0]["address"].clone();
+    for s in &seen {
+        let args: Vec<i64> = s["args"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        assert_eq!(args[..5], [-5, 250, -300, 4_000_000_000, -7], "{s}");
+        assert_eq!((args[6], args[7], args[8] as i32), (-77, 1 << 40, -9), "{s}");
+        assert_eq!((&s["count"], &s["by_helper"], &s["beyond"]), (&9.into(), &(-77).into(), &(-22).into()), "{s}");
+        assert_eq!((&s["id"], &s["next_id"], &s["null_id"]), (&111.into(), &222.into(), &0.into()), "{s}");
+        assert_eq!(s["name"], "first", "{s}");
+        assert_eq!(format!("{:#x}", s["ip"].as_u64().unwrap()), address.as_str().unwrap(), "{s}");
+        match s["when"].as_u64() {
+            Some(1) => assert_eq!((args[9], &s["ret"]), (0, &0.into()), "{s}"),
+            _ => assert_eq!((args[9], &s["ret"], &s["ret_error"]), (-100, &(-100).into(), &0.into()), "{s}"),
+        }
+    }
+    let entries = seen.iter().filter(|s| s["when"] == 1).count();
+    assert_eq!(entries, 50);
+    let hits: Vec<_> = done.kind("summary").iter().map(|l| l["hits"].as_u64().unwrap()).collect();
+    assert_eq!(hits, [50, 50]);
+}
+
+#[test]
+fn programs_around_functions_see_typed_arguments() {
+    for engine in ["jit", "interp"] {
+        sees_arguments(&traced(&["--engine", engine], "test/typed.bpf.o", "typed"));
+    }
+    // The same types from a file, and as the program's own section.
+    tool(env!("CARGO_BIN_EXE_skep"), &["btf", "gen", "-o", "typed.btf", "typed"]);
+    tool("objcopy", &["--strip-debug", "typed", "typed-bare"]);
+    let bare = traced(&[], "test/typed.bpf.o", "typed-bare");
+    assert_eq!(bare.status, 2, "{}", bare.err);
+    assert!(bare.err.contains("mix") && bare.err.contains("no debug information"), "{}", bare.err);
+    let types = dir().join("typed.btf");
+    sees_arguments(&traced(&["--btf", types.to_str().unwrap()], "test/typed.bpf.o", "typed-bare"));
+    tool("objcopy", &["--add-section", ".BTF=typed.btf", "typed-bare", "typed-own"]);
+    sees_arguments(&traced(&[], "test/typed.bpf.o", "typed-own"));
+}
+
+#[test]
+fn programs_around_functions_that_the_user_names() {
+    let done = traced(&["--func", "twice", "--func", "depth"], "test/typed_func.bpf.o", "typed");
+    assert_eq!(done.status, 0, "{}", done.err);
+    let sums = done.kind("map").into_iter().find(|l| l["name"] == "sums").unwrap();
+    let value = |key: &str| sums["value"][key].as_i64().unwrap();
+    // 100 of one function, and 21 of the other, each within the one before.
+    assert_eq!((value("calls"), value("returns"), value("first")), (121, 121, 210 - 5050), "{sums}");
+    for (func, part) in [
+        ("scale", "scale returns what cannot be passed on"),
+        ("absent", "no types of absent"),
+        ("twice+4", "functions only"),
+    ] {
+        let done = traced(&["--func", func], "test/typed_func.bpf.o", "typed");
+        assert!(done.status != 0 && done.err.contains(part), "{func}: {} {}", done.status, done.err);
+    }
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused() {
+    let done = traced(&[], "test/typed_store.bpf.o", "typed");
+    assert_eq!(done.status, 1, "{}", done.err);
+    assert!(done.err.contains("written"), "{}", done.err);
 }

@@ -19,6 +19,8 @@ pub enum ElfError {
     FileType { object: String, found: u16 },
     #[error("{object}: truncated or damaged object: {what}: {detail}")]
     Damaged { object: String, what: String, detail: String },
+    #[error("{object}: no types: {why}")]
+    NoTypes { object: String, why: String },
     #[error("section `{section}`: {source}")]
     Btf { section: &'static str, source: BtfError },
     #[error("section `{section}` has {size} bytes, not a whole number of {unit}")]

@@ -28,8 +28,12 @@ pub fn elf(bytes: &[u8]) {
     }
 }
 
-/// Bytes as `.BTF` and as `.BTF.ext`, or an object that has them: every type is asked everything, and decoded.
+/// Bytes as `.BTF` and as `.BTF.ext`, or an object that has them: every type is asked everything, and decoded. And as a
+/// program with debug information.
 pub fn btf(bytes: &[u8]) {
+    if let Ok(made) = crate::btf_from_dwarf("fuzz", bytes) {
+        blob(&made.btf);
+    }
     let _ = crate::read_btf("fuzz", bytes);
     if let Ok(container) = Container::parse("fuzz.o", bytes) {
         for s in container.sections.iter().filter(|s| s.name.starts_with(".BTF")) {

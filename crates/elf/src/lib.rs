@@ -11,6 +11,7 @@ mod btf_file;
 mod container;
 pub mod core;
 mod data;
+mod dwarf;
 mod error;
 mod externs;
 mod functions;
@@ -31,6 +32,7 @@ mod testing;
 mod tests;
 
 pub use btf_file::read_btf;
+pub use dwarf::{Generated, btf_from_dwarf};
 pub use error::ElfError;
 pub use kconfig::{Kconfig, kernel_version};
 pub use modules::{module_name, modules_in, with_modules};

@@ -26,8 +26,10 @@ fn dump(path: &Path) -> String {
         let sizes = format!("key {} value {} entries {}", m.key_size, m.value_size, m.max_entries);
         writeln!(out, "map {}: {} {sizes} flags {:#x}", m.name, m.map_type, m.flags).expect("text");
     }
+    // Its own types stand for those of the process that it is for.
+    let options = LoadOptions { btf: object.btf().cloned(), ..LoadOptions::default() };
     for info in object.programs() {
-        let program = object.program(&info.name, &LoadOptions::default()).expect("a good program");
+        let program = object.program(&info.name, &options).expect("a good program");
         let (functions, lines) = (program.func_info.len(), program.line_info.len());
         let head = format!("{} {} `{}`", info.name, program.prog_type, program.section);
         writeln!(out, "\nprogram {head}: {functions} functions, {lines} lines").expect("text");

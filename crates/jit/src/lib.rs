@@ -296,6 +296,9 @@ fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Resu
         known: Some(known),
         special: &special,
     };
+    // Pointers of a process may lead anywhere in it: such loads are made with care, by the interpreter.
+    let anywhere = verified.is_for_process() && known.reads_guarded();
+    let options = &Options { engine: if anywhere { Engine::Interpreter } else { options.engine }, ..options.clone() };
     // What is said of instructions is for those who wrote them.
     let mut compiled = translate_with(&source, options, tuning).map_err(|e| e.at(at_origin))?;
     if !known.ctx_by_address() {

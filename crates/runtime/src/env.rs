@@ -8,8 +8,8 @@ use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
 use crate::abi::{HelperFn, Table};
-use crate::helpers;
 use crate::session::{Control, Link, LinkCount, NONE, Proc, SLOT_STACK, SharedHead, Site, link_flags};
+use crate::{helpers, read};
 
 /// Bytes of BPF stack that programs may take, in all their frames: where one is entered, it is checked that they do.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
@@ -33,6 +33,9 @@ pub(crate) const SCRATCH: usize = SLOT_STACK
     - RESERVED * size_of::<Reservation>()
     - 72
     - size_of::<Env>();
+
+/// In the place of the objects' bytes: programs may be given pointers to anything in the process.
+pub(crate) const PROCESS: u64 = u64::MAX;
 
 /// What a call keeps of its caller.
 #[derive(Clone, Copy)]
@@ -360,6 +363,22 @@ impl Env {
         // SAFETY: the control arena and the block of this process are mapped for as long as programs run.
         let handles = unsafe { self.proc.as_ref().map_or((*self.control).nmaps, |p| p.nmaps) };
         if index < handles { self.maps.wrapping_add(index as usize) } else { null() }
+    }
+
+    /// What a program loads from a kernel object, or from an object of the process; 0 if it is not there.
+    #[inline]
+    pub(crate) fn load_object(&self, at: u64, size: usize) -> u64 {
+        let mut word = [0u8; 8];
+        if self.objects_len == PROCESS {
+            // SAFETY: as many bytes as there are at most; what is there is read with care.
+            if !unsafe { read::read(word.as_mut_ptr(), at, size.min(8)) } {
+                return 0;
+            }
+        } else if let Some(from) = self.object(at, size as u64) {
+            // SAFETY: these bytes are of an object that the program was given.
+            unsafe { core::ptr::copy_nonoverlapping(from, word.as_mut_ptr(), size.min(8)) };
+        }
+        u64::from_le_bytes(word)
     }
 
     /// The address of `size` bytes of a kernel object that a program loads from, if they are among the objects that it was

@@ -10,18 +10,19 @@
 //!   here without touching what its parent holds.
 
 use core::mem::MaybeUninit;
+use core::ptr::null;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::env::{Env, SlotArea};
+use crate::env::{Env, PROCESS, SlotArea};
 use crate::session::{
     Control, Link, LinkCount, NO_LINK, NONE, Proc, RetEntry, SEVERAL_LINKS, SITE_LINKS, STUB_SIZE, SampleRecord, Site,
     link_flags, link_kind, link_state,
 };
 use crate::thread::{self, Guards, Refusal, Thread};
-use crate::{clock, native, ret_entry, sys};
+use crate::{clock, native, ret_entry, sys, typed};
 
 /// A probed place is reached; see [`HitFn`](crate::session::HitFn).
 ///
@@ -84,7 +85,7 @@ pub(crate) unsafe fn hit_any(site: &Site, regs: *mut PtRegs) -> u64 {
             return 0;
         };
         let entry = site.on_entry.load(Relaxed) != NO_LINK;
-        if entry && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip) {
+        if entry && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip, null()) {
             all_missed(proc, site, link_kind::RETURN);
             return 0;
         }
@@ -106,8 +107,9 @@ unsafe fn enter(proc: &Proc, thread: Thread<'_>, site: &Site, on_return: u64, re
         if on_return == SEVERAL_LINKS {
             return enter_any(proc, thread, site, regs);
         }
-        if !is_on(&*(on_return as *const Link), link_kind::RETURN) || !proc.alive() {
-            return 0;
+        let link = &*(on_return as *const Link);
+        if !is_on(link, link_kind::RETURN) || !proc.alive() {
+            return if is_typed(link) { enter_any(proc, thread, site, regs) } else { 0 };
         }
         let sp = (*regs).rsp;
         match ret_entry::take_first(proc, thread.entry, site, sp, *(sp as *const u64)) {
@@ -125,12 +127,20 @@ unsafe fn enter(proc: &Proc, thread: Thread<'_>, site: &Site, on_return: u64, re
 unsafe fn enter_any(proc: &Proc, thread: Thread<'_>, site: &Site, regs: *const PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
-        if !proc.alive() || !any(proc, site, link_kind::RETURN) {
+        if !proc.alive() {
             return 0;
         }
+        let Some(flags) = any(proc, site, link_kind::RETURN) else { return 0 };
         let sp = (*regs).rsp;
         match ret_entry::take(proc, thread.entry, site, sp, *(sp as *const u64)) {
-            Some(index) => proc.stubs + u64::from(index) * STUB_SIZE,
+            Some(index) => {
+                if flags & link_flags::TYPED != 0
+                    && let Some(entry) = proc.ret_entry(index)
+                {
+                    typed::keep(proc, index, entry.used.load(Relaxed), regs, flags);
+                }
+                proc.stubs + u64::from(index) * STUB_SIZE
+            }
             None => {
                 all_missed(proc, site, link_kind::RETURN);
                 0
@@ -154,8 +164,8 @@ unsafe fn express(proc: &Proc, thread: Thread<'_>, site: &Site, link: u64, kind:
     unsafe {
         let link = &*(link as *const Link);
         if !is_on(link, kind) {
-            // As if it were not there.
-            return true;
+            // As if it were not there, unless it is one that takes longer.
+            return !is_typed(link);
         }
         let Some(held) = thread.take_kept(proc, regs as u64, guards.as_mut_ptr()) else {
             Guards::clear(guards.as_mut_ptr());
@@ -269,7 +279,8 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         let site = &*(e.site.load(Relaxed) as *const Site);
         (*regs).rip = ret;
         // A function that returns twice is not to be probed so; if one is, its entry must not be freed twice.
-        if e.used.load(Relaxed) & 1 == 0 {
+        let used = e.used.load(Relaxed);
+        if used & 1 == 0 {
             return ret;
         }
         if !proc.control().enabled() || !proc.alive() {
@@ -280,7 +291,7 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         ret_entry::free_own(thread.entry, e);
         let on_return = site.on_return.load(Relaxed);
         if on_return != NO_LINK && !express(proc, thread, site, on_return, link_kind::RETURN, regs) {
-            deliver_any(proc, site, regs);
+            deliver_any(proc, site, regs, entry, used);
         }
         ret
     }
@@ -296,22 +307,26 @@ unsafe fn ret_any(proc: &Proc, index: u32, entry: &RetEntry, regs: *mut PtRegs) 
     unsafe {
         let site = &*(entry.site.load(Relaxed) as *const Site);
         let thread = thread::current(proc, regs as u64);
+        let used = entry.used.load(Relaxed);
         ret_entry::free(proc, thread.map(|t| t.entry), index, entry);
-        deliver_any(proc, site, regs);
+        deliver_any(proc, site, regs, index, used);
         (*regs).rip
     }
 }
 
-/// Delivers a return in any case.
+/// Delivers a return in any case. The entry may be free again: `used` says which use of it this was.
 ///
 /// # Safety
 /// As [`ret_any`].
 #[inline(never)]
-unsafe fn deliver_any(proc: &Proc, site: &Site, regs: *mut PtRegs) {
+unsafe fn deliver_any(proc: &Proc, site: &Site, regs: *mut PtRegs, entry: u32, used: u32) {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut words = MaybeUninit::<typed::Words>::uninit();
+        let typed = any(proc, site, link_kind::RETURN).is_some_and(|flags| flags & link_flags::TYPED != 0);
+        let kept = if typed && typed::take(proc, entry, used, &mut words) { words.as_ptr() } else { null() };
         match thread::current(proc, regs as u64) {
-            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip)),
+            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip, kept)),
             None => all_missed(proc, site, link_kind::RETURN),
         }
     }
@@ -335,10 +350,17 @@ unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32
 /// The link `index`, if it is on and of this kind.
 #[inline(always)]
 fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
-    control.link(index).filter(|link| is_on(link, kind))
+    control.link(index).filter(|link| link.kind == kind && link.state.load(Acquire) != link_state::OFF)
 }
 
-/// True if the link is on and of this kind.
+/// True if the link is on, and its program is given a function's arguments.
+#[cold]
+#[inline(never)]
+fn is_typed(link: &Link) -> bool {
+    link.state.load(Acquire) == link_state::TYPED
+}
+
+/// True if the link is on, of this kind, and its program is given the registers.
 #[inline(always)]
 fn is_on(link: &Link, kind: u32) -> bool {
     link.state.load(Acquire) == link_state::ON && link.kind == kind
@@ -360,14 +382,16 @@ fn site_links(site: &Site) -> impl Iterator<Item = u32> {
     })
 }
 
-/// True if a link of this kind is on.
+/// The flags of all links of this kind that are on, if there are any.
 ///
 /// # Safety
 /// As [`each`].
 #[inline(always)]
-unsafe fn any(proc: &Proc, site: &Site, kind: u32) -> bool {
+unsafe fn any(proc: &Proc, site: &Site, kind: u32) -> Option<u32> {
     // SAFETY: the caller's promise.
-    unsafe { site_links(site).any(|index| on(proc.control(), index, kind).is_some()) }
+    let control = unsafe { proc.control() };
+    let flags = site_links(site).filter_map(|index| on(control, index, kind)).map(|link| link.flags);
+    flags.fold(None, |all, flags| Some(all.unwrap_or(0) | flags))
 }
 
 /// Counts a hit that ran nothing.
@@ -388,9 +412,18 @@ unsafe fn lost(proc: &Proc, link: u32, counter: fn(&LinkCount) -> &AtomicU64) {
 /// Runs the site's programs of this kind. False if the thread runs a program already.
 ///
 /// # Safety
-/// As [`hit`]; in the process of `proc`, with the controller alive.
+/// As [`hit`]; in the process of `proc`, with the controller alive; `kept` is null or what a function that has returned was
+/// called with.
 #[inline(always)]
-unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs: *mut PtRegs, ip: u64) -> bool {
+unsafe fn deliver(
+    proc: &Proc,
+    thread: Thread<'_>,
+    site: &Site,
+    kind: u32,
+    regs: *mut PtRegs,
+    ip: u64,
+    kept: *const typed::Words,
+) -> bool {
     let mut guards = MaybeUninit::<Guards>::uninit();
     // SAFETY: the caller's promise.
     unsafe {
@@ -404,7 +437,11 @@ unsafe fn deliver(proc: &Proc, thread: Thread<'_>, site: &Site, kind: u32, regs:
         for index in site_links(site) {
             let Some(link) = on(control, index, kind) else { continue };
             prepare(proc, env, site, link, regs);
-            let Some(retval) = run(proc, control, env, link) else { break };
+            let run = match link.flags & link_flags::TYPED {
+                0 => run(proc, control, env, link),
+                _ => run_typed(proc, control, env, link, kept),
+            };
+            let Some(retval) = run else { break };
             verdict &= retval;
             if link.flags & link_flags::CHAINED != 0 {
                 continue;
@@ -481,6 +518,47 @@ unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link) -> Opt
             SlotArea::discard_reserved(env.area);
         }
         Some(retval)
+    }
+}
+
+/// As [`run`], for a program whose context is the function's arguments.
+///
+/// # Safety
+/// As [`run`]; `kept` as in [`deliver`].
+#[cold]
+#[inline(never)]
+unsafe fn run_typed(
+    proc: &Proc,
+    control: &Control,
+    env: &mut Env,
+    link: &Link,
+    kept: *const typed::Words,
+) -> Option<u64> {
+    let mut words = [0; _];
+    let mut context: typed::Context = [0; _];
+    // SAFETY: the caller's promise.
+    unsafe {
+        let result = match link.kind {
+            link_kind::RETURN if kept.is_null() => {
+                // It was switched on after the function had been entered.
+                lost(proc, env.link_index(), |c| &c.missed);
+                return Some(0);
+            }
+            link_kind::RETURN => {
+                words = *kept;
+                Some((*env.regs).rax)
+            }
+            _ => {
+                typed::at_entry(env.regs, link.flags, &raw mut words);
+                None
+            }
+        };
+        typed::fill(&mut context, &link.arguments, &words, env.func_ip(), result);
+        env.ctx = context.as_mut_ptr().add(typed::HEAD).cast();
+        env.objects_len = PROCESS;
+        let retval = run(proc, control, env, link);
+        env.objects_len = 0;
+        retval
     }
 }
 

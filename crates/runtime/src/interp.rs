@@ -340,10 +340,7 @@ unsafe fn execute<const COUNT: bool>(env: &mut Env, start: &Start) -> (u64, u64)
         }
         // A load from a kernel object.
         macro_rules! load_object {
-            ($t:ty as $wide:ty) => {{
-                let at = env.object(s!().wrapping_add(k!()), size_of::<$t>() as u64);
-                set!(at.map_or(0, |at| ptr::read_unaligned(at.cast::<$t>()) as $wide as u64))
-            }};
+            ($t:ty as $wide:ty) => {{ set!(env.load_object(s!().wrapping_add(k!()), size_of::<$t>()) as $t as $wide as u64) }};
         }
         macro_rules! store_x {
             ($t:ty) => {{

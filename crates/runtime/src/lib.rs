@@ -27,6 +27,7 @@ pub mod session;
 mod sys;
 mod thread;
 pub mod trap;
+mod typed;
 mod view;
 
 #[cfg(feature = "control")]

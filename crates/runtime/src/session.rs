@@ -76,6 +76,8 @@ pub mod link_state {
     pub const OFF: u32 = 0;
     /// Hits run the program.
     pub const ON: u32 = 1;
+    /// The same, of a link that is [`TYPED`](super::link_flags::TYPED): what looks for plain ones alone passes it by.
+    pub const TYPED: u32 = 2;
 }
 
 /// Kinds of links.
@@ -95,6 +97,10 @@ pub mod link_flags {
     pub const EVENT: u32 = 2;
     /// Its result is combined with that of the site's next link of the same kind, which tells for both.
     pub const CHAINED: u32 = 4;
+    /// The program runs around a function whose types are known: its context is the function's [`Arguments`](super::Arguments).
+    pub const TYPED: u32 = 8;
+    /// So many words of the arguments are on the stack, at most: four bits from here.
+    pub const STACK_WORDS: u32 = 8;
 }
 
 /// A program attached somewhere.
@@ -114,7 +120,52 @@ pub struct Link {
     pub counts: u64,
     /// Offset of the program's cell in the control arena; 0 for none.
     pub cell: u64,
+    /// Where the function's arguments are; looked at with [`link_flags::TYPED`].
+    pub arguments: Arguments,
 }
+
+/// Words of a function's arguments that programs around it can see.
+pub const MAX_WORDS: usize = 12;
+/// Registers that arguments come in.
+pub const ARGUMENT_REGISTERS: usize = 6;
+/// Most words of arguments on the stack.
+pub const MAX_STACK_WORDS: usize = 9;
+
+/// Where the arguments of a function are, and how wide each is: a byte for each word of the context. Its low half says which
+/// register, or, from [`ARGUMENT_REGISTERS`] on, which word of the stack behind the return address; its high half is a
+/// [`width`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    /// The words.
+    pub words: [u8; MAX_WORDS],
+    /// How many there are.
+    pub count: u8,
+    /// The width of the result.
+    pub result: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+}
+
+/// Widths of arguments: narrow ones come with anything above them.
+pub mod width {
+    /// All 64 bits.
+    pub const WORD: u8 = 0;
+    /// The low 8, 16 or 32 bits.
+    pub const U8: u8 = 1;
+    /// See above.
+    pub const U16: u8 = 2;
+    /// See above.
+    pub const U32: u8 = 3;
+    /// With this bit the sign is extended.
+    pub const SIGNED: u8 = 4;
+    /// There is no result.
+    pub const NONE: u8 = 8;
+}
+
+/// What is kept of a function's arguments until it returns: which use of its return entry it is, the registers, and the
+/// stack.
+pub type KeptArguments = [u64; 1 + ARGUMENT_REGISTERS + MAX_STACK_WORDS];
 
 /// The entry cell of a program: where every hit and every tail call finds its code.
 #[repr(C)]
@@ -283,6 +334,8 @@ pub struct Proc {
     pub seen: u64,
     /// Address of the control arena's `[Link; nlinks]`.
     pub links: u64,
+    /// Address of `[KeptArguments; nret]`.
+    pub kept: u64,
 }
 
 /// Links that one site can carry.

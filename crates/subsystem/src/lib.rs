@@ -4,6 +4,7 @@
 //! [`Events`](events::Events) reads what they tell; [`Session::test_run`](session::Session::test_run) runs them here.
 #![warn(missing_docs)]
 
+mod arguments;
 pub mod attach;
 pub mod clock;
 pub mod events;
@@ -12,6 +13,7 @@ pub mod host;
 pub mod keeper;
 pub mod loaded;
 pub mod place;
+pub mod process_types;
 pub mod session;
 pub mod signals;
 pub mod spawn;

@@ -35,6 +35,21 @@ pub enum What {
     FileOffset(u64),
 }
 
+impl Place {
+    /// True if it is a function by its name, from its beginning.
+    pub fn is_function(&self) -> bool {
+        self.offset == 0 && matches!(self.what, What::Symbol(_))
+    }
+
+    /// The name of the symbol that it is at, or in.
+    pub fn symbol(&self) -> Option<&str> {
+        match &self.what {
+            What::Symbol(name) => Some(name),
+            What::FileOffset(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(module) = &self.module {
@@ -60,6 +75,12 @@ pub enum Unplaceable {
         section: String,
         /// Its type.
         prog_type: ProgType,
+    },
+    /// It is to change what a function returns.
+    #[error("section \"{section}\": what a function of a process returns cannot be changed")]
+    ChangesResult {
+        /// Section of the program.
+        section: String,
     },
     /// Its section names a system call.
     #[error(
@@ -99,17 +120,22 @@ pub enum Unplaceable {
 pub fn place(section: &str, prog_type: ProgType) -> Result<Place, Unplaceable> {
     let name = section.strip_prefix('?').unwrap_or(section);
     let owned = || section.to_owned();
-    if prog_type != ProgType::Kprobe {
-        return Err(Unplaceable::KernelOnly { section: owned(), prog_type });
-    }
     let (kind, rest) = match name.split_once('/') {
         Some((kind, rest)) => (kind, Some(rest)),
         None => (name, None),
     };
+    // Those around functions: here they are the process's, as for kprobes.
+    let typed = prog_type == ProgType::Tracing && matches!(kind, "fentry" | "fexit");
+    if prog_type == ProgType::Tracing && kind == "fmod_ret" {
+        return Err(Unplaceable::ChangesResult { section: owned() });
+    }
+    if prog_type != ProgType::Kprobe && !typed {
+        return Err(Unplaceable::KernelOnly { section: owned(), prog_type });
+    }
     let not_yet = |what| Err(Unplaceable::NotYet { section: owned(), what });
     let (when, user) = match kind {
-        "kprobe" => (When::Entry, false),
-        "kretprobe" => (When::Return, false),
+        "kprobe" | "fentry" => (When::Entry, false),
+        "kretprobe" | "fexit" => (When::Return, false),
         "uprobe" | "uprobe.s" => (When::Entry, true),
         "uretprobe" | "uretprobe.s" => (When::Return, true),
         "ksyscall" | "kretsyscall" => return Err(Unplaceable::Syscall { section: owned() }),
@@ -127,8 +153,11 @@ pub fn place(section: &str, prog_type: ProgType) -> Result<Place, Unplaceable> {
         None if user => return Err(malformed("expected PATH:SYMBOL")),
         None => (None, rest),
     };
-    let at = |place| named(place, when, module.clone()).map_err(malformed);
-    at(symbol)
+    let place = named(symbol, when, module).map_err(malformed)?;
+    if typed && !place.is_function() {
+        return Err(malformed("expected the name of a function"));
+    }
+    Ok(place)
 }
 
 /// The place of a symbol with an optional `+OFFSET`, or of a number that stands for an offset in the file.
@@ -200,6 +229,19 @@ mod tests {
         ] {
             let error = probe(section).unwrap_err();
             assert!(error.contains(part) && error.contains(section), "{section}: {error}");
+        }
+        let typed = |section| place(section, ProgType::Tracing).map(|p| format!("{:?} {p}", p.when));
+        assert_eq!(typed("fentry/f").unwrap(), "Entry f");
+        assert_eq!(typed("?fexit/libz.so.1:deflate").unwrap(), "Return libz.so.1:deflate");
+        for (section, part) in [
+            ("fentry/f+4", "name of a function"),
+            ("fexit", "names no function"),
+            ("fmod_ret/f", "cannot be changed"),
+            ("tp_btf/sched_switch", "inside the kernel"),
+            ("fentry.s/f", "inside the kernel"),
+        ] {
+            let error = typed(section).unwrap_err().to_string();
+            assert!(error.contains(part), "{section}: {error}");
         }
         let error = place("tp/sched/sched_switch", ProgType::Tracepoint).unwrap_err().to_string();
         assert!(error.contains("inside the kernel") && error.contains("tracepoint"), "{error}");

@@ -39,7 +39,9 @@ pub fn request(
     for probe in &mut probes {
         let link = session.links().iter().find(|link| link.index() == probe.link);
         if let Some(program) = link.and_then(|link| session.program_at(link.program())) {
-            probe.registers = Registers::read_by(program.context());
+            // What programs read of a function's arguments says nothing of registers.
+            let typed = link.is_some_and(|link| session.is_typed(link.program()));
+            probe.registers = if typed { Registers::ALL } else { Registers::read_by(program.context()) };
         }
     }
     let mut request = memory.request(pid, proc_index, probes);

@@ -145,6 +145,9 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
     let (Some(how), sleeps) = (prog.attach_type, prog.flags & prog_flags::SLEEPABLE != 0) else {
         return refuse(Errno::EINVAL, "the program has no attach type".into());
     };
+    if options.process {
+        check_process_function(prog, full, how, sleeps)?;
+    }
     if how == AttachType::TraceRawTp && prog.prog_type == ProgType::Tracing {
         let Type::Typedef { ty } = *kind else {
             return refuse(Errno::EINVAL, format!("{full} is no tracepoint"));
@@ -179,6 +182,9 @@ fn kernel<'p>(prog: &'p Program, options: &'p Options) -> Check<Hook<'p>> {
     };
     check_prototype(types, full, proto, how, options.profile.since(6, 18))?;
     let mut hook = Hook { proto: Some(proto), ..hook };
+    if options.process {
+        return Ok(hook);
+    }
     match how {
         AttachType::TraceIter => {
             let target = full.strip_prefix("bpf_iter_");
@@ -226,6 +232,20 @@ fn check_lsm<'p>(types: Types<'_>, prog: &Program, full: &'p str, sleeps: bool) 
 fn is_hook(types: Types<'_>, name: &str) -> bool {
     let lists = types.btf.find("security_list_options", |k| matches!(k, Type::Union(_)));
     lists.is_some_and(|id| types.member(id, &[name]).is_some())
+}
+
+/// Functions of a process: programs run before and behind them, and change nothing.
+fn check_process_function(prog: &Program, name: &str, how: AttachType, sleeps: bool) -> Check {
+    let around = matches!(how, AttachType::TraceFentry | AttachType::TraceFexit);
+    if prog.prog_type != ProgType::Tracing || !around {
+        let what =
+            if how == AttachType::ModifyReturn { "cannot change what it returns" } else { "do not attach to it" };
+        return refuse(Errno::EINVAL, format!("{name} is a function of a process: programs {what}"));
+    }
+    if sleeps {
+        return refuse(Errno::EINVAL, format!("{name} may be called where nothing can sleep"));
+    }
+    Ok(())
 }
 
 /// Functions that tracing programs are called around.

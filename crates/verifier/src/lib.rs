@@ -114,6 +114,9 @@ pub struct Options {
     pub device_bound: bool,
     /// The program is for a hook of an application, whose context is described here: it has no type (`ProgType::Unspec`).
     pub host: Option<Arc<HostContext>>,
+    /// `btf` has the types of a process, not of a kernel: the program runs around one of its functions, and what it is given
+    /// pointers to is the process's own memory.
+    pub process: bool,
     /// Save a state at every point where paths meet (also set by the program's `TEST_STATE_FREQ` flag).
     pub save_often: bool,
     /// Keep a trace of the states before each instruction.
@@ -170,6 +173,7 @@ pub struct Verified {
     found: rewrite::Findings,
     btf: Option<Arc<Btf>>,
     host: Option<Arc<HostContext>>,
+    process: bool,
     rewritten: OnceLock<Arc<Rewritten>>,
 }
 
@@ -205,6 +209,11 @@ impl Verified {
     /// The context of an application's hook, if the program is for one.
     pub fn host(&self) -> Option<&Arc<HostContext>> {
         self.host.as_ref()
+    }
+
+    /// True if it was judged by the types of a process ([`Options::process`]).
+    pub fn is_for_process(&self) -> bool {
+        self.process
     }
 
     /// Numbers of the helpers that are called, sorted.
@@ -306,6 +315,7 @@ pub fn verify(program: Program, options: &Options) -> Result<Verified, Box<Rejec
             found: parts.found,
             btf: options.btf.clone(),
             host: options.host.clone(),
+            process: options.process,
             rewritten: OnceLock::new(),
             program,
         }),

@@ -34,12 +34,13 @@ const HOOKS: &[&str] = &[
 ];
 
 impl Env<'_> {
-    /// True if the program is called for the objects of a subsystem, which it has without a kernel: programs, maps,
-    /// links, tokens. What can be reached from them is theirs, or null.
+    /// True if the program is called for objects that are there without a kernel: those of a subsystem (programs, maps,
+    /// links, tokens; what can be reached from them is theirs, or null), or those of a process.
     pub fn has_own_objects(&self) -> bool {
         let attach = self.prog.attach_type;
         self.hook.target.is_none()
             && match self.prog.prog_type {
+                ProgType::Tracing if self.options.process => true,
                 ProgType::Tracing if attach == Some(AttachType::TraceIter) => ITERATORS.contains(&self.hook.name),
                 ProgType::Lsm if attach == Some(AttachType::LsmMac) => HOOKS.contains(&self.hook.name),
                 _ => false,

@@ -3,6 +3,7 @@
 pub mod plan;
 mod report;
 mod status;
+mod typed;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +29,7 @@ use crate::{Failure, records, say, status as exit};
 use plan::Placement;
 use report::{Ending, Report};
 use status::Status;
+use typed::Typed;
 
 /// The traced process's number in the session.
 const PROC_INDEX: u32 = 0;
@@ -58,12 +60,25 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     let types = records::types(btf, input.object.maps(), &args.events).map_err(Failure::input)?;
 
     let linker = Linker::new(&args.load);
-    let mut names: Vec<String> = plan.placements.iter().map(|p| p.program.clone()).collect();
+    let plain = plan.placements.iter().filter(|p| !p.typed);
+    let mut names: Vec<String> = plain.map(|p| p.program.clone()).collect();
     names.extend(plan::called(&input.object));
     let mut seen = HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
     let programs = names.iter().map(|name| road::verified(&input.object, &linker, name));
-    let programs = programs.collect::<Result<Vec<_>, _>>()?;
+    let mut programs = programs.collect::<Result<Vec<_>, _>>()?;
+    // Those with types are judged by the function that they are for: one each.
+    let mut typed = Typed::new(args);
+    let mut placements = plan.placements;
+    for p in &mut placements {
+        p.index = match p.typed {
+            false => names.iter().position(|n| *n == p.program).unwrap_or(0),
+            true => {
+                programs.push(typed.verified(&input.object, p)?);
+                programs.len() - 1
+            }
+        };
+    }
     let engine = args::Engine::or_best(args.engine);
     let symbols = Symbols {
         perf_map: args.perf_map,
@@ -72,9 +87,9 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
         others_only: true,
         ..Symbols::default()
     };
-    let options = Options { links: plan.placements.len() as u32, engine, symbols, ..Options::default() };
+    let options = Options { links: placements.len() as u32, engine, symbols, ..Options::default() };
     let mut session = road::session(programs, &options)?;
-    let probes = link(&mut session, &plan.placements)?;
+    let probes = link(&mut session, &placements)?;
 
     let injector = Injector::spawn().map_err(Failure::input)?;
     let report = Report::new(args.json, btf, types);
@@ -86,7 +101,7 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
         signals,
         report,
         status: Status::new(args.json),
-        placements: &plan.placements,
+        placements: &placements,
         probes,
         missing: BTreeMap::new(),
         placed: HashSet::new(),
@@ -103,8 +118,7 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
 /// Links every placement.
 fn link(session: &mut Session, placements: &[Placement]) -> Result<Vec<ProbeSpec>, Failure> {
     let one = |p: &Placement| {
-        let program = session.program(&p.program)?;
-        let link = session.link(program, p.place.when, 0)?;
+        let link = session.link(p.index, p.place.when, 0)?;
         Ok(target::probe(link, &p.place))
     };
     placements

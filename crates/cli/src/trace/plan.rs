@@ -1,6 +1,7 @@
 //! What a trace attaches, and where.
 
 use skep::ebpf::program::InitialValue;
+use skep::ebpf::uapi::ProgType;
 use skep::elf::Object;
 use skep::subsystem::place::{Place, Unplaceable, named, place};
 
@@ -13,6 +14,10 @@ pub struct Placement {
     pub program: String,
     /// Where it goes.
     pub place: Place,
+    /// It is given the function's arguments by their types, and not the registers.
+    pub typed: bool,
+    /// Its program's index in the session.
+    pub index: usize,
 }
 
 /// What an object's programs come to.
@@ -40,8 +45,9 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
             plan.left_out.push((name(), "its section begins with `?`: it is not loaded unless asked for".into()));
             continue;
         }
+        let typed = prog_type == ProgType::Tracing;
         match place(&info.section, prog_type) {
-            Ok(place) => plan.placements.push(Placement { program: name(), place }),
+            Ok(place) => plan.placements.push(Placement { program: name(), place, typed, index: 0 }),
             // It runs by tail calls.
             Err(Unplaceable::Unbound { .. }) if called.contains(&info.name) => {}
             Err(Unplaceable::Unbound { when, .. }) if !funcs.is_empty() => {
@@ -53,7 +59,10 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
                     };
                     let place = named(symbol, when, module);
                     let place = place.map_err(|problem| Failure::Input(format!("--func {func}: {problem}")))?;
-                    plan.placements.push(Placement { program: name(), place });
+                    if typed && !place.is_function() {
+                        return Err(Failure::Input(format!("--func {func}: {} runs around functions only", info.name)));
+                    }
+                    plan.placements.push(Placement { program: name(), place, typed, index: 0 });
                 }
             }
             Err(why) => plan.left_out.push((name(), why.to_string())),

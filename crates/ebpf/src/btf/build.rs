@@ -45,6 +45,11 @@ impl Builder {
     /// Adds a type and gives its id. Name offsets inside `kind` come from [`Builder::string`].
     pub fn add(&mut self, name: &str, kind: &Kind) -> u32 {
         let name_off = self.string(name);
+        self.add_named(name_off, kind)
+    }
+
+    /// As [`Builder::add`], with a name that is there already.
+    pub fn add_named(&mut self, name_off: u32, kind: &Kind) -> u32 {
         let (number, vlen, flag, word) = head(kind);
         let info = vlen & 0xffff | number << 24 | u32::from(flag) << 31;
         self.words(&[name_off, info, word]);

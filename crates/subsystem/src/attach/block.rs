@@ -97,6 +97,8 @@ pub struct Addresses {
     pub seen: u64,
     /// See [`Proc`].
     pub links: u64,
+    /// See [`Proc`].
+    pub kept: u64,
 }
 
 fn os(what: &str) -> impl Fn(rustix::io::Errno) -> AttachError {
@@ -177,6 +179,7 @@ impl Block {
             change: a.change,
             seen: a.seen,
             links: a.links,
+            kept: a.kept,
         };
         self.put(0, proc);
         self.set_maps(maps);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use skep_runtime::session::{
-    Control, RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
+    Control, KeptArguments, RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
 };
 
 use super::AttachError;
@@ -316,6 +316,7 @@ impl Mapper<'_, '_> {
             threads: private.threads,
             nthreads: NTHREADS,
             seen: private.seen,
+            kept: private.kept,
             stacks: private.stacks,
             rets: private.rets,
             nret: NRET,
@@ -454,6 +455,7 @@ impl Mapper<'_, '_> {
         let section = take(PAGE);
         let threads = take(u64::from(NTHREADS) * size_of::<ThreadEntry>() as u64);
         let seen = take((SEEN * size_of::<Seen>()) as u64);
+        let kept = take(u64::from(NRET) * size_of::<KeptArguments>() as u64);
         let trap_state = if traps { take(size_of::<TrapState>() as u64) } else { 0 };
         // A guard page below the stacks, which programs' frames must not leave downwards.
         take(PAGE);
@@ -471,6 +473,7 @@ impl Mapper<'_, '_> {
             objects: base + heads + size_of::<RetHead>() as u64,
             threads: base + threads,
             seen: base + seen,
+            kept: base + kept,
             trap_state: if traps { base + trap_state } else { 0 },
             stacks: base + stacks,
         })
@@ -549,6 +552,7 @@ struct Private {
     objects: u64,
     threads: u64,
     seen: u64,
+    kept: u64,
     trap_state: u64,
     stacks: u64,
 }

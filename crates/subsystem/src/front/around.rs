@@ -13,6 +13,7 @@ use skep_jit::{Around, Engine, Place};
 use skep_runtime::around::{CONTEXT, Caller, MAX_ARGS};
 use skep_runtime::env::{EXTENSION_STACK, STACK_BYTES};
 use skep_runtime::image::CODE_OFFSET;
+use skep_runtime::session::Arguments;
 
 use super::object::{MapObject, ProgObject};
 use super::targets::NewLink;
@@ -451,7 +452,13 @@ impl Arounds {
         if let Some(place) = prog.counted.get() {
             return Ok(place.index());
         }
-        let place = self.world.add_link(NewLink { prog: None, when: When::Entry, flags: 0, cookie: 0 })?;
+        let place = self.world.add_link(NewLink {
+            prog: None,
+            when: When::Entry,
+            flags: 0,
+            cookie: 0,
+            arguments: Arguments::default(),
+        })?;
         Ok(prog.counted.get_or_init(|| place).index())
     }
 

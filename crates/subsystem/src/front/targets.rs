@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use skep_ebpf::Errno;
 use skep_maps::control::Arena;
 use skep_runtime::session::{
-    Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_kind, link_state, owner_proc,
+    Arguments, Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_flags, link_kind,
+    link_state, owner_proc,
 };
 
 use super::object::MapObject;
@@ -48,7 +49,13 @@ impl LinkPlace {
         if let Some(world) = self.world.upgrade()
             && let Some(row) = world.head().link(self.index)
         {
-            row.state.store(if on { link_state::ON } else { link_state::OFF }, Ordering::Release);
+            let typed = row.flags & link_flags::TYPED != 0;
+            let state = match (on, typed) {
+                (true, true) => link_state::TYPED,
+                (true, false) => link_state::ON,
+                (false, _) => link_state::OFF,
+            };
+            row.state.store(state, Ordering::Release);
         }
     }
 }
@@ -86,6 +93,8 @@ pub struct NewLink {
     pub flags: u32,
     /// What `get_attach_cookie` returns.
     pub cookie: u64,
+    /// Where the function's arguments are, for programs that are given them.
+    pub arguments: Arguments,
 }
 
 impl World {
@@ -124,6 +133,7 @@ impl World {
                 cookie: new.cookie,
                 counts: counts_distance(slots, index),
                 cell: new.prog.map_or(0, |prog| self.cell_offset(prog) as u64),
+                arguments: new.arguments,
             });
         }
         Ok(place)

@@ -13,16 +13,17 @@ use std::time::Duration;
 use skep_ebpf::Errno;
 use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{InitialValue, MapDef};
-use skep_ebpf::uapi::MapType;
+use skep_ebpf::uapi::{AttachType, MapType, ProgType};
 use skep_jit::{CompileError, Engine, MapIndices};
 use skep_maps::control::{Map, MapError, Options as MapOptions};
 use skep_maps::sample_type;
-use skep_runtime::session::{NONE, link_flags};
+use skep_runtime::session::{Arguments, NONE, link_flags};
 use skep_verifier::Verified;
 
 pub use crate::front::targets::Swept;
 pub use counts::Counts;
 
+use crate::arguments::arguments;
 use crate::attach::Attached;
 use crate::front::object::{MapObject, MapUser, ProgObject};
 use crate::front::targets::{LinkPlace, NewLink, WorldMemory};
@@ -108,6 +109,14 @@ pub enum SessionError {
     /// A program cannot be run here.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// What the program is to be given cannot be found.
+    #[error("program `{program}`: {problem}")]
+    Arguments {
+        /// The program.
+        program: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The link table is full.
     #[error("more than {limit} links")]
     TooManyLinks {
@@ -239,6 +248,11 @@ impl Session {
         self.programs.get(index).map(|p| &p.loaded)
     }
 
+    /// True if a program is given the arguments of the function that it runs around, and not the registers.
+    pub(crate) fn is_typed(&self, index: usize) -> bool {
+        self.programs.get(index).is_some_and(|p| p.is_around())
+    }
+
     /// The program of a name.
     pub fn program(&self, name: &str) -> Result<usize, SessionError> {
         let found = self.programs().position(|p| p.name() == name);
@@ -291,8 +305,14 @@ impl Session {
         if self.links.len() >= limit as usize {
             return Err(SessionError::TooManyLinks { limit });
         }
-        let flags = if object.loaded.is_user_probe() { 0 } else { link_flags::KERNEL };
-        let new = NewLink { prog: Some(object.place.index()), when, flags, cookie };
+        let mut flags = if object.loaded.is_user_probe() { 0 } else { link_flags::KERNEL };
+        let mut arguments = Arguments::default();
+        if object.verified.program().prog_type == ProgType::Tracing {
+            let (found, stack) = typed(object, when)?;
+            arguments = found;
+            flags |= link_flags::TYPED | (stack as u32) << link_flags::STACK_WORDS;
+        }
+        let new = NewLink { prog: Some(object.place.index()), when, flags, cookie, arguments };
         let row = self
             .world()
             .add_link(new)
@@ -367,6 +387,25 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// What a program that runs around a function of a process is given, and how much of that is on the stack.
+fn typed(prog: &ProgObject, when: When) -> Result<(Arguments, usize), SessionError> {
+    let refuse = |problem: String| SessionError::Arguments { program: prog.loaded.name().to_owned(), problem };
+    let (program, types) = (prog.verified.program(), prog.verified.kernel_types());
+    let own = match program.attach_type {
+        Some(AttachType::TraceFentry) => When::Entry,
+        Some(AttachType::TraceFexit) => When::Return,
+        _ => return Err(refuse("it does not run around a function".into())),
+    };
+    let Some(types) = types.filter(|_| prog.verified.is_for_process()) else {
+        return Err(refuse("it was not verified for a function of a process".into()));
+    };
+    if own != when {
+        return Err(refuse("it is for the other end of the function".into()));
+    }
+    arguments(types, program.attach_btf_id)
+        .map_err(|why| refuse(format!("the arguments of {} cannot be found: {why}", types.name(program.attach_btf_id))))
 }
 
 /// Room for these programs and maps, and no more: it is address space in each process that is traced.

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 use skep_runtime::session::{
-    CONTROL_NAME, Control, Link, LinkCount, MAGIC, NONE, SHARED_NAME, count_offset, counts_distance, link_kind,
-    link_state, shared_size,
+    Arguments, CONTROL_NAME, Control, Link, LinkCount, MAGIC, NONE, SHARED_NAME, count_offset, counts_distance,
+    link_kind, link_state, shared_size,
 };
 use skep_subsystem::attach::{MapMemory, Memory};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -95,8 +95,16 @@ impl Arenas {
         for &(link, is_return) in links {
             let kind = if is_return { link_kind::RETURN } else { link_kind::ENTRY };
             let state = AtomicU32::new(link_state::ON);
-            let value =
-                Link { state, kind, prog: NONE, flags: 0, cookie: 0, counts: counts_distance(NSLOTS, link), cell: 0 };
+            let value = Link {
+                state,
+                kind,
+                prog: NONE,
+                flags: 0,
+                cookie: 0,
+                counts: counts_distance(NSLOTS, link),
+                cell: 0,
+                arguments: Arguments::default(),
+            };
             control.put(links_at + link as usize * size_of::<Link>(), value);
         }
         Ok(Arenas { control, shared, map: Arena::new("skep-map", 8192)? })

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 use skep_maps::control::{Arena, RingConsumer};
-use skep_runtime::session::link_flags;
+use skep_runtime::session::{Arguments, link_flags};
 
 use super::{Armed, Attached, Consumer, Found, Missing, Point, ProbeSites, Report, What, When};
 use crate::attach::{
@@ -331,7 +331,13 @@ impl Inner {
             let prog_index = prog.map(|p| p.place.index());
             // All, so that other programs can come to this place while it stays as it is.
             let registers = Registers::ALL;
-            let link = world.add_link(NewLink { prog: prog_index, when: point.when, flags, cookie })?;
+            let link = world.add_link(NewLink {
+                prog: prog_index,
+                when: point.when,
+                flags,
+                cookie,
+                arguments: Arguments::default(),
+            })?;
             link.switch(true);
             let hearer = Hearer { consumer: Arc::downgrade(consumer), prog: prog.cloned() };
             self.reports().links.insert(link.index(), hearer);
