@@ -26,6 +26,9 @@ const PAGE: u64 = 4096;
 const NTHREADS: u32 = 4096;
 /// Activations of probed functions that can be under way at once.
 const NRET: u32 = 4096;
+/// Maps no larger than this are mapped with all of their pages: a hit that is the first on a page would take a fault, dearer than
+/// ten others. A millisecond for 32 MiB.
+const AT_ONCE: u64 = 64 << 20;
 /// `MADV_WIPEONFORK`.
 const WIPE_ON_FORK: u64 = 18;
 
@@ -528,7 +531,11 @@ impl Mapper<'_, '_> {
 
     fn share_map(&mut self, channel: &Channel, map: &MapFd) -> Result<MappedMap, AttachError> {
         let (of, writable) = (MappedMap::identity(map)?, map.writable);
-        let access = if writable { Access::Write } else { Access::Read };
+        let access = match writable {
+            true if map.memory.size <= AT_ONCE => Access::WriteAtOnce,
+            true => Access::Write,
+            false => Access::Read,
+        };
         let address = self.share(channel, &map.memory, map.offset, access)?;
         let (header, size) = (map.header_offset, map.memory.size.next_multiple_of(PAGE));
         Ok(MappedMap { of, header, writable, address, size })

@@ -282,10 +282,12 @@ impl Channel {
         let received = remote.world.memory.word(control + 16)? & 0xffff_ffff;
         let prot = match access {
             Access::Read => libc::PROT_READ,
-            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+            Access::Write | Access::WriteAtOnce => libc::PROT_READ | libc::PROT_WRITE,
             Access::Execute => libc::PROT_READ | libc::PROT_EXEC,
         };
-        let args = [0, part.end - part.start, prot as u64, libc::MAP_SHARED as u64, received, part.start];
+        let at_once = if access == Access::WriteAtOnce { libc::MAP_POPULATE } else { 0 };
+        let flags = libc::MAP_SHARED | at_once;
+        let args = [0, part.end - part.start, prot as u64, flags as u64, received, part.start];
         let mapped = remote.syscall("mmap", libc::SYS_mmap, args);
         remote.syscall("close", libc::SYS_close, [received, 0, 0, 0, 0, 0])?;
         mapped
@@ -311,6 +313,8 @@ pub enum Access {
     Read,
     /// Read and write it.
     Write,
+    /// Read and write it, with all of its pages in place.
+    WriteAtOnce,
     /// Read it and run the machine code in it.
     Execute,
 }
