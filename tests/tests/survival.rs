@@ -84,21 +84,32 @@ fn text(pid: u32, address: u64) -> Vec<u8> {
 fn attach_and_detach_many_times_on_a_busy_process() {
     let cycles: usize = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let program = build("calls.c", &[]);
-    let mut target = Target::start(&program, &["4", "400000000000000", "go"]);
-    target.go();
-    let mut before: Option<(u64, Vec<u8>)> = None;
-    for _ in 0..cycles {
-        let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
-        let at = address(&trace.attached(2)[0]);
-        trace.interrupt();
-        let done = trace.finish();
-        assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
-        let now = text(target.pid(), at);
-        match &before {
-            Some((a, b)) => assert_eq!((*a, b), (at, &now), "text differs after detach"),
-            None => before = Some((at, now)),
+    // Many threads that never pause would leave skep itself no processor.
+    for (threads, pace, eighths) in [("1", "", 3), ("4", "", 3), ("16", "pace", 1), ("64", "pace", 1)] {
+        let mut target = Target::start(&program, &[threads, "400000000000000", "go", pace]);
+        target.go();
+        let mut before: Option<(u64, Vec<u8>)> = None;
+        let mut latencies = Vec::new();
+        for _ in 0..cycles * eighths / 8 {
+            let start = Instant::now();
+            let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+            let at = address(&trace.attached(2)[0]);
+            latencies.push(start.elapsed());
+            trace.interrupt();
+            let done = trace.finish();
+            assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+            let now = text(target.pid(), at);
+            match &before {
+                Some((a, b)) => assert_eq!((*a, b), (at, &now), "text differs after detach"),
+                None => before = Some((at, now)),
+            }
+            assert!(target.child.try_wait().expect("wait").is_none(), "the target died");
         }
-        assert!(target.child.try_wait().expect("wait").is_none(), "the target died");
+        latencies.sort_unstable();
+        if let (Some(median), Some(worst)) = (latencies.get(latencies.len() / 2), latencies.last()) {
+            let n = latencies.len();
+            println!("{threads} threads: {n} attaches, from the start of skep: median {median:.1?}, worst {worst:.1?}");
+        }
     }
 }
 
