@@ -207,6 +207,15 @@ fn values_of_arrays_are_addressed_in_them() {
     becomes(&other, &format!("{element} lea[+] mov[] test jne mov ret xor jmp"));
 }
 
+/// What goes on from a sum is not made to wait for what is made of its copy.
+#[test]
+fn sums_are_made_before_they_are_copied() {
+    let text = |last: &str| format!("r2 = *(u64 *)(r1 +0)\nr2 += 5\nr0 = r2\nr0 >>= 3\n{last}exit\n");
+    becomes(&text("*(u64 *)(r1 +8) = r2\n"), "mov mov[] add mov[] mov shr ret");
+    // Nobody goes on from it.
+    becomes(&text(""), "mov mov[] lea[] shr ret");
+}
+
 #[test]
 fn without_bmi2_shifts_go_through_cl() {
     let old = Tuning { features: Features::default(), ..tuning() };
