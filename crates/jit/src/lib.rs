@@ -19,6 +19,8 @@ mod x86_64;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use skep_ebpf::Insn;
+use skep_ebpf::insn::{EXIT, alu, class};
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::around::MAX_ARGS;
@@ -129,6 +131,8 @@ pub struct Compiled {
     functions: Vec<u32>,
     bytecode_functions: Vec<u32>,
     native: Option<Native>,
+    /// It only stands in for the program.
+    idle: bool,
     /// The image where it can be executed.
     exec: Arc<OnceLock<exec::Exec>>,
 }
@@ -229,6 +233,11 @@ impl Compiled {
         self.prog_type
     }
 
+    /// True if it only stands in for a program ([`compile_idle`]).
+    pub fn is_idle(&self) -> bool {
+        self.idle
+    }
+
     /// What runs it.
     pub fn engine(&self) -> Engine {
         self.engine
@@ -263,6 +272,34 @@ fn bytes(words: &[u64]) -> &[u8] {
 /// Makes a verified program ready to run.
 pub fn compile(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
     compile_with(verified, options, &Tuning::of(options))
+}
+
+/// What stands in for a program that cannot be run: it returns 0. Its functions are there for what is attached to them, and
+/// nobody calls them.
+pub fn compile_idle(verified: &Verified, options: &Options) -> Result<Compiled, CompileError> {
+    let program = verified.program();
+    let insns = [Insn::new(class::ALU64 | alu::MOV, 0, 0, 0, 0), Insn::new(EXIT, 0, 0, 0, 0)];
+    let subprogs = [calls::Subprog { start: 0, stack: 0, args: MAX_ARGS as u8, number: 0 }];
+    let source = Source {
+        name: &program.name,
+        prog_type: options.extends.unwrap_or(program.prog_type),
+        insns: &insns,
+        subprogs: &subprogs,
+        marks: &marks::marks(&insns),
+        maps: &program.maps,
+        known: None,
+        special: &special::NONE,
+    };
+    let mut compiled = translate_with(&source, options, &Tuning::of(options))?;
+    compiled.idle = true;
+    compiled.context = Context::Parts(Vec::new());
+    let all = verified.subprogs().len().max(1);
+    for functions in [&mut compiled.functions, &mut compiled.bytecode_functions] {
+        if !functions.is_empty() {
+            functions.resize(all, CODE_OFFSET as u32);
+        }
+    }
+    Ok(compiled)
 }
 
 fn compile_with(verified: &Verified, options: &Options, tuning: &Tuning) -> Result<Compiled, CompileError> {
@@ -398,6 +435,7 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         functions: by_number(source, &functions),
         bytecode_functions: by_number(source, &bytecode_functions),
         native,
+        idle: false,
         exec: Arc::default(),
     })
 }

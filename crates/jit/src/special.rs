@@ -42,7 +42,6 @@ pub(crate) struct Special {
 }
 
 /// Nothing of all that.
-#[cfg(test)]
 pub(crate) static NONE: Special = Special { kfuncs: BTreeMap::new(), callbacks: BTreeMap::new(), catches: None };
 
 /// True if this is the first half of a load of a function's address.

@@ -24,6 +24,12 @@ impl Loaded {
         Ok(Loaded { compiled: compile(verified, options)?, maps: program.maps.clone(), user_probe })
     }
 
+    /// What stands in for a verified program that cannot be run here; see [`skep_jit::compile_idle`].
+    pub(crate) fn idle(verified: &Verified, options: &Options) -> Result<Loaded, CompileError> {
+        let maps = verified.program().maps.clone();
+        Ok(Loaded { compiled: skep_jit::compile_idle(verified, options)?, maps, user_probe: false })
+    }
+
     /// True if its section asks for a probe of a process's function, not of the kernel's (which here is the process's, too).
     pub fn is_user_probe(&self) -> bool {
         self.user_probe

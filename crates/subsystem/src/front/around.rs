@@ -231,7 +231,11 @@ fn put(prog: &ProgObject, n: usize, way: impl Fn(Engine) -> Way) {
 /// they lead to would read as 0.
 fn check_engines(prog: &ProgObject, target: &ProgObject) -> Result<(), Errno> {
     let mixed = target.loaded.engine() == Engine::Jit && prog.loaded.engine() == Engine::Interpreter;
-    if mixed || prog.verified.rewritten().reads_guarded() { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    if mixed || !prog.loaded.is_idle() && prog.verified.rewritten().reads_guarded() {
+        Err(Errno::EOPNOTSUPP)
+    } else {
+        Ok(())
+    }
 }
 
 /// Where calls of a function lead now.

@@ -132,6 +132,9 @@ pub struct Config {
     pub symbols: Symbols,
     /// `BPF_LINK_UPDATE` on the link of an extension puts another one in its place. The kernel refuses that (`EINVAL`).
     pub extension_update: bool,
+    /// Programs that need what only a kernel has (its packets, its objects) are loaded all the same, for loaders that are to be
+    /// tested: they can be attached, but where one would run, 0 comes back at once, and test runs are refused (`ENOTSUPP`).
+    pub idle: bool,
 }
 
 /// A kernel's eBPF subsystem, in this process.

@@ -529,10 +529,18 @@ impl Subsystem {
             ..skep_jit::Options::default()
         };
         self.fault(FaultPoint::ProgCompile)?;
-        let loaded = Loaded::new(&verified, &options).map_err(|e| {
+        // Programs for functions cannot follow pointers that may lead nowhere.
+        let follows = target.is_some() && verified.rewritten().reads_guarded();
+        let runs = if self.config.idle && follows {
+            Loaded::idle(&verified, &options)
+        } else {
+            Loaded::new(&verified, &options)
+        };
+        let loaded = runs.or_else(|e| {
             log.add(&format!("{e}\n"));
             log.add(&cannot_run);
-            Errno::ENOTSUPP
+            let idle = if self.config.idle { Loaded::idle(&verified, &options).ok() } else { None };
+            idle.ok_or(Errno::ENOTSUPP)
         })?;
         if let Some(offloaded) = &offloaded {
             offloaded.translate(&verified)?;

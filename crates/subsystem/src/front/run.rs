@@ -71,6 +71,10 @@ impl Subsystem {
 
     /// Runs a program on given data.
     pub(crate) fn test_run(&self, prog: &Arc<ProgObject>, input: &TestInput<'_>) -> Result<TestOutput, TestRunError> {
+        if prog.loaded.is_idle() {
+            let prog_type = prog.verified.program().prog_type;
+            return Err(TestRunError::Unsupported { prog_type });
+        }
         let index = prog.place.index();
         // An extension has a type that there are no test runs of.
         let prog_type = prog.verified.program().prog_type;
