@@ -534,26 +534,24 @@ unsafe fn run_typed(
     link: &Link,
     kept: *const typed::Words,
 ) -> Option<u64> {
-    let mut words = [0; _];
+    let mut at_entry: typed::Words = [0; _];
     let mut context: typed::Context = [0; _];
     // SAFETY: the caller's promise.
     unsafe {
-        let result = match link.kind {
+        // Not copied: compilers do that by string instructions, and the direction flag is the target's here.
+        let (words, result) = match link.kind {
             link_kind::RETURN if kept.is_null() => {
                 // It was switched on after the function had been entered.
                 lost(proc, env.link_index(), |c| &c.missed);
                 return Some(0);
             }
-            link_kind::RETURN => {
-                words = *kept;
-                Some((*env.regs).rax)
-            }
+            link_kind::RETURN => (&*kept, Some((*env.regs).rax)),
             _ => {
-                typed::at_entry(env.regs, link.flags, &raw mut words);
-                None
+                typed::at_entry(env.regs, link.flags, &raw mut at_entry);
+                (&at_entry, None)
             }
         };
-        typed::fill(&mut context, &link.arguments, &words, env.func_ip(), result);
+        typed::fill(&mut context, &link.arguments, words, env.func_ip(), result);
         env.ctx = context.as_mut_ptr().add(typed::HEAD).cast();
         env.objects_len = PROCESS;
         let retval = run(proc, control, env, link);
