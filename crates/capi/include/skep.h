@@ -69,7 +69,7 @@ struct skep_hook_options {
 	uint64_t time_ns;
 };
 
-/* A hook; its programs are in section "hook/NAME". */
+/* A hook; its programs are in section "hook/NAME". What its options name is kept for as long as the process lives. */
 skep_hook *skep_hook_new(skep_host *host, const char *name, const struct skep_hook_options *options,
 			 skep_error **error);
 void skep_hook_free(skep_hook *hook);

@@ -9,6 +9,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::slice;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use skep::host::{
@@ -33,8 +34,14 @@ pub struct skep_hook {
 
 /// The programs and maps of an object, and what its next version is loaded by.
 pub struct skep_plugin {
-    plugin: Plugin,
+    plugin: RwLock<Plugin>,
     loader: Loader,
+}
+
+impl skep_plugin {
+    fn read(&self) -> RwLockReadGuard<'_, Plugin> {
+        self.plugin.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A program attached to a hook.
@@ -284,7 +291,7 @@ pub unsafe extern "C" fn skep_plugin_load(
         // SAFETY: as above.
         let bytes = unsafe { many(bytes.cast(), size) };
         let plugin = loader.load(&host.0.tenant(quota), name, bytes).map_err(of_load)?;
-        Ok(skep_plugin { plugin, loader })
+        Ok(skep_plugin { plugin: RwLock::new(plugin), loader })
     };
     // SAFETY: the header's promise.
     unsafe { made(load(), error) }
@@ -300,13 +307,12 @@ pub unsafe extern "C" fn skep_plugin_reload(
     error: *mut *mut skep_error,
 ) -> c_int {
     let reload = || {
-        // SAFETY: the header's promise; the plug-in is not used by others meanwhile.
-        let (plugin, name) = unsafe {
-            (plugin.as_mut().ok_or_else(|| Failure::from("the plug-in is NULL"))?, text(name, "the object's name")?)
-        };
+        // SAFETY: the header's promise.
+        let (plugin, name) = unsafe { (object(plugin, "plug-in")?, text(name, "the object's name")?) };
         // SAFETY: the header's promise.
         let bytes = unsafe { many(bytes.cast(), size) };
-        plugin.loader.reload(&mut plugin.plugin, name, bytes).map_err(of_load)?;
+        let mut programs = plugin.plugin.write().unwrap_or_else(PoisonError::into_inner);
+        plugin.loader.reload(&mut programs, name, bytes).map_err(of_load)?;
         Ok(0)
     };
     // SAFETY: the header's promise.
@@ -329,7 +335,8 @@ unsafe fn with_map(
     // SAFETY: the header's promise.
     let found = unsafe { (plugin.as_ref(), text(name, "the map's name")) };
     let (Some(plugin), Ok(name)) = found else { return -libc::EINVAL };
-    let Some(map) = plugin.plugin.map(name) else { return -libc::ENOENT };
+    let plugin = plugin.read();
+    let Some(map) = plugin.map(name) else { return -libc::ENOENT };
     work(map).map_or_else(|e| -e.0, |()| 0)
 }
 
@@ -346,7 +353,7 @@ pub unsafe extern "C" fn skep_map_lookup(
     // SAFETY: the header's promise.
     unsafe {
         with_map(plugin, map, |map| {
-            if map.value_size() != value_size {
+            if value.is_null() || map.value_size() != value_size {
                 return Err(skep::ebpf::Errno::EINVAL);
             }
             let found = map.lookup(many(key.cast(), key_size), 0)?;
@@ -398,7 +405,7 @@ pub unsafe extern "C" fn skep_attach(
         // SAFETY: the header's promise.
         let (hook, plugin, name) =
             unsafe { (object(hook, "hook")?, object(plugin, "plug-in")?, text(program, "the program's name")?) };
-        Ok(skep_attachment(hook.hook.attach(&plugin.plugin.program(name)?, priority)?))
+        Ok(skep_attachment(hook.hook.attach(&plugin.read().program(name)?, priority)?))
     };
     // SAFETY: the header's promise.
     unsafe { made(attach(), error) }

@@ -539,6 +539,35 @@ fn functions_are_described_and_checked() {
     }
     let error = host.functions(&Arc::new(Wide)).unwrap_err().to_string();
     assert_eq!(error, "function `wide`: its arguments take more than five registers (bytes take two)");
+    // Names by which the verifier would check less, or something else.
+    struct Throws;
+    #[functions]
+    impl Throws {
+        fn bpf_throw(&self, _cookie: u64) {}
+    }
+    let error = host.functions(&Arc::new(Throws)).unwrap_err().to_string();
+    assert_eq!(error, "function `bpf_throw`: its name is one of the kernel's");
+    struct Unlooked;
+    #[functions]
+    impl Unlooked {
+        #[expect(non_snake_case, reason = "the name is what is refused")]
+        fn look(&self, session__ign: &Session) -> u32 {
+            session__ign.key
+        }
+    }
+    let error = host.functions(&Arc::new(Unlooked)).unwrap_err().to_string();
+    assert_eq!(error, "function `look`: a parameter's name says something else to the verifier");
+    struct Dynptr;
+    impl Object for Dynptr {
+        const NAME: &'static str = "bpf_dynptr";
+    }
+    struct Dynptrs;
+    #[functions]
+    impl Dynptrs {
+        fn look(&self, _dynptr: &Dynptr) {}
+    }
+    let error = host.functions(&Arc::new(Dynptrs)).unwrap_err().to_string();
+    assert_eq!(error, "function `look`: a struct's name is one of the kernel's");
     // A name of an object is one type's: programs could mix them up else.
     struct Impostor;
     impl Object for Impostor {

@@ -10,6 +10,7 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use skep_ebpf::kfunc::Kfunc;
 use skep_runtime::env::{Env, HostFn};
 
 /// A type of the application's whose values programs hold and hand on, without looking into them.
@@ -439,7 +440,16 @@ impl FunctionDef {
     /// Why programs could not call it.
     pub(super) fn problem(&self) -> Option<&'static str> {
         let released = |p: &&(&str, ParamType)| matches!(p.1, ParamType::Object { release: true, .. });
+        // The verifier reads meanings into such names, of the kernel's functions, structs and parameters.
+        let meant = |name: &str| name.starts_with("bpf_") || name.contains("__");
+        let kernels = ["sk_buff", "xdp_md", "xdp_buff", "sock", "sock_common", "tcp_sock"];
+        let param = |p: &(&str, ParamType)| meant(p.0) || matches!(p.0, "rdonly_buf_size" | "rdwr_buf_size");
         match () {
+            () if meant(self.name) || Kfunc::by_name(self.name).is_some() => Some("its name is one of the kernel's"),
+            () if self.params.iter().any(param) => Some("a parameter's name says something else to the verifier"),
+            () if self.objects().any(|(name, _)| meant(name) || kernels.contains(&name)) => {
+                Some("a struct's name is one of the kernel's")
+            }
             () if self.registers() > 5 => Some("its arguments take more than five registers (bytes take two)"),
             () if self.params.iter().filter(released).count() > 1 => {
                 Some("it takes more than one object from the program")
