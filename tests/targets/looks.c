@@ -64,8 +64,11 @@ static int handlers(void) {
 	setitimer(ITIMER_REAL, &(struct itimerval){{0, 100}, {0, 100}}, NULL);
 	long before = -1;
 	for (int i = 0; i < 4; i++) {
-		struct timespec rest = {0, 500000000};
-		while (nanosleep(&rest, &rest)) {}
+		// Until a time: what is left of an interrupted sleep may never become nothing.
+		struct timespec end;
+		clock_gettime(CLOCK_MONOTONIC, &end);
+		if ((end.tv_nsec += 500000000) >= 1000000000) end.tv_sec++, end.tv_nsec -= 1000000000;
+		while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &end, NULL)) {}
 		if (looks == before) return 1;
 		before = looks;
 	}

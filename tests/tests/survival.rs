@@ -262,6 +262,70 @@ fn the_target_is_killed() {
     );
 }
 
+#[test]
+fn many_processes_are_traced_together() {
+    let processes: usize = std::env::var("SKEP_PROCESSES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let (threads, calls) = (2, 3000);
+    let program = build("calls.c", &[]);
+    let want = plain(&program, &["2", "3000"]);
+    let mut targets: Vec<Target> = (0..processes).map(|_| Target::start(&program, &["2", "3000", "go"])).collect();
+    let gone = plain_pid();
+    let pids = targets.iter().map(Target::pid).chain([gone]);
+    let args = pids.flat_map(|pid| ["--pid".to_owned(), pid.to_string()]);
+    let mut trace = Trace::start([object("test/count.bpf.o").into_os_string()].into_iter().chain(args.map(Into::into)));
+    let start = Instant::now();
+    let mut attached: Vec<u64> = trace.attached(2 * processes).iter().filter_map(|a| a["pid"].as_u64()).collect();
+    println!("{processes} processes were attached to in {:.1?}", start.elapsed());
+    attached.sort_unstable();
+    attached.dedup();
+    assert_eq!(attached.len(), processes, "each line says which process");
+    // One is killed, one traced no more by its own end; the others go on.
+    targets[0].child.kill().expect("kill");
+    targets.remove(0);
+    targets.iter_mut().for_each(Target::go);
+    for target in targets {
+        let (said, status) = target.finish();
+        assert_eq!((said, status.code()), (want.0.clone(), want.1));
+    }
+    let done = trace.finish();
+    assert_eq!(done.status.code(), Some(3), "one could not be traced: {}", done.stderr);
+    assert!(done.stderr.contains(&format!("process {gone} is not traced")), "{}", done.stderr);
+    for program in ["on_entry", "on_return"] {
+        assert_eq!(done.count(program, "hits"), (processes as u64 - 1) * threads * calls, "{}", done.stderr);
+        assert_eq!(done.summary(program)["processes"].as_u64(), Some(processes as u64));
+    }
+}
+
+/// The id of a process that has ended.
+fn plain_pid() -> u32 {
+    let mut child = Command::new("true").spawn().expect("runs");
+    child.wait().expect("wait");
+    child.id()
+}
+
+#[test]
+fn all_processes_of_an_executable() {
+    // A program of this test alone.
+    let program = skep_tests::scratch().join("calls-of-an-executable");
+    std::fs::copy(build("calls.c", &[]), &program).expect("copy");
+    let want = plain(&program, &["1", "1000"]);
+    let start = || Target::start(&program, &["1", "1000", "go"]);
+    let mut targets = vec![start(), start()];
+    let object = object("test/count.bpf.o");
+    let mut trace = Trace::start(["--exe".as_ref(), program.as_os_str(), object.as_os_str()]);
+    trace.attached(4);
+    targets.extend([start(), start(), start()]);
+    trace.attached(6);
+    for target in targets {
+        let (said, status) = target.finish();
+        assert_eq!((&said, status.code()), (&want.0, want.1));
+    }
+    trace.interrupt();
+    let done = trace.finish();
+    assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+    assert_eq!((done.count("on_entry", "hits"), done.count("on_return", "hits")), (5000, 5000), "{}", done.stderr);
+}
+
 /// An unwinder that had anything registered with it would take a lock in each look-up (libgcc before 13).
 #[test]
 fn handlers_and_children_unwind() {

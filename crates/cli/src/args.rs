@@ -129,9 +129,12 @@ pub struct Run {
 }
 
 #[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["pid", "command"]))]
-#[command(after_help = "A program whose section is a bare `kprobe` or `kretprobe` (also `uprobe`, `uretprobe`) is \
-    attached to every function that --func names.")]
+#[command(group = clap::ArgGroup::new("target").required(true).multiple(true).args(["pid", "exe", "command"]))]
+#[command(
+    after_help = "Exit status with several processes: 2 if none could be attached to, 3 if some could not be.\n\n\
+    A program whose section is a bare `kprobe` or `kretprobe` (also `uprobe`, `uretprobe`) is \
+    attached to every function that --func names."
+)]
 pub struct Trace {
     /// Print one JSON object per line
     #[arg(long)]
@@ -162,11 +165,15 @@ pub struct Trace {
     /// Object file
     #[arg(value_name = "OBJECT")]
     pub object: PathBuf,
-    /// Trace a running process
+    /// Trace a running process; may be given several times
     #[arg(long, value_name = "PID")]
-    pub pid: Option<u32>,
+    pub pid: Vec<u32>,
+    /// Trace all processes of an executable, those that start later too (looked for ten times a second); may be given several
+    /// times
+    #[arg(long, value_name = "PATH")]
+    pub exe: Vec<PathBuf>,
     /// Trace a command from its start
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["pid", "exe"])]
     pub command: Vec<OsString>,
 }
 
@@ -277,8 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn trace_wants_one_target() {
+    fn trace_wants_a_command_or_processes() {
         assert!(parse(&["trace", "a.o"]).is_err());
+        assert!(parse(&["trace", "a.o", "--exe", "/bin/ls", "--", "ls"]).is_err());
+        let Command::Trace(t) = parse(&["trace", "a.o", "--pid", "1", "--pid", "2", "--exe", "x"]).unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!((&t.pid[..], t.exe.len()), (&[1, 2][..], 1));
         assert!(parse(&["trace", "a.o", "--pid", "1", "--", "ls"]).is_err());
         let cli = parse(&["trace", "--duration", "0.5", "a.o", "--", "ls", "-l", "--pid"]).unwrap();
         let Command::Trace(t) = cli.command else { panic!() };

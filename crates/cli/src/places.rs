@@ -53,6 +53,17 @@ impl Places {
         Places { mappings: maps.lines().filter_map(line).collect() }
     }
 
+    /// The mappings of several processes; where they differ, those of one of them.
+    pub fn together<'a>(all: impl Iterator<Item = &'a Places>) -> Places {
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for mapping in all.flat_map(|places| &places.mappings) {
+            if !mappings.contains(mapping) {
+                mappings.push(mapping.clone());
+            }
+        }
+        Places { mappings }
+    }
+
     /// True if nothing is mapped, or nothing could be seen.
     pub fn is_empty(&self) -> bool {
         self.mappings.is_empty()

@@ -29,34 +29,35 @@ pub struct Report<'a> {
     btf: Option<&'a Btf>,
     /// Record type of each map.
     records: Vec<Option<u32>>,
-    /// The traced process.
-    pub pid: u32,
-    /// Its code, when it was last looked at.
+    /// The traced process, if there is only one.
+    pub only: Option<u32>,
+    /// Its code, when it was last looked at, or all processes'.
     pub places: Places,
     reported: Vec<Counts>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(json: bool, btf: Option<&'a Btf>, records: Vec<Option<u32>>) -> Report<'a> {
-        Report { out: Out::stdout(), json, btf, records, pid: 0, places: Places::default(), reported: Vec::new() }
+        Report { out: Out::stdout(), json, btf, records, only: None, places: Places::default(), reported: Vec::new() }
     }
 
     /// A probe is in place.
-    pub fn attached(&mut self, program: &str, placed: &Placed) -> Result<(), OutError> {
+    pub fn attached(&mut self, pid: u32, program: &str, placed: &Placed) -> Result<(), OutError> {
         let Placed { symbol, module, address, method } = placed;
         if self.json {
             self.out.json(&Line(vec![
                 ("kind", "attached".into()),
                 ("time_ns", monotonic_ns().into()),
                 ("program", program.into()),
-                ("pid", self.pid.into()),
+                ("pid", pid.into()),
                 ("symbol", symbol.as_str().into()),
                 ("module", module.as_str().into()),
                 ("address", format!("{address:#x}").into()),
                 ("method", method.name().into()),
             ]))
         } else {
-            say(format_args!("attached {program} to {symbol} in {module} at {address:#x} ({})", method.name()));
+            let whose = if self.only.is_none() { format!(" of process {pid}") } else { String::new() };
+            say(format_args!("attached {program} to {symbol} in {module} at {address:#x}{whose} ({})", method.name()));
             Ok(())
         }
     }
@@ -89,7 +90,7 @@ impl<'a> Report<'a> {
             Event::Ring { map, data } => {
                 let value = self.read(map, data);
                 // A ring buffer's record names no thread; its own members may.
-                let ids = (member(&value, "pid").or(Some(self.pid)), member(&value, "tid"));
+                let ids = (member(&value, "pid").or(self.only), member(&value, "tid"));
                 self.record("ringbuf", monotonic_ns(), session, map, ids, &value)
             }
             Event::Perf { map, pid, tid, time_ns, data, .. } => {
@@ -208,8 +209,8 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// The counters of all programs, and how the process ended.
-    pub fn summary(&mut self, session: &Session, ending: Option<Ending>) -> Result<(), OutError> {
+    /// The counters of all programs, and how the process ended; of `processes` if it was not the only one.
+    pub fn summary(&mut self, session: &Session, ending: Option<Ending>, processes: usize) -> Result<(), OutError> {
         let time_ns = monotonic_ns();
         if !self.json {
             say(format_args!(
@@ -235,6 +236,9 @@ impl<'a> Report<'a> {
                 if let Some(ending) = ending {
                     line.push(("exit_status", ending.status.into()));
                     line.extend(ending.signal.map(|n| ("signal", n.into())));
+                }
+                if self.only.is_none() {
+                    line.push(("processes", (processes as u64).into()));
                 }
                 self.out.json(&Line(line))?;
             } else {

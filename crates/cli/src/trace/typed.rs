@@ -67,7 +67,7 @@ impl Typed<'_> {
     /// The files in which the function may be: the one that is named, else the executable, then what it has mapped.
     fn files(&self, module: &Option<String>) -> Result<Vec<PathBuf>, Failure> {
         let mut files = Vec::new();
-        let mapped = self.args.pid.map(mapped).unwrap_or_default();
+        let mapped = self.args.pid.first().copied().map(mapped).unwrap_or_default();
         match module {
             Some(name) if name.contains('/') => files.push(name.into()),
             Some(name) => {
@@ -86,7 +86,10 @@ impl Typed<'_> {
     }
 
     fn executable(&self) -> Result<Option<PathBuf>, Failure> {
-        if let Some(pid) = self.args.pid {
+        if let Some(path) = self.args.exe.first() {
+            return Ok(Some(path.clone()));
+        }
+        if let Some(pid) = self.args.pid.first() {
             let link = format!("/proc/{pid}/exe");
             return std::fs::read_link(&link).map(Some).map_err(|e| Failure::Input(format!("{link}: {e}")));
         }

@@ -56,6 +56,12 @@ pub fn run(socket: OwnedFd) -> i32 {
             return 1;
         }
     };
+    // Each process that is traced takes some descriptors.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum, ..limit },
+    );
     let mut server = Server { socket, children, tracees: BTreeMap::new() };
     let result = server.serve();
     let pids: Vec<u32> = server.tracees.keys().copied().collect();

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::AttachError;
 use super::elf_file::{ElfFile, Segment, Symbol, nearest};
@@ -27,7 +28,7 @@ pub struct Module {
 /// A module's file, and where it is.
 pub struct Loaded {
     /// Symbols and segments.
-    pub elf: ElfFile,
+    pub elf: Arc<ElfFile>,
     /// What to add to the file's addresses.
     pub bias: u64,
 }
@@ -244,12 +245,31 @@ fn open_regular(path: &str) -> Option<File> {
     if regular { File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).ok() } else { None }
 }
 
+/// A file, as it is now: device, inode, size, and when it was changed.
+type Version = (u64, u64, u64, (i64, i64));
+
+/// Files that are known: processes of one executable share what was read of it.
+static READ: Mutex<Vec<(Version, Weak<ElfFile>)>> = Mutex::new(Vec::new());
+
+fn read(file: &File) -> Option<Arc<ElfFile>> {
+    let m = file.metadata().ok()?;
+    let version = (m.dev(), m.ino(), m.len(), (m.ctime(), m.ctime_nsec()));
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(elf) = read.iter().find(|(of, _)| *of == version).and_then(|(_, elf)| elf.upgrade()) {
+        return Some(elf);
+    }
+    let elf = Arc::new(ElfFile::read(file).ok()?);
+    read.retain(|(_, elf)| elf.strong_count() != 0);
+    read.push((version, Arc::downgrade(&elf)));
+    Some(elf)
+}
+
 impl Module {
     /// Its symbols and bias; `None` if its file cannot be read.
     pub fn loaded(&self) -> Option<&Loaded> {
         self.loaded
             .get_or_init(|| {
-                let elf = ElfFile::read(&self.open()?).ok()?;
+                let elf = read(&self.open()?)?;
                 let bias = self.mappings.iter().find_map(|m| bias(m, &elf.segments))?;
                 Some(Loaded { elf, bias })
             })

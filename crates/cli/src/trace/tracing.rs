@@ -1,0 +1,570 @@
+//! The trace itself: processes come and go, and what they tell is printed.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeSpec};
+use skep::subsystem::events::Events;
+use skep::subsystem::session::{Link, Session};
+use skep::subsystem::signals::EndSignals;
+use skep::subsystem::spawn::Held;
+use skep::subsystem::target::request;
+
+use super::executable::Executables;
+use super::plan::Placement;
+use super::report::{Ending, Report};
+use super::status::Status;
+use super::target::{Numbers, Target, unprobeable};
+use crate::args::Trace;
+use crate::places::Places;
+use crate::{Failure, say, status as exit};
+
+/// How long the end of a command may take to reach its parent: its tracer is told first.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long programs that are running may take to end, once their links are disabled.
+const QUIESCE: Duration = Duration::from_millis(200);
+/// How often misses are looked for.
+const MISSES: Duration = Duration::from_secs(1);
+/// How often symbols that are absent are looked for again.
+const RETRY: Duration = Duration::from_millis(250);
+/// Processes whose code is looked at in one turn.
+const LOOKED_AT: usize = 16;
+
+/// Why the loop ended.
+enum End {
+    /// There is nothing left to trace.
+    Targets,
+    /// The user, or the time limit.
+    Asked,
+    /// The injector is gone; the kernel has let the processes go on.
+    Injector,
+}
+
+pub struct Tracing<'a> {
+    session: &'a Session,
+    events: Events,
+    injector: Injector,
+    signals: EndSignals,
+    report: Report<'a>,
+    status: Status,
+    placements: &'a [Placement],
+    probes: Vec<ProbeSpec>,
+    wait: bool,
+    executables: Executables,
+    /// By process id.
+    targets: BTreeMap<u32, Target>,
+    numbers: Numbers,
+    /// The command that we started.
+    command: Option<Box<Held>>,
+    /// How the only process ended, if it did.
+    ending: Option<Ending>,
+    /// Processes that were attached to.
+    traced: usize,
+    /// Processes that could not be, with the reason.
+    refused: Vec<String>,
+    /// Links that were in place at least once, in any process.
+    placed: HashSet<u32>,
+    /// Why links were not, in the process that was looked at last.
+    missing: BTreeMap<u32, AttachError>,
+}
+
+impl<'a> Tracing<'a> {
+    #[expect(clippy::too_many_arguments, reason = "the parts that a trace is made of, each made elsewhere")]
+    pub fn new(
+        session: &'a Session,
+        placements: &'a [Placement],
+        probes: Vec<ProbeSpec>,
+        injector: Injector,
+        signals: EndSignals,
+        executables: Executables,
+        report: Report<'a>,
+        args: &Trace,
+    ) -> Tracing<'a> {
+        Tracing {
+            session,
+            events: Events::new(session),
+            injector,
+            signals,
+            report,
+            status: Status::new(args.json),
+            placements,
+            probes,
+            wait: args.wait,
+            executables,
+            targets: BTreeMap::new(),
+            numbers: Numbers::default(),
+            command: None,
+            ending: None,
+            traced: 0,
+            refused: Vec::new(),
+            placed: HashSet::new(),
+            missing: BTreeMap::new(),
+        }
+    }
+
+    pub fn trace(mut self, args: &Trace) -> Result<u8, Failure> {
+        let done = self.run(args);
+        self.status.clear();
+        done
+    }
+
+    fn run(&mut self, args: &Trace) -> Result<u8, Failure> {
+        if !args.command.is_empty() {
+            self.start(args)?;
+        }
+        for pid in args.pid.iter().copied().collect::<BTreeSet<u32>>() {
+            if let Some(why) = self.attach(pid)? {
+                self.refuse(pid, why);
+            }
+        }
+        let end = match self.watch(args.duration.map(|d| Instant::now() + d)) {
+            Ok(end) => end,
+            Err(failure) => {
+                self.detach();
+                return Err(failure);
+            }
+        };
+        self.finish(&end)
+    }
+
+    /// Attaches to a running process, or says why that is not possible.
+    fn attach(&mut self, pid: u32) -> Result<Option<String>, Failure> {
+        let mut target = Target::new(pid, self.numbers.take(), false);
+        let attached = match self.request(&mut target) {
+            Ok(attached) => attached,
+            Err(error) => {
+                self.numbers.give(target.index);
+                return Ok(Some(error.to_string()));
+            }
+        };
+        target.note(&attached);
+        if !target.is_worth_it(self.wait) {
+            let lines: Vec<String> = target.never().map(|(link, error)| self.missing_line(link, error)).collect();
+            self.let_go(pid);
+            self.session.sweep(target.index);
+            self.numbers.give(target.index);
+            return Ok(Some(lines.join("\n  ")));
+        }
+        self.outcomes(&target, &attached)?;
+        for (link, error) in target.missing.iter().filter(|(_, e)| unprobeable(e)) {
+            say(format_args!("note: {} is left out", self.missing_line(*link, error)));
+        }
+        self.traced += 1;
+        self.targets.insert(pid, target);
+        self.go(pid)?;
+        Ok(None)
+    }
+
+    /// A process cannot be attached to. The others go on.
+    fn refuse(&mut self, pid: u32, why: String) {
+        if self.report.only.is_none() {
+            self.status.clear();
+            say(format_args!("process {pid} is not traced: {why}"));
+        }
+        self.refused.push(why);
+    }
+
+    /// Starts the command, held until the injector follows it.
+    fn start(&mut self, args: &Trace) -> Result<(), Failure> {
+        let held = Held::new(&args.command, self.injector.pid(), Some(&self.signals)).map_err(Failure::input)?;
+        let pid = held.pid();
+        self.report.only = Some(pid);
+        let target = Target::new(pid, self.numbers.take(), true);
+        let index = target.index;
+        self.traced += 1;
+        self.targets.insert(pid, target);
+        let held = self.command.insert(Box::new(held));
+        let request = request(self.session, pid, index, self.probes.clone()).map_err(Failure::input)?;
+        self.injector.follow(&request).map_err(Failure::input)?;
+        held.release().map_err(|e| Failure::Input(format!("process {pid}: {e}")))
+    }
+
+    fn request(&mut self, target: &mut Target) -> Result<Attached, AttachError> {
+        target.places = Places::of(target.pid);
+        let request = request(self.session, target.pid, target.index, self.probes.clone())?;
+        self.injector.attach(&request)
+    }
+
+    fn go(&mut self, pid: u32) -> Result<(), Failure> {
+        self.report.out.flush()?;
+        match self.injector.go(pid) {
+            // It may have been killed while it stood still.
+            Ok(()) | Err(AttachError::Exited { .. }) => Ok(()),
+            Err(e) => Err(Failure::input(e)),
+        }
+    }
+
+    fn link_of(&self, index: u32) -> Option<Link> {
+        self.session.links().get(index as usize).copied()
+    }
+
+    /// Prints what became of a process's probes.
+    fn outcomes(&mut self, target: &Target, attached: &Attached) -> Result<(), Failure> {
+        self.session.attached(attached);
+        self.status.clear();
+        for note in &attached.notes {
+            say(format_args!("note: {note}"));
+        }
+        for outcome in &attached.probes {
+            if let Ok(placed) = &outcome.result {
+                let link = self.link_of(outcome.link);
+                let program = link.and_then(|l| self.session.program_at(l.program())).map_or("?", |p| p.name());
+                self.report.attached(target.pid, program, placed)?;
+            }
+        }
+        self.placed.extend(&target.placed);
+        self.missing.extend(target.missing.iter().map(|(link, error)| (*link, error.clone())));
+        if self.report.only.is_some() {
+            self.report.places = target.places.clone();
+        }
+        Ok(())
+    }
+
+    /// Links that never were in place, in any process.
+    fn never(&self) -> impl Iterator<Item = (u32, &AttachError)> {
+        self.missing.iter().filter(|(link, _)| !self.placed.contains(link)).map(|(link, error)| (*link, error))
+    }
+
+    fn missing_line(&self, link: u32, error: &AttachError) -> String {
+        let program = self.placements.get(link as usize).map_or("?", |p| p.program.as_str());
+        format!("program {program}: {error}")
+    }
+
+    /// Prints events until something ends the trace.
+    fn watch(&mut self, deadline: Option<Instant>) -> Result<End, Failure> {
+        let mut misses = Instant::now();
+        let mut retry = Instant::now();
+        if !self.executables.is_empty() {
+            self.find()?;
+            if self.targets.is_empty() {
+                say("waiting for processes of the executable");
+            }
+        }
+        loop {
+            if self.targets.is_empty() && self.executables.is_empty() {
+                return Ok(End::Targets);
+            }
+            let mut timeout = deadline.map_or(MISSES, |d| d.saturating_duration_since(Instant::now()).min(MISSES));
+            if let Some(due) = self.status.due() {
+                timeout = timeout.min(due);
+            }
+            if !self.executables.is_empty() {
+                timeout = timeout.min(self.executables.due());
+            }
+            let waiting = self.wait && self.targets.values().any(|target| !target.missing.is_empty());
+            if waiting {
+                timeout = timeout.min(RETRY);
+            }
+            let signal = self.poll(timeout)?;
+            self.drain()?;
+            if signal && self.signals.take().is_some() {
+                return Ok(End::Asked);
+            }
+            // Also when its socket is silent: an event may have come together with an answer.
+            if let Some(end) = self.injector_events()? {
+                return Ok(end);
+            }
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok(End::Asked);
+            }
+            if !self.executables.is_empty() && self.executables.due() == Duration::ZERO {
+                self.find()?;
+            }
+            if waiting && retry.elapsed() >= RETRY {
+                self.look_again()?;
+                retry = Instant::now();
+            }
+            if misses.elapsed() >= MISSES {
+                self.look_at_code();
+                self.report.misses(self.session)?;
+                self.report.out.flush()?;
+                misses = Instant::now();
+            }
+            self.status.renew(self.session);
+        }
+    }
+
+    /// Waits for events, the injector and signals; true if a signal has come.
+    fn poll(&self, timeout: Duration) -> Result<bool, Failure> {
+        use std::os::fd::AsFd;
+        let fds = [self.session.events_fd(), self.injector.fd(), self.signals.as_fd()];
+        let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        match poll(&mut polled, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Failure::Input(format!("poll: {e}"))),
+        }
+        let [.., signals] = polled;
+        Ok(!signals.revents().is_empty())
+    }
+
+    /// Prints the events that are there.
+    fn drain(&mut self) -> Result<(), Failure> {
+        self.session.hear();
+        let mut done = Ok(());
+        let (session, report, status) = (self.session, &mut self.report, &mut self.status);
+        let count = self.events.drain(session, |event| {
+            if done.is_ok() {
+                status.clear();
+                done = report.event(session, &event);
+            }
+        });
+        done?;
+        if count > 0 {
+            self.report.out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Deals with all that the injector has told.
+    fn injector_events(&mut self) -> Result<Option<End>, Failure> {
+        loop {
+            let events = self.injector.events(0);
+            if events.is_empty() {
+                return Ok(None);
+            }
+            for event in events {
+                if matches!(event, InjectorEvent::InjectorGone) {
+                    return Ok(Some(End::Injector));
+                }
+                self.injector_event(event)?;
+            }
+        }
+    }
+
+    fn injector_event(&mut self, event: InjectorEvent) -> Result<(), Failure> {
+        match event {
+            InjectorEvent::Attached(attached) => self.executed(&attached)?,
+            InjectorEvent::Exec { pid } => {
+                let Some(target) = self.targets.get(&pid) else { return Ok(()) };
+                self.session.sweep(target.index);
+                if self.is_command(pid) {
+                    if !target.followed {
+                        self.attach_again(pid)?;
+                    }
+                    return Ok(());
+                }
+                self.status.clear();
+                say(format_args!("process {pid} has executed another program: its probes are gone"));
+                self.remove(pid);
+                self.executables.forget(pid);
+            }
+            InjectorEvent::Exited { pid } => {
+                let Some(target) = self.targets.get_mut(&pid) else { return Ok(()) };
+                self.session.sweep(target.index);
+                self.drain()?;
+                self.remove(pid);
+                if !self.is_command(pid) {
+                    self.status.clear();
+                    say(format_args!("process {pid} has ended"));
+                    self.ending = self.report.only.map(|_| Ending::default());
+                }
+            }
+            InjectorEvent::Failed { pid, error } => {
+                self.status.clear();
+                say(format_args!("note: {error}; it runs on without probes"));
+                if self.is_command(pid) {
+                    for link in self.session.links() {
+                        self.missing.insert(link.index(), error.clone());
+                    }
+                }
+            }
+            InjectorEvent::InjectorGone => {}
+        }
+        Ok(())
+    }
+
+    fn is_command(&self, pid: u32) -> bool {
+        self.command.as_ref().is_some_and(|held| held.pid() == pid)
+    }
+
+    /// Nothing of a process is traced any more, and none of its threads holds a slot.
+    fn remove(&mut self, pid: u32) {
+        if let Some(target) = self.targets.remove(&pid) {
+            self.numbers.give(target.index);
+        }
+    }
+
+    /// A followed process has executed something, which has been attached to.
+    fn executed(&mut self, attached: &Attached) -> Result<(), Failure> {
+        let pid = attached.pid;
+        let Some(mut target) = self.targets.remove(&pid) else { return Ok(()) };
+        // The image that was there is gone, and with it what its threads held.
+        self.session.sweep(target.index);
+        self.drain()?;
+        let known: Vec<u32> = target.missing.keys().copied().collect();
+        target.note(attached);
+        target.places = Places::of(pid);
+        self.outcomes(&target, attached)?;
+        for (link, error) in target.never().filter(|(link, _)| !known.contains(link)) {
+            let line = self.missing_line(link, error);
+            say(format_args!("note: {line}; waiting for the next program that it executes"));
+        }
+        self.targets.insert(pid, target);
+        self.go(pid)
+    }
+
+    /// Attaches to the processes of the executables that have come.
+    fn find(&mut self) -> Result<(), Failure> {
+        for pid in self.executables.arrivals() {
+            if self.targets.contains_key(&pid) {
+                continue;
+            }
+            if let Some(why) = self.attach(pid)? {
+                let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
+                if !gone && !self.executables.later(pid) {
+                    self.refuse(pid, why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks again for symbols that are absent where modules have come: takes all probes out and puts all that are
+    /// possible in. What is called meanwhile is not seen.
+    fn look_again(&mut self) -> Result<(), Failure> {
+        let waiting = self.targets.values().filter(|target| !target.missing.is_empty() && target.settled());
+        for pid in waiting.map(|target| target.pid).collect::<Vec<_>>() {
+            let places = Places::of(pid);
+            let Some(target) = self.targets.get_mut(&pid) else { continue };
+            if places.is_empty() || places == target.places {
+                continue;
+            }
+            target.followed = false;
+            self.let_go(pid);
+            self.attach_again(pid)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches to a target that is not attached to any more.
+    fn attach_again(&mut self, pid: u32) -> Result<(), Failure> {
+        let Some(mut target) = self.targets.remove(&pid) else { return Ok(()) };
+        let done = match self.request(&mut target) {
+            Ok(attached) => {
+                target.note(&attached);
+                self.outcomes(&target, &attached).and_then(|()| self.go(pid))
+            }
+            // Its end is noticed elsewhere.
+            Err(AttachError::NoSuchProcess { .. } | AttachError::Exited { .. }) => Ok(()),
+            Err(error) if self.report.only.is_some() => Err(Failure::input(error)),
+            Err(error) => {
+                self.refuse(pid, error.to_string());
+                self.numbers.give(target.index);
+                return Ok(());
+            }
+        };
+        self.targets.insert(pid, target);
+        done
+    }
+
+    /// Notes where processes' code is, as long as it can be seen.
+    fn look_at_code(&mut self) {
+        // While symbols are awaited, what is known is what was looked through.
+        let known = self.targets.values_mut().filter(|target| !self.wait || target.missing.is_empty());
+        for target in known.take(LOOKED_AT) {
+            let places = Places::of(target.pid);
+            if !places.is_empty() {
+                target.places = places;
+            }
+        }
+        let all = self.targets.values().map(|target| &target.places);
+        let together = Places::together(all.take(LOOKED_AT));
+        if !together.is_empty() {
+            self.report.places = together;
+        }
+    }
+
+    /// Takes the probes out of all processes.
+    fn detach(&mut self) {
+        for link in self.session.links() {
+            self.session.disable(*link);
+        }
+        for pid in self.targets.keys().copied().collect::<Vec<_>>() {
+            self.let_go(pid);
+        }
+    }
+
+    /// Takes the probes out of a process.
+    fn let_go(&mut self, pid: u32) {
+        if let Err(error) = self.injector.detach(pid)
+            && !matches!(error, AttachError::Exited { .. } | AttachError::NotAttached { .. })
+        {
+            self.status.clear();
+            say(format_args!("detaching from process {pid}: {error}"));
+        }
+    }
+
+    /// Detaches and prints what there is.
+    fn finish(&mut self, end: &End) -> Result<u8, Failure> {
+        if !matches!(end, End::Injector) {
+            self.detach();
+        }
+        self.status.clear();
+        self.look_at_code();
+        if let Some(failure) = self.session.subsystem().symbols_failure() {
+            say(format_args!("note: profilers do not know all programs: {failure}"));
+        }
+        let nothing = self.traced == 0 && self.command.is_none();
+        if nothing && !self.refused.is_empty() {
+            return Err(Failure::Input(self.refused.join("\n  ")));
+        }
+        let ending = self.ending(end)?;
+        for target in self.targets.values() {
+            if ending.is_some() && self.is_command(target.pid) {
+                self.session.sweep(target.index);
+            } else if !self.session.quiesce(target.index, QUIESCE) {
+                say(format_args!("a program still runs in process {}; its counts are not final", target.pid));
+            }
+        }
+        self.drain()?;
+        self.report.misses(self.session)?;
+        self.report.maps(self.session)?;
+        self.report.out.flush()?;
+        self.report.summary(self.session, ending, self.traced)?;
+        self.report.out.flush()?;
+        if matches!(end, End::Injector) {
+            return Err(Failure::Input("the injector process is gone; the trace is incomplete".into()));
+        }
+        let left_out = !self.placed.is_empty() && self.never().all(|(_, error)| unprobeable(error));
+        match self.never().next() {
+            None if self.refused.is_empty() => Ok(exit::OK),
+            None => Ok(exit::UNSUPPORTED),
+            Some(_) if left_out => Ok(exit::UNSUPPORTED),
+            Some(_) if self.wait => Ok(exit::OK),
+            Some(_) => {
+                let lines: Vec<String> = self.never().map(|(link, error)| self.missing_line(link, error)).collect();
+                Err(Failure::Input(lines.join("\n  ")))
+            }
+        }
+    }
+
+    /// How the only process, or the command, ended, if it did.
+    fn ending(&mut self, end: &End) -> Result<Option<Ending>, Failure> {
+        let Some(held) = &mut self.command else { return Ok(self.ending) };
+        // The signal that ended the trace may have been for both.
+        let patience = if matches!(end, End::Targets) { PATIENCE } else { QUIESCE };
+        let start = Instant::now();
+        let status = loop {
+            match held.try_wait().map_err(Failure::input)? {
+                None if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(1)),
+                status => break status,
+            }
+        };
+        let Some(status) = status else {
+            say(format_args!("{:?} (pid {}) runs on, untraced", held.command(), held.pid()));
+            return Ok(None);
+        };
+        if let Some(signal) = status.signal() {
+            say(format_args!("{:?} (pid {}) was killed by signal {signal}", held.command(), held.pid()));
+        }
+        Ok(Some(ending(status)))
+    }
+}
+
+fn ending(status: ExitStatus) -> Ending {
+    Ending { status: status.code(), signal: status.signal() }
+}
