@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::process::Command;
 
 /// The median of some figures (the lower one of an even number).
 pub fn median(figures: &mut [f64]) -> f64 {
@@ -55,6 +56,42 @@ pub fn kernel_count() -> std::io::Result<(OwnedFd, OwnedFd)> {
     attr[8..16].copy_from_slice(&(insns.as_ptr() as u64).to_ne_bytes());
     attr[16..24].copy_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
     Ok((bpf(5, &mut attr)?, map))
+}
+
+/// What the program of [`kernel_count`] has counted, on all processors.
+pub fn kernel_hits(map: &OwnedFd) -> std::io::Result<u64> {
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last: usize = possible.trim().rsplit(['-', ',']).next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let mut counts = vec![0u64; last + 1];
+    let mut attr = [0u8; 32];
+    let key = 0u32;
+    attr[0..4].copy_from_slice(&map.as_raw_fd().to_ne_bytes());
+    attr[8..16].copy_from_slice(&(&raw const key as u64).to_ne_bytes());
+    attr[16..24].copy_from_slice(&(counts.as_mut_ptr() as u64).to_ne_bytes());
+    // SAFETY: BPF_MAP_LOOKUP_ELEM reads the key and writes eight bytes for each possible processor.
+    match unsafe { libc::syscall(libc::SYS_bpf, 1, attr.as_mut_ptr(), attr.len()) } {
+        0 => Ok(counts.iter().sum()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// The file offset of a function, from `nm` and the program headers of `readelf`.
+pub fn file_offset(program: &Path, function: &str) -> u64 {
+    let text = |tool: &str, flags: &[&str]| -> String {
+        let out = Command::new(tool).args(flags).arg(program).output().unwrap_or_else(|e| panic!("{tool}: {e}"));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let hex = |s: &str| u64::from_str_radix(s.trim_start_matches("0x"), 16).expect("hex");
+    let symbols = [text("nm", &["-p"]), text("nm", &["-pD"])].concat();
+    let is = |line: &&str| line.rsplit(' ').next().and_then(|name| name.split('@').next()) == Some(function);
+    let line = symbols.lines().find(is).unwrap_or_else(|| panic!("{} has no {function}", program.display()));
+    let address = hex(line.split(' ').next().unwrap_or_default());
+    let headers = text("readelf", &["-lW"]);
+    let load = headers.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).filter(|f| f.first() == Some(&"LOAD"));
+    load.map(|f| (hex(f[1]), hex(f[2]), hex(f[4])))
+        .find(|(_, at, size)| (*at..at + size).contains(&address))
+        .map(|(offset, at, _)| address - at + offset)
+        .expect("a segment holds the function")
 }
 
 /// A kernel uprobe (or uretprobe) with a program, on a file offset, for one process; gone when dropped.

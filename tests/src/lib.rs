@@ -21,7 +21,9 @@ pub fn skep_bin() -> PathBuf {
         return bin.into();
     }
     let exe = std::env::current_exe().expect("path of the test");
-    let bin = exe.parent().and_then(Path::parent).expect("target folder").join("skep");
+    // A test lies in `deps`, a benchmark beside it.
+    let folder = exe.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("target folder");
+    let bin = folder.join("skep");
     assert!(bin.exists(), "{} is not built: run `cargo build -p skep-cli` or `cargo test --workspace`", bin.display());
     bin
 }
@@ -165,6 +167,8 @@ pub struct Trace {
     pub seen: Vec<Value>,
     /// Lines of standard output that are not JSON: the traced command's.
     pub plain: Vec<String>,
+    /// The target has pages of its own that are writable and executable.
+    pub mixes_pages: bool,
 }
 
 impl Trace {
@@ -180,7 +184,7 @@ impl Trace {
             .expect("skep starts");
         let out = lines(child.stdout.take().expect("piped"));
         let err = lines(child.stderr.take().expect("piped"));
-        Trace { child, out, err, seen: Vec::new(), plain: Vec::new() }
+        Trace { child, out, err, seen: Vec::new(), plain: Vec::new(), mixes_pages: false }
     }
 
     /// Traces a process.
@@ -203,7 +207,8 @@ impl Trace {
                 Ok(line) => {
                     let Some(v) = self.take(line) else { continue };
                     if v["kind"] == "attached" {
-                        let pids = [self.child.id()].into_iter().chain(v["pid"].as_u64().map(|p| p as u32));
+                        let target = v["pid"].as_u64().map(|p| p as u32).filter(|_| !self.mixes_pages);
+                        let pids = [self.child.id()].into_iter().chain(target);
                         pids.for_each(no_page_is_writable_and_executable);
                     }
                     if v["kind"] == kind {

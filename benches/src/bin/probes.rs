@@ -8,7 +8,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use skep_benches::{KernelProbe, kernel_count, least, median};
+use skep_benches::{KernelProbe, file_offset, kernel_count, least, median};
 use skep_tests::{Trace, object, root, scratch};
 
 /// What is attached, and how many calls are timed.
@@ -101,22 +101,4 @@ fn main() {
     drop(to);
     let _ = child.wait();
     let _ = std::fs::remove_dir_all(scratch());
-}
-
-/// The file offset of a function, from `nm` and the program headers of `readelf`.
-fn file_offset(program: &std::path::Path, function: &str) -> u64 {
-    let text = |tool: &str, flag: &str| -> String {
-        let out = Command::new(tool).arg(flag).arg(program).output().unwrap_or_else(|e| panic!("{tool}: {e}"));
-        String::from_utf8_lossy(&out.stdout).into_owned()
-    };
-    let hex = |s: &str| u64::from_str_radix(s.trim_start_matches("0x"), 16).expect("hex");
-    let symbols = text("nm", "-p");
-    let line = symbols.lines().find(|l| l.ends_with(&format!(" {function}"))).expect("symbol");
-    let address = hex(line.split(' ').next().unwrap_or_default());
-    let headers = text("readelf", "-lW");
-    let load = headers.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).filter(|f| f.first() == Some(&"LOAD"));
-    load.map(|f| (hex(f[1]), hex(f[2]), hex(f[4])))
-        .find(|(_, at, size)| (*at..at + size).contains(&address))
-        .map(|(offset, at, _)| address - at + offset)
-        .expect("a segment holds the function")
 }

@@ -419,7 +419,7 @@ impl Plan {
                 continue;
             }
             let size = (sites.len() as u64 * SITE_CODE).next_multiple_of(4096);
-            let Some(area) = place_code::find(maps, &self.areas, &module.range, size) else {
+            let Some(area) = place_code::find(maps, &self.areas, &module.span(), size) else {
                 let error = AttachError::NoRoom { module: module.path.clone(), bytes: size };
                 failed.extend(sites.iter().map(|site| (site.ip, error.clone())));
                 continue;

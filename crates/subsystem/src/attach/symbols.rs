@@ -276,6 +276,17 @@ impl Module {
             .as_ref()
     }
 
+    /// Where its segments are. Some programs map parts of their own file a second time, far away (node does).
+    pub fn span(&self) -> Range<u64> {
+        let Some(Loaded { elf, bias }) = self.loaded() else { return self.range.clone() };
+        let start = elf.segments.iter().map(|s| s.address).min();
+        let end = elf.segments.iter().map(|s| s.address.saturating_add(s.size)).max();
+        match start.zip(end) {
+            Some((start, end)) => bias.wrapping_add(start)..bias.wrapping_add(end),
+            None => self.range.clone(),
+        }
+    }
+
     /// The file name.
     pub fn file_name(&self) -> &str {
         let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
