@@ -51,6 +51,7 @@ fn main() {
         "-nostdlib",
         "-static-pie",
         "-Wl,--entry=skep_hit",
+        "-Wl,--undefined=skep_leave",
         "-Wl,--undefined=skep_return",
         "-Wl,--undefined=skep_guard",
         "-Wl,--undefined=skep_trap",

@@ -1,6 +1,10 @@
 //! Real programs, one row each in `targets.tsv`.
 
-use skep_tests::{Trace, build, object, root, skip};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use skep_tests::{Target, Trace, build, object, root, scratch, skep, skip};
 
 #[test]
 fn real_programs() {
@@ -45,4 +49,71 @@ fn one(name: &str, function: &str, minimum: u64, arg1: &str, command: &str) -> R
         }
     }
     Ok(())
+}
+
+/// A Go program of `tests/targets`; `None` where there is no Go.
+fn go(source: &str) -> Option<PathBuf> {
+    let there = |path: &&str| Command::new(path).arg("version").output().is_ok_and(|out| out.status.success());
+    let Some(go) = ["go", "/usr/lib/go-1.19/bin/go"].into_iter().find(there) else {
+        skip("Go programs: Go is not installed");
+        return None;
+    };
+    let out = scratch().join(source.replace('.', "-"));
+    let mut build = Command::new(go);
+    build.current_dir(scratch()).env("GOCACHE", scratch().join("go-cache")).env("CGO_ENABLED", "0");
+    build.env("GO111MODULE", "off").env("GOFLAGS", "").args(["build", "-o"]).arg(&out);
+    let built = build.arg(root().join("tests/targets").join(source)).output().expect("Go starts");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    Some(out)
+}
+
+/// Returns of functions that are preempted and left by panics are counted exactly, no entry is missed; probes come and go while
+/// goroutines are at work and their stacks move; what Go cannot bear is refused.
+#[test]
+fn go_programs() {
+    let Some(program) = go("hot.go") else { return };
+    let both = object("test/cost_both.bpf.o");
+    let trace = |pid: u32, functions: &[&str]| {
+        let functions = functions.iter().flat_map(|name| ["--func", name]);
+        let pid = pid.to_string();
+        let words: Vec<&str> = functions.chain(["--pid", &pid]).collect();
+        Trace::start([both.as_os_str()].into_iter().chain(words.iter().map(AsRef::as_ref)))
+    };
+
+    let calls = 300_000;
+    let target = Target::start(&program, &[&calls.to_string()]);
+    let mut traced = trace(target.pid(), &["main.Flat", "main.Catch"]);
+    traced.attached(4);
+    let (lines, status) = target.finish();
+    assert!(status.success(), "{status}");
+    let sum: u64 = (0..calls).map(|i| i + u64::from(i % 3 == 0)).sum();
+    assert_eq!(lines, [format!("{} {}", 4 * sum, 4 * calls / 100)]);
+    let done = traced.finish();
+    let all = |kind| ["hits", "missed", "no_slot"].map(|key| done.count(kind, key));
+    let wanted = 4 * (calls + calls / 100);
+    assert_eq!(all("on_return"), [wanted, 0, 0]);
+    // A goroutine that is preempted where a function looks at its stack enters the function again.
+    let [entries, missed, no_slot] = all("on_entry");
+    assert!((wanted..wanted + 10_000).contains(&entries) && (missed, no_slot) == (0, 0), "{entries} of {wanted}");
+
+    let cycles: u32 = std::env::var("SKEP_GO_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let target = Target::start(&program, &["0"]);
+    for _ in 0..cycles {
+        let mut traced = trace(target.pid(), &["main.Flat", "main.Catch", "main.Deep", "main.Spin"]);
+        traced.attached(8);
+        std::thread::sleep(Duration::from_millis(20));
+        traced.interrupt();
+        let done = traced.finish();
+        assert!(done.status.success() && done.count("on_entry", "hits") > 0 && done.count("on_return", "hits") > 0);
+    }
+    let pid = target.pid().to_string();
+    for (function, why) in
+        [("main.Flat+0x4", "only functions' entries"), ("runtime.gcWriteBarrier", "as other functions")]
+    {
+        let args = ["trace", "--func", function, "--pid", &pid].map(AsRef::as_ref);
+        let (code, _, err) = skep(&[&args[..], &[object("test/cost_entry.bpf.o").as_os_str()]].concat());
+        assert!(code == Some(2) && err.contains(why), "{function}: {err}");
+    }
+    let (lines, status) = target.finish();
+    assert_eq!((lines, status.code()), (vec!["wrong 0".to_owned()], Some(0)));
 }

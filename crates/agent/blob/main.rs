@@ -12,7 +12,7 @@ use skep_runtime::session::{GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo,
 use skep_runtime::{guard, hit, trap};
 
 // The signatures are those that trampolines are made for.
-const _: (HitFn, ReturnFn, GuardFn, TrapFn) = (skep_hit, skep_return, skep_guard, skep_trap);
+const _: (HitFn, HitFn, ReturnFn, GuardFn, TrapFn) = (skep_hit, skep_leave, skep_return, skep_guard, skep_trap);
 
 /// Called by the trampoline of a site.
 ///
@@ -22,6 +22,16 @@ const _: (HitFn, ReturnFn, GuardFn, TrapFn) = (skep_hit, skep_return, skep_guard
 unsafe extern "C" fn skep_hit(site: *const Site, regs: *mut PtRegs) -> u64 {
     // SAFETY: the trampoline's promise.
     unsafe { hit::hit(site, regs) }
+}
+
+/// Called by the trampoline of a `ret`.
+///
+/// # Safety
+/// As [`hit::leave`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skep_leave(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the trampoline's promise.
+    unsafe { hit::leave(site, regs) }
 }
 
 /// Called behind the return stubs.

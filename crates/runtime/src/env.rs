@@ -352,7 +352,7 @@ impl Env {
         // SAFETY: as above; so are links.
         let Some((site, link)) = (unsafe { self.site.as_ref().zip(self.link.as_ref()) }) else { return self.func_ip };
         match (link.flags & link_flags::KERNEL, site.entry) {
-            (0, _) => site.ip,
+            (0, _) if site.leaves == 0 => site.ip,
             (_, NONE) => 0,
             (_, bytes) => site.ip.wrapping_sub(u64::from(bytes)),
         }

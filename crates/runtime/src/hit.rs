@@ -297,6 +297,28 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
     }
 }
 
+/// A function is about to return, at a `ret` that is probed; see [`HitFn`](crate::session::HitFn). The answer is 0.
+///
+/// # Safety
+/// As [`hit`]; the registers are those behind the `ret`, on a stack that is the calling thread's for now.
+pub unsafe extern "C" fn leave(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let site = &*site;
+        let proc = &*(site.proc as *const Proc);
+        let on_return = site.on_return.load(Relaxed);
+        if on_return == NO_LINK || !proc.control().enabled() || !proc.alive() {
+            return 0;
+        }
+        match thread::current(proc, regs as u64) {
+            Some(thread) if express(proc, thread, site, on_return, link_kind::RETURN, regs) => {}
+            Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip, null())),
+            None => all_missed(proc, site, link_kind::RETURN),
+        }
+        0
+    }
+}
+
 /// As [`ret`], by a thread that does not keep the entry.
 ///
 /// # Safety

@@ -360,13 +360,14 @@ pub struct Site {
     pub patched: [u8; 16],
     /// Number of links.
     pub nlinks: AtomicU32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// 1 if the place is where a function is left: it has return links only, and [`entry`](Site::entry) tells where the function begins.
+    pub leaves: u32,
     /// The links, as indices into the control arena's table.
     pub links: [AtomicU32; SITE_LINKS],
     /// One of [`guard`].
     pub guard: u32,
-    /// Bytes from the start of the function if `ip` is its entry (behind an `endbr64` it still is); else [`NONE`].
+    /// Bytes from the start of the function if `ip` is its entry (behind an `endbr64` it still is), or where it is left; else
+    /// [`NONE`].
     pub entry: u32,
     /// Address of the only entry link; [`NO_LINK`] or [`SEVERAL_LINKS`] if that is not the number of them.
     pub on_entry: AtomicU64,

@@ -21,6 +21,8 @@ pub struct AgentImage {
     pub hit: u64,
     /// `skep_return`, relative to the base.
     pub ret: u64,
+    /// `skep_leave`, relative to the base. Without it there are no probes at `ret`s.
+    pub leave: Option<u64>,
     /// `skep_guard` and `skep_trap`, relative to the base. Without them there are no breakpoints.
     pub traps: Option<(u64, u64)>,
     /// Its code uses vector registers, which trampolines then save.
@@ -105,6 +107,7 @@ impl AgentImage {
             span,
             hit: symbol("skep_hit")?,
             ret: symbol("skep_return")?,
+            leave: symbol("skep_leave").ok(),
             traps,
             vectors,
             segments,

@@ -287,7 +287,7 @@ fn make_site(proc: u64, links_at: u64, planned: &PlannedSite) -> Site {
         original,
         patched,
         nlinks: AtomicU32::new(planned.links.len() as u32),
-        reserved: 0,
+        leaves: u32::from(planned.window.leaves),
         links,
         guard: planned.guard,
         entry: planned.entry.unwrap_or(NONE),

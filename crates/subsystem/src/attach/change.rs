@@ -14,6 +14,7 @@ use skep_runtime::session::{SLOTS_OFFSET, Slot, guard, owner_proc};
 
 use super::AttachError;
 use super::block::Room;
+use super::go;
 use super::install::{self, Session};
 use super::patch::{self, Change};
 use super::plan::{self, Plan, PlannedSite};
@@ -123,7 +124,8 @@ impl Target {
         let Some(installed) = &mut self.installed else { return Ok(Changed::Anew) };
         let room = Room { maps: session.maps.len().max(installed.maps.len()), sites: sites.len(), traps };
         // Who is looking for a breakpoint must find it; only a calm process is not.
-        if !room.fits(installed.block.room()) || new_traps && (installed.handler.is_none() || !calm) {
+        let no_stacks = installed.go_stacks == 0 && sites.iter().any(PlannedSite::is_go);
+        if no_stacks || !room.fits(installed.block.room()) || new_traps && (installed.handler.is_none() || !calm) {
             return Ok(Changed::Anew);
         }
         let maps = procfs::maps(self.pid)?;
@@ -138,7 +140,7 @@ impl Target {
             self.tell_unwinders(world, &maps, modules, Point::Running, &|module| plan.describes(modules, module))?;
             self.returns = true;
         }
-        self.write_text(world, &plan.sites)?;
+        self.write_text(world, modules, &plan.sites)?;
         if let Some(installed) = &self.installed {
             for (n, site) in plan.sites.iter().enumerate() {
                 installed.block.set_links(n, &site.links);
@@ -178,7 +180,7 @@ impl Target {
     }
 
     /// Writes the text of the sites that are wanted and not patched, and restores that of those which nobody wants.
-    fn write_text(&mut self, world: &World, sites: &[PlannedSite]) -> Result<(), AttachError> {
+    fn write_text(&mut self, world: &mut World, modules: &Modules, sites: &[PlannedSite]) -> Result<(), AttachError> {
         let Some(installed) = &self.installed else { return Ok(()) };
         self.patched.resize_with(sites.len(), || None);
         let wanted = |site: &PlannedSite| !site.links.is_empty() || site.guard != guard::NONE;
@@ -187,7 +189,9 @@ impl Target {
             .enumerate()
             .filter(|(n, site)| wanted(site) && matches!(self.patched.get(*n), Some(None)))
             .collect();
-        let moves: HashMap<u64, u64> = fresh.iter().flat_map(|(_, site)| site.body.moves.iter().copied()).collect();
+        let moves: HashMap<u64, u64> = fresh.iter().flat_map(|(_, site)| site.moves()).collect();
+        let forbidden = fresh.iter().flat_map(|(_, site)| site.forbidden()).collect();
+        go::await_clear(world, modules, &forbidden)?;
         patch::evict(world, &procfs::maps(self.pid)?, &moves)?;
         let changes: Vec<Change> = fresh.iter().map(|(_, site)| site.change()).collect();
         // Marked before it is true, as in an attach.

@@ -48,7 +48,17 @@ pub struct Trampoline {
     pub registers: Registers,
     /// `hit` uses vector registers.
     pub vectors: bool,
+    /// The function is Go's: its stack is too small for us, and here is another.
+    pub stacks: Option<u64>,
+    /// The probed instruction is a `ret`; `hit` is a `skep_leave`.
+    pub leaves: bool,
 }
+
+/// Stacks in the area that [`Trampoline::stacks`] names, of [`GO_STACK`] bytes each. One that is in use begins with a 1.
+pub const GO_STACKS: u64 = 256;
+/// See [`GO_STACKS`].
+pub const GO_STACK: u64 = 1 << 16;
+const _: () = assert!(GO_STACKS * GO_STACK < 1 << 31 && GO_STACK.is_power_of_two() && GO_STACKS.is_power_of_two());
 
 /// A growing piece of code.
 #[derive(Default)]
@@ -214,11 +224,69 @@ impl Code {
 
 /// The code of a trampoline; the body copy is to follow it directly.
 pub fn trampoline(t: &Trampoline) -> Vec<u8> {
-    match (t.guard, t.inside) {
-        (true, _) => at_guard(t),
-        (false, true) => inside(t),
-        (false, false) => at_entry(t),
+    match (t.stacks, t.guard, t.inside) {
+        (Some(stacks), ..) => in_go(t, stacks),
+        (None, true, _) => at_guard(t),
+        (None, false, true) => inside(t),
+        (None, false, false) => at_entry(t),
     }
+}
+
+/// At the entry of a function of Go, or at its `ret`. Its stack may have no byte left: the linker counts them. So one of ours
+/// is taken before anything is stored; r12 finds it, kept meanwhile in xmm15, which Go's functions have be zero (those in
+/// assembler take it for scratch) where they begin and end. The flags are free there, too.
+///
+/// Go's own signal handlers see an address that is in no function of Go, and leave the goroutine where it is. A hit in such a
+/// handler takes another stack.
+fn in_go(t: &Trampoline, stacks: u64) -> Vec<u8> {
+    const KEEP: [u8; 5] = [0x66, 0x4d, 0x0f, 0x6e, 0xfc]; // movq xmm15, r12
+    const GIVE_BACK: [u8; 9] = [0x66, 0x4d, 0x0f, 0x7e, 0xfc, 0x45, 0x0f, 0x57, 0xff]; // movq r12, xmm15; xorps xmm15, xmm15
+    const SAVED: i32 = GO_STACK as i32 - 8;
+    let mut take = Code::default();
+    take.put(&[0xf0, 0x41, 0x0f, 0xba, 0x2c, 0x24, 0x00]); // lock bts dword [r12], 0
+    let mut next = Code::default();
+    next.put(&[0xf3, 0x90]); // pause
+    // Ten bytes on from the end of this instruction.
+    next.imm32(&[0x4c, 0x2b, 0x25], 9); // sub r12, [rip+9]
+    next.imm32(&[0x49, 0x81, 0xc4], GO_STACK as i32); // add r12, the next one
+    let (again, area) = (7 + 7 + take.0.len() + 2 + next.0.len() + 2, next.0.len() + 2);
+    let mut code = Code::default();
+    code.put(&KEEP);
+    // Threads on different stacks begin at different ones.
+    code.put(&[0x49, 0x89, 0xe4]); // mov r12, rsp
+    code.put(&[0x49, 0xc1, 0xe4, 0x05]); // shl r12, 5
+    code.imm32(&[0x49, 0x81, 0xe4], ((GO_STACKS - 1) * GO_STACK) as i32); // and r12, distances
+    code.imm32(&[0x4c, 0x03, 0x25], (take.0.len() + 2 + area) as i32); // add r12, [rip+…]
+    code.put(&take.0);
+    code.put(&[0x73, (area + 8) as u8]); // jnc past the area's address
+    code.put(&next.0);
+    code.put(&[0xeb, (again as u8).wrapping_neg()]); // jmp to the and
+    code.put(&stacks.to_le_bytes());
+    code.imm32(&[0x49, 0x89, 0xa4, 0x24], SAVED); // mov [r12+…], rsp
+    code.imm32(&[0x49, 0x8d, 0xa4, 0x24], SAVED); // lea rsp, [r12+…]
+    code.put(&GIVE_BACK);
+
+    code.raise(-REGS);
+    if t.registers.has(FLAGS) {
+        code.save_flags();
+    }
+    code.save(if t.leaves { t.registers.without(RIP) } else { t.registers }, t.ip);
+    code.imm32(&[0x48, 0x8b, 0x84, 0x24], REGS); // mov rax, [rsp+168]: the application's rsp
+    if t.leaves {
+        code.put(&[0x48, 0x8b, 0x08]); // mov rcx, [rax]: where it returns to
+        code.store(RIP, 1);
+        code.put(&[0x48, 0x83, 0xc0, 0x08]); // add rax, 8
+    }
+    code.imm32(&[0x48, 0x89, 0x84, 0x24], REG_SP); // mov [rsp+152], rax
+    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
+    code.restore().raise(REGS);
+
+    code.put(&KEEP);
+    code.imm32(&[0x4c, 0x8d, 0xa4, 0x24], -SAVED); // lea r12, [rsp-…]
+    code.put(&[0x48, 0x8b, 0x24, 0x24]); // mov rsp, [rsp]
+    code.imm32(&[0x41, 0xc7, 0x04, 0x24], 0); // mov dword [r12], 0
+    code.put(&GIVE_BACK);
+    code.0
 }
 
 /// Registers may be changed, and the function may be over.
@@ -376,7 +444,17 @@ mod tests {
             for (registers, vectors) in
                 [(Registers::ALL, true), (Registers::ALL, false), (Registers::NONE, true), (Registers::NONE, false)]
             {
-                let t = Trampoline { site: 0x1122, ip: 0x3344, hit: 0x5566, inside, guard, registers, vectors };
+                let t = Trampoline {
+                    site: 0x1122,
+                    ip: 0x3344,
+                    hit: 0x5566,
+                    inside,
+                    guard,
+                    registers,
+                    vectors,
+                    stacks: None,
+                    leaves: false,
+                };
                 let code = trampoline(&t);
                 assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
                 let insns = decode(&code, 0x1000);
@@ -420,7 +498,17 @@ mod tests {
         let kinds: Vec<(bool, bool, Registers)> = kinds.concat().concat();
         let codes = run::place(kinds.iter().map(|&(inside, vectors, registers)| {
             let hit = run::function();
-            trampoline(&Trampoline { site: 1, ip: 0x3344, hit, inside, guard: false, registers, vectors })
+            trampoline(&Trampoline {
+                site: 1,
+                ip: 0x3344,
+                hit,
+                inside,
+                guard: false,
+                registers,
+                vectors,
+                stacks: None,
+                leaves: false,
+            })
         }));
         for ((inside, _, registers), code) in kinds.into_iter().zip(codes) {
             let flags_in = [0x202u64, 0x203, 0x282, 0x242, 0x216, 0xa02, 0xad7, 0x602, 0xed7];
@@ -439,6 +527,61 @@ mod tests {
                     let changed = [r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11];
                     assert_eq!([&kept[..], &changed[..]].concat(), before[..15]);
                     assert_eq!(r.rsp, before[15]);
+                }
+            }
+        }
+    }
+
+    /// Of Go's stack not a byte is touched, and a stack that is in use is passed over.
+    #[test]
+    fn in_go_all_is_kept_and_nothing_is_stored_on_its_stack() {
+        let stacks = run::stacks();
+        let kinds = [Registers::NONE, Registers::ALL].map(|r| [false, true].map(|leaves| (leaves, r))).concat();
+        let codes = run::place(kinds.iter().map(|&(leaves, registers)| {
+            trampoline(&Trampoline {
+                site: 1,
+                ip: 0x3344,
+                hit: run::function(),
+                inside: false,
+                guard: false,
+                registers,
+                vectors: leaves,
+                stacks: Some(stacks),
+                leaves,
+            })
+        }));
+        let there = |insn: &Instruction| insn.memory_base() == Register::RSP || insn.stack_pointer_increment() != 0;
+        let t = Trampoline {
+            site: 1,
+            ip: 2,
+            hit: 3,
+            inside: false,
+            guard: false,
+            registers: Registers::ALL,
+            vectors: false,
+            stacks: Some(4),
+            leaves: true,
+        };
+        let insns = decode(&trampoline(&t), 0);
+        let ours = |n: &usize| insns[*n].op0_register() == Register::RSP;
+        let switches: Vec<usize> = (0..insns.len()).filter(ours).collect();
+        let (first, last) = (switches[0], switches[switches.len() - 1]);
+        assert!(!insns[..first].iter().any(there) && !insns[last + 1..].iter().any(there));
+        for busy in [0u32, 1, GO_STACKS as u32 - 1] {
+            run::occupy(stacks, busy);
+            for (&(leaves, registers), &code) in kinds.iter().zip(&codes) {
+                let seen = run::through(code, 0x202);
+                let [before, after] = seen.general;
+                assert_eq!(before, after);
+                assert_eq!(run::occupied(stacks), busy);
+                let r = seen.regs;
+                let top = before[15] + if leaves { 8 } else { 0 };
+                assert_eq!(r.rsp, top);
+                if registers == Registers::ALL {
+                    assert_eq!(r.rip, if leaves { run::word(before[15]) } else { 0x3344 });
+                    let kept = [r.rbx, r.rbp, r.r12, r.r13, r.r14, r.r15];
+                    let changed = [r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11];
+                    assert_eq!([&kept[..], &changed[..]].concat(), before[..15]);
                 }
             }
         }
@@ -580,6 +723,38 @@ mod tests {
                 assert_eq!(libc::mprotect(at, all.len(), libc::PROT_READ | libc::PROT_EXEC), 0);
                 places.into_iter().map(|offset| at as u64 + offset).collect()
             }
+        }
+
+        /// An area of stacks for Go's functions.
+        pub fn stacks() -> u64 {
+            let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let size = (super::GO_STACKS * super::GO_STACK) as usize;
+            // SAFETY: new memory.
+            let at = unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) };
+            assert_ne!(at, libc::MAP_FAILED);
+            at as u64
+        }
+
+        fn each(area: u64) -> impl Iterator<Item = *mut u32> {
+            (0..super::GO_STACKS).map(move |n| (area + n * super::GO_STACK) as *mut u32)
+        }
+
+        /// Has so many of them be in use.
+        pub fn occupy(area: u64, count: u32) {
+            // SAFETY: words of the area, which no code runs on now.
+            each(area).zip(0..).for_each(|(word, n)| unsafe { *word = u32::from(n < count) });
+        }
+
+        /// How many are.
+        pub fn occupied(area: u64) -> u32 {
+            // SAFETY: as above.
+            each(area).map(|word| unsafe { *word }).sum()
+        }
+
+        /// A word of this thread's stack.
+        pub fn word(at: u64) -> u64 {
+            // SAFETY: below the stack pointer of now, or a little above that of then: mapped.
+            unsafe { (at as *const u64).read_volatile() }
         }
 
         /// Runs one of them.

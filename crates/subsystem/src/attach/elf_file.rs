@@ -88,12 +88,16 @@ pub struct ElfFile {
     pub eh_frame_hdr: Option<u64>,
     /// Address and size of call frame information; static programs have no table for it.
     pub eh_frame: Option<(u64, u64)>,
-    /// Data symbols of the dynamic symbol table that are of interest: name and address.
+    /// Was it made by Go's linker?
+    pub go: bool,
+    /// Data symbols that are of interest: name and address.
     data: Vec<(String, u64)>,
 }
 
-/// The dynamic linker's account of what is loaded.
-const R_DEBUG: &str = "_r_debug";
+/// The dynamic linker's account of what is loaded, and Go's of its goroutines.
+const VARIABLES: [&str; 2] = ["_r_debug", "runtime.allgs"];
+/// Sections by which Go's linker marks what it makes.
+const GO: [&[u8]; 2] = [b".go.buildinfo", b".note.go.buildid"];
 
 impl ElfFile {
     /// Reads it.
@@ -118,14 +122,18 @@ impl ElfFile {
         let sections = header.sections(LE, data)?;
         let exceptions = sections.section_by_name(LE, b".gcc_except_table").is_some();
         let eh_frame = sections.section_by_name(LE, b".eh_frame").map(|(_, s)| (s.sh_addr(LE), s.sh_size(LE)));
+        let go = GO.iter().any(|name| sections.section_by_name(LE, name).is_some());
         let versions = sections.versions(LE, data)?;
         let mut symbols = Vec::new();
         let mut variables = Vec::new();
         for kind in [elf::SHT_SYMTAB, elf::SHT_DYNSYM] {
             let table = sections.symbols(LE, data, kind)?;
             for (index, sym) in table.enumerate() {
-                if sym.st_type() == elf::STT_OBJECT && sym.name(LE, table.strings()) == Ok(R_DEBUG.as_bytes()) {
-                    variables.push((R_DEBUG.to_owned(), sym.st_value(LE)));
+                if sym.st_type() == elf::STT_OBJECT
+                    && let Ok(name) = sym.name(LE, table.strings())
+                    && let Some(name) = VARIABLES.iter().find(|v| v.as_bytes() == name)
+                {
+                    variables.push(((*name).to_owned(), sym.st_value(LE)));
                 }
                 let function = matches!(sym.st_type(), elf::STT_FUNC | elf::STT_GNU_IFUNC);
                 if sym.is_undefined(LE) || !(function || sym.st_type() == elf::STT_NOTYPE) {
@@ -172,7 +180,7 @@ impl ElfFile {
             }
         }
         symbols.sort_by(|a, b| (a.address, !a.function, &a.name).cmp(&(b.address, !b.function, &b.name)));
-        Ok(ElfFile { segments, symbols, exceptions, eh_frame_hdr, eh_frame, data: variables })
+        Ok(ElfFile { segments, symbols, exceptions, eh_frame_hdr, eh_frame, go, data: variables })
     }
 
     /// The symbols that a name means: `NAME`, or `NAME@VERSION`. Each address once; a global one hides local ones.
@@ -197,7 +205,7 @@ impl ElfFile {
         found
     }
 
-    /// Address of the linker's `_r_debug`.
+    /// Address of one of [`VARIABLES`].
     pub fn data_symbol(&self, name: &str) -> Option<u64> {
         self.data.iter().find(|(n, _)| n == name).map(|(_, address)| *address)
     }

@@ -106,6 +106,8 @@ pub struct Installed {
     pub objects: u64,
     /// Free to use between stops.
     pub scratch: u64,
+    /// See [`Trampoline::stacks`](super::code::Trampoline::stacks); 0 if there are none.
+    pub go_stacks: u64,
     /// The handler of breakpoints, if there are any.
     pub handler: Option<Handler>,
     /// See [`Plan::hazards`].
@@ -179,7 +181,7 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
     let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new(), notes: Vec::new() };
     let result = mapper.map_all(session, plan, &block, &auxv);
     match result {
-        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, maps, handler }) => {
+        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, go_stacks, maps, handler }) => {
             let Mapper { regions, code, notes, .. } = mapper;
             remote.finish()?;
             block.fill(block_at, &addresses, &map_refs(addresses.control, &maps), &plan.sites);
@@ -197,6 +199,7 @@ pub fn install(world: &mut World, maps: &[Mapping], session: &Session, plan: &Pl
                 section,
                 objects,
                 scratch,
+                go_stacks,
                 handler,
                 hazards,
                 notes,
@@ -277,6 +280,7 @@ struct Mapped {
     section: u64,
     objects: u64,
     scratch: u64,
+    go_stacks: u64,
     maps: Vec<MappedMap>,
     handler: Option<Handler>,
 }
@@ -298,7 +302,7 @@ impl Mapper<'_, '_> {
         let agent_text = self.code.get(before..).unwrap_or_default().to_vec();
         // `check_guards` leaves a restorer where there are breakpoints only.
         let traps = plan.restorer.zip(session.agent.traps);
-        let private = self.map_private(session.nslots, traps.is_some())?;
+        let private = self.map_private(session.nslots, traps.is_some(), plan.go)?;
         let alive = self.anonymous(PAGE, RW)?;
         self.remote.syscall("madvise", libc::SYS_madvise, [alive, PAGE, WIPE_ON_FORK, 0, 0, 0])?;
         self.remote.world.memory.write(alive, &1u64.to_le_bytes())?;
@@ -355,9 +359,9 @@ impl Mapper<'_, '_> {
         let section = unwind::eh_frame(range, private.rets);
         memory.write(private.section, &section)?;
         addresses.description = private.section + unwind::description(&section);
-        let (section, objects) = (private.section, private.objects);
-        self.write_sites(&session.agent, agent, block, block_at, plan, 0)?;
-        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, maps, handler })
+        let (section, objects, go_stacks) = (private.section, private.objects, private.go_stacks);
+        self.write_sites(&session.agent, agent, block, block_at, plan, 0, private.go_stacks)?;
+        Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, go_stacks, maps, handler })
     }
 
     fn map_code(&mut self, plan: &Plan) -> Result<(), AttachError> {
@@ -378,13 +382,17 @@ impl Mapper<'_, '_> {
         block_at: u64,
         plan: &Plan,
         known: usize,
+        stacks: u64,
     ) -> Result<(), AttachError> {
         for (n, site) in plan.sites.iter().enumerate().skip(known) {
             let hit = match (site.guard, image.traps) {
+                _ if site.window.leaves => image.leave.ok_or_else(|| AttachError::Agent {
+                    reason: format!("`{}` is probed at each `ret`, for which it lacks `skep_leave`", site.symbol),
+                })?,
                 (guard::NONE, _) | (_, None) => image.hit,
                 (_, Some((guard, _))) => guard,
             };
-            let code = site.make_code(block.site_address(block_at, n), agent + hit);
+            let code = site.make_code(block.site_address(block_at, n), agent + hit, stacks);
             self.remote.world.memory.write(site.code, &code)?;
         }
         Ok(())
@@ -399,8 +407,8 @@ impl Mapper<'_, '_> {
         calm: bool,
     ) -> Result<Vec<MappedMap>, AttachError> {
         self.map_code(plan)?;
-        let Installed { block, block_at, agent, .. } = installed;
-        self.write_sites(&session.agent, *agent, block, *block_at, plan, known)?;
+        let Installed { block, block_at, agent, go_stacks, .. } = installed;
+        self.write_sites(&session.agent, *agent, block, *block_at, plan, known, *go_stacks)?;
         let mut channel = None;
         let mut maps = Vec::new();
         for (n, map) in session.maps.iter().enumerate() {
@@ -445,7 +453,7 @@ impl Mapper<'_, '_> {
     }
 
     /// The private area, in one piece, so that stubs reach their entries: stubs, entries, threads, signals, stacks.
-    fn map_private(&mut self, nslots: u32, traps: bool) -> Result<Private, AttachError> {
+    fn map_private(&mut self, nslots: u32, traps: bool, go: bool) -> Result<Private, AttachError> {
         let mut end = 0u64;
         let mut take = |bytes: u64| {
             let start = end;
@@ -463,6 +471,7 @@ impl Mapper<'_, '_> {
         // A guard page below the stacks, which programs' frames must not leave downwards.
         take(PAGE);
         let stacks = take(u64::from(nslots) * SLOT_STACK as u64);
+        let go_stacks = if go { take(code::GO_STACKS * code::GO_STACK) } else { 0 };
         let base = self.anonymous(end, libc::PROT_NONE)?;
         self.remote.map_at(base + stubs, rets - stubs, RX, true)?;
         self.code.push(base + stubs..base + rets);
@@ -479,6 +488,7 @@ impl Mapper<'_, '_> {
             kept: base + kept,
             trap_state: if traps { base + trap_state } else { 0 },
             stacks: base + stacks,
+            go_stacks: if go { base + go_stacks } else { 0 },
         })
     }
 
@@ -562,6 +572,7 @@ struct Private {
     kept: u64,
     trap_state: u64,
     stacks: u64,
+    go_stacks: u64,
 }
 
 // The unwinder's objects share a page with the head of the free list; a site's text fits its arrays.

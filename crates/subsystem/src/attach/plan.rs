@@ -9,6 +9,7 @@ use super::AttachError;
 use super::agent_image::AgentImage;
 use super::arrivals;
 use super::code::{self, Trampoline};
+use super::go;
 use super::guards;
 use super::patch::Change;
 use super::place_code;
@@ -56,8 +57,12 @@ pub struct PlannedSite {
     pub why_no_jump: String,
     /// Where its trampoline goes.
     pub code: u64,
+    /// What runs before the trampoline.
+    lead: BodyCopy,
     /// The copy, which follows the trampoline.
     pub body: BodyCopy,
+    /// Its function is Go's.
+    pub(super) go: bool,
     /// Branches into its window have been looked for.
     checked: bool,
 }
@@ -65,22 +70,22 @@ pub struct PlannedSite {
 impl PlannedSite {
     /// Address of the displaced instructions' copy.
     pub fn body_address(&self) -> u64 {
-        self.code + self.trampoline(0, 0).len() as u64
+        self.code + self.trampoline(0, 0, 0).len() as u64
     }
 
-    /// The whole code of the site; `hit` is what its trampoline calls.
-    pub fn make_code(&self, site: u64, hit: u64) -> Vec<u8> {
-        let mut bytes = self.trampoline(site, hit);
+    /// The whole code of the site; `hit` is what its trampoline calls, `stacks` see [`Trampoline`].
+    pub fn make_code(&self, site: u64, hit: u64, stacks: u64) -> Vec<u8> {
+        let mut bytes = self.trampoline(site, hit, stacks);
         bytes.extend_from_slice(&self.body.code);
         bytes
     }
 
     /// A breakpoint needs none.
-    fn trampoline(&self, site: u64, hit: u64) -> Vec<u8> {
+    fn trampoline(&self, site: u64, hit: u64, stacks: u64) -> Vec<u8> {
         if self.window.trap {
             return Vec::new();
         }
-        code::trampoline(&Trampoline {
+        let trampoline = code::trampoline(&Trampoline {
             site,
             ip: self.ip,
             hit,
@@ -88,16 +93,39 @@ impl PlannedSite {
             guard: self.guard != guard::NONE,
             registers: self.stored(),
             vectors: self.vectors,
-        })
+            stacks: self.go.then_some(stacks),
+            leaves: self.window.leaves,
+        });
+        [&self.lead.code[..], &trampoline].concat()
+    }
+
+    /// Where threads in its window go: addresses of its inner instructions and of their copies.
+    pub fn moves(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.lead.moves.iter().chain(&self.body.moves).copied()
+    }
+
+    /// Addresses that goroutines must not be about to go on at when it is patched.
+    pub fn forbidden(&self) -> impl Iterator<Item = u64> {
+        self.window.boundaries().filter(|_| self.go)
+    }
+
+    /// Is it Go's?
+    pub fn is_go(&self) -> bool {
+        self.go
+    }
+
+    /// The address that outcomes have.
+    fn outcome(&self) -> u64 {
+        if self.window.leaves { self.found.address } else { self.ip }
     }
 
     /// What its trampoline stores of the registers: what programs read at its entry, or all where any may read all.
     pub fn stored(&self) -> Registers {
         let [entry, ret] = self.registers;
-        if ret == Registers::ALL { ret } else { entry }
+        if ret == Registers::ALL || self.window.leaves { ret } else { entry }
     }
 
-    fn add_link(&mut self, link: (u32, ProbeKind), registers: Registers) {
+    pub(super) fn add_link(&mut self, link: (u32, ProbeKind), registers: Registers) {
         self.links.push(link);
         let [entry, ret] = &mut self.registers;
         let read = if link.1 == ProbeKind::Entry { entry } else { ret };
@@ -121,9 +149,9 @@ impl PlannedSite {
         !matches!(self.guard, guard::NONE | guard::UNWIND)
     }
 
-    /// Does a link of it fire at the function's return?
+    /// Does a link of it fire at the function's return, by way of a stub?
     pub fn has_return(&self) -> bool {
-        self.links.iter().any(|(_, kind)| *kind == ProbeKind::Return)
+        !self.window.leaves && self.links.iter().any(|(_, kind)| *kind == ProbeKind::Return)
     }
 }
 
@@ -144,6 +172,8 @@ pub struct Plan {
     pub guards: usize,
     /// Where a thread may be on its way to change masks or actions unguarded.
     pub hazards: Vec<Range<u64>>,
+    /// Go's runtime is in the process.
+    pub(super) go: bool,
 }
 
 /// Makes the plan.
@@ -167,7 +197,8 @@ pub fn grow(
     agent: &AgentImage,
     earlier: Vec<PlannedSite>,
 ) -> Result<Plan, AttachError> {
-    let mut plan = Plan { sites: earlier, ..Plan::default() };
+    let go = modules.get(0).and_then(Module::loaded).is_some_and(|loaded| loaded.elf.go);
+    let mut plan = Plan { sites: earlier, go, ..Plan::default() };
     plan.sites.iter_mut().for_each(|site| site.links.clear());
     for probe in probes {
         match modules.find(&probe.target) {
@@ -199,9 +230,10 @@ pub fn grow(
 
 /// What is stored of the registers when functions return: what programs read, or all where any may read all.
 pub fn stored_at_return(sites: &[PlannedSite]) -> Registers {
-    match sites.iter().any(|site| site.registers.contains(&Registers::ALL)) {
+    let stubs = || sites.iter().filter(|site| !site.window.leaves);
+    match stubs().any(|site| site.registers.contains(&Registers::ALL)) {
         true => Registers::ALL,
-        false => sites.iter().fold(Registers::NONE, |all, site| all.and(site.registers[1])),
+        false => stubs().fold(Registers::NONE, |all, site| all.and(site.registers[1])),
     }
 }
 
@@ -229,6 +261,12 @@ impl Plan {
         if let Some(reason) = peculiar(&found.name, probe.kind) {
             return Err(refuse(reason));
         }
+        self.go |= loaded.elf.go;
+        if loaded.elf.go
+            && let Some(reason) = go::peculiar(&found)
+        {
+            return Err(refuse(reason));
+        }
         if found.ifunc {
             let implementation = choose(world, maps, found.address)
                 .filter(|&address| module.has_code_at(address))
@@ -239,7 +277,14 @@ impl Plan {
         let symbol = found.display();
         let placed = Placed { symbol: symbol.clone(), module: module.path.clone(), address: ip, method: Method::Jump };
         let link = (probe.link, probe.kind);
+        if loaded.elf.go && probe.kind == ProbeKind::Return {
+            self.add_leaves(world, module, loaded, found, probe)?;
+            return Ok(placed);
+        }
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == ip) {
+            if site.window.leaves {
+                return Err(no_jump(module, &found, "its first instruction is the last of it, which is probed, too"));
+            }
             if site.links.len() >= SITE_LINKS {
                 return Err(AttachError::TooManyLinks { symbol, address: ip, limit: SITE_LINKS });
             }
@@ -256,6 +301,7 @@ impl Plan {
         let site = self.push(world, found, window);
         site.add_link(link, probe.registers);
         site.why_no_jump = why_no_jump;
+        site.go = loaded.elf.go;
         Ok(Placed { method, ..placed })
     }
 
@@ -268,7 +314,7 @@ impl Plan {
         found: &Found,
     ) -> Result<Window, AttachError> {
         let window = find_window(world, module, loaded, found, site::window)?;
-        match self.too_near(found, &window) {
+        match self.too_near(found.address.wrapping_add(found.offset), &window) {
             None => Ok(window),
             Some(reason) => Err(no_jump(module, found, reason)),
         }
@@ -283,10 +329,14 @@ impl Plan {
         found: &Found,
         reason: &str,
     ) -> Result<Window, AttachError> {
+        if self.go {
+            // Its runtime has `SIGTRAP` for itself, and sets actions and masks by system calls of its own.
+            return Err(no_jump(module, found, format!("{reason}; nor do breakpoints live in a Go program")));
+        }
         let why_not = match guards::traps_kill(module, found.module) {
             Some(why) => why.to_owned(),
             None => match find_window(world, module, loaded, found, site::trap_window) {
-                Ok(window) => match self.too_near(found, &window) {
+                Ok(window) => match self.too_near(found.address.wrapping_add(found.offset), &window) {
                     None => return Ok(window),
                     // The same that keeps a jump away.
                     Some(_) => return Err(no_jump(module, found, reason)),
@@ -302,8 +352,8 @@ impl Plan {
     }
 
     /// Why a window cannot be beside those that there are.
-    fn too_near(&self, found: &Found, window: &Window) -> Option<String> {
-        let (ip, taken) = (found.address.wrapping_add(found.offset), window.taken());
+    pub(super) fn too_near(&self, ip: u64, window: &Window) -> Option<String> {
+        let taken = window.taken();
         let overlap = |other: &&PlannedSite| {
             let others = other.window.taken();
             other.ip != ip && taken.start < others.end && others.start < taken.end
@@ -334,7 +384,9 @@ impl Plan {
             why_no_jump: String::new(),
             patch: Vec::new(),
             code: 0,
+            lead: body.clone(),
             body,
+            go: false,
             checked: false,
         })
     }
@@ -399,13 +451,32 @@ impl Plan {
     /// Takes sites out again, and tells their probes why.
     pub(super) fn fail(&mut self, failed: Vec<(u64, AttachError)>) {
         let failed: HashMap<u64, AttachError> = failed.into_iter().collect();
-        self.sites.retain(|site| !failed.contains_key(&site.ip));
+        // A function that is probed at each `ret` is probed at all of them or none.
+        let whole: HashMap<u64, AttachError> = self
+            .sites
+            .iter()
+            .filter(|site| site.window.leaves)
+            .filter_map(|site| Some((site.outcome(), failed.get(&site.ip)?.clone())))
+            .collect();
+        let lost = |site: &PlannedSite| match site.window.leaves {
+            true => whole.get(&site.outcome()),
+            false => failed.get(&site.ip),
+        };
         for outcome in &mut self.outcomes {
-            let error = outcome.result.as_ref().ok().and_then(|placed| failed.get(&placed.address));
+            let of = |site: &&PlannedSite, placed: &Placed| {
+                site.outcome() == placed.address && site.links.iter().any(|(link, _)| *link == outcome.link)
+            };
+            let error = outcome
+                .result
+                .as_ref()
+                .ok()
+                .and_then(|placed| self.sites.iter().filter(|site| of(site, placed)).find_map(lost));
             if let Some(error) = error {
                 outcome.result = Err(error.clone());
             }
         }
+        let lost: Vec<u64> = self.sites.iter().filter(|site| lost(site).is_some()).map(|site| site.ip).collect();
+        self.sites.retain(|site| !lost.contains(&site.ip));
     }
 
     /// Finds room for the code of all sites, and makes their copies.
@@ -427,8 +498,15 @@ impl Plan {
             self.areas.push(area..area + size);
             for (site, n) in sites.into_iter().zip(0u64..) {
                 site.code = area + n * SITE_CODE;
+                match site.window.lead_at(site.code) {
+                    Ok(lead) => site.lead = lead,
+                    Err(reason) => {
+                        failed.push((site.ip, no_jump(module, &site.found, reason)));
+                        continue;
+                    }
+                }
                 match (site.window.copy_to(site.body_address()), site.window.patch(site.code)) {
-                    (Ok(body), Some(patch)) if body.code.len() as u64 <= BODY_MAX => {
+                    (Ok(body), Some(patch)) if { body.code.len() + site.lead.code.len() } as u64 <= BODY_MAX => {
                         site.body = body;
                         site.patch = patch;
                     }
@@ -504,6 +582,17 @@ fn find_window(
     found: &Found,
     finder: fn(&Function, u64) -> Result<Window, Refusal>,
 ) -> Result<Window, AttachError> {
+    with_function(world, module, loaded, found, |function| finder(function, found.offset))
+}
+
+/// Reads a function and finds something in it.
+pub(super) fn with_function<T>(
+    world: &World,
+    module: &Module,
+    loaded: &Loaded,
+    found: &Found,
+    finder: impl FnOnce(&Function) -> Result<T, Refusal>,
+) -> Result<T, AttachError> {
     let start = found.address.wrapping_sub(loaded.bias);
     let symbols = loaded.elf.symbols.iter();
     let size = symbols.filter(|s| s.address == start).map(|s| s.size).max().unwrap_or(0);
@@ -523,7 +612,7 @@ fn find_window(
         exceptions: loaded.elf.exceptions,
         inner_symbols: &inner,
     };
-    finder(&function, found.offset).map_err(|refusal| match refusal {
+    finder(&function).map_err(|refusal| match refusal {
         Refusal::MidInstruction { before, after } => {
             AttachError::MidInstruction { symbol: found.display(), module: module.path.clone(), before, after }
         }

@@ -3,6 +3,7 @@
 //! A jump of five bytes replaces one or several whole instructions, the *window*. That is right only if nobody can ever run
 //! the bytes behind the first: no thread (they are moved, see [`super::patch`]), no branch, no symbol, no return address.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use iced_x86::{
@@ -44,6 +45,8 @@ pub struct Window {
     pub entry: bool,
     /// It gives way to a breakpoint: one instruction, of which one byte is replaced.
     pub trap: bool,
+    /// It ends in a `ret`, which is probed: what comes before runs first.
+    pub leaves: bool,
     insns: Vec<Instruction>,
 }
 
@@ -81,7 +84,7 @@ pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
-    let window = Window { address, len, entry, trap: false, insns: taken };
+    let window = Window { address, len, entry, trap: false, leaves: false, insns: taken };
     check_arrivals(function, &insns, &window, address != function.range.start + offset)?;
     Ok(window)
 }
@@ -110,7 +113,75 @@ pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> 
     if !movable {
         return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
     }
-    Ok(Window { address: insn.ip(), len: insn.len() as u64, entry, trap: true, insns: vec![insn] })
+    Ok(Window { address: insn.ip(), len: insn.len() as u64, entry, trap: true, leaves: false, insns: vec![insn] })
+}
+
+/// Finds the windows for a probe at each `ret` of a function, which it must not leave in another way.
+pub fn leaves(function: &Function) -> Result<Vec<Window>, Refusal> {
+    let insns = decode(function);
+    let targets: HashSet<u64> = insns.iter().filter_map(branch_target).collect();
+    let mut tables = false;
+    for insn in &insns {
+        let beyond = match insn.flow_control() {
+            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                branch_target(insn).is_none_or(|target| !function.range.contains(&target))
+            }
+            // A jump table is indexed.
+            FlowControl::IndirectBranch => insn.memory_index() == Register::None,
+            _ => insn.is_invalid(),
+        };
+        if beyond {
+            return no_jump(format!("it may be left at +{:#x} by a jump", insn.ip() - function.range.start));
+        }
+        tables |= insn.flow_control() == FlowControl::IndirectBranch;
+    }
+    let rets = insns.iter().enumerate().filter(|(_, insn)| insn.flow_control() == FlowControl::Return);
+    let windows: Vec<Window> =
+        rets.map(|(n, _)| leave(function, &insns, n, &targets, tables)).collect::<Result<_, _>>()?;
+    if windows.is_empty() {
+        return no_jump("it never returns");
+    }
+    Ok(windows)
+}
+
+/// The window of the `ret` at index `last`: with as many instructions before it as a jump needs, or the padding behind it.
+fn leave(
+    function: &Function,
+    insns: &[Instruction],
+    last: usize,
+    targets: &HashSet<u64>,
+    tables: bool,
+) -> Result<Window, Refusal> {
+    let end = insns[last].next_ip();
+    let mut first = last;
+    let behind = padded(function, insns[last].ip(), insns[last].len() as u64);
+    while !behind && end - insns[first].ip() < JUMP as u64 {
+        let at = insns[first].ip() - function.range.start;
+        let before = first.checked_sub(1).map(|n| (n, &insns[n]));
+        let Some((n, before)) = before.filter(|(_, b)| b.flow_control() == FlowControl::Next) else {
+            break;
+        };
+        if targets.contains(&insns[first].ip()) || function.inner_symbols.contains(&insns[first].ip()) {
+            return no_jump(format!("a branch leads to the end of its window at +{at:#x}"));
+        }
+        // What frees a frame and the `ret` behind it are made as one; elsewhere an entry of a table might lead.
+        if tables && !is_freeing(before) {
+            return no_jump(format!("an entry of a jump table might lead to +{at:#x}"));
+        }
+        first = n;
+    }
+    let (address, short) = (insns[first].ip(), end - insns[first].ip() < JUMP as u64);
+    if short && !behind {
+        return no_jump(format!("the `ret` at +{:#x} has no room for one", insns[last].ip() - function.range.start));
+    }
+    let insns = insns[first..=last].to_vec();
+    Ok(Window { address, len: end - address, entry: false, trap: false, leaves: true, insns })
+}
+
+/// Does an instruction raise the stack pointer?
+fn is_freeing(insn: &Instruction) -> bool {
+    let add = insn.mnemonic() == Mnemonic::Add && insn.op0_register() == Register::RSP;
+    add || insn.mnemonic() == Mnemonic::Pop && insn.op0_register() == Register::RBP
 }
 
 /// The instructions of a function, and the index of the one at `offset`.
@@ -285,11 +356,36 @@ impl Window {
         if self.trap { Some(vec![BREAKPOINT]) } else { jump(self.address, code).map(Vec::from) }
     }
 
+    /// Addresses behind the first byte at which an instruction begins.
+    pub fn boundaries(&self) -> impl Iterator<Item = u64> {
+        self.insns.iter().map(Instruction::ip).skip(1)
+    }
+
+    /// What runs at `at`, before a `ret` that is probed, and where threads in it go.
+    pub fn lead_at(&self, at: u64) -> Result<BodyCopy, String> {
+        match self.insns.split_last() {
+            Some((_, lead)) if self.leaves && !lead.is_empty() => {
+                let encoded = encode(lead, at)?;
+                let places = lead.iter().zip(&encoded.new_instruction_offsets);
+                let moves = places.map(|(insn, &offset)| (insn.ip(), at + u64::from(offset))).skip(1).collect();
+                match encoded.new_instruction_offsets.contains(&u32::MAX) {
+                    true => Err("what comes before the `ret` cannot move".into()),
+                    false => Ok(BodyCopy { code: encoded.code_buffer, moves }),
+                }
+            }
+            _ => Ok(BodyCopy { code: Vec::new(), moves: Vec::new() }),
+        }
+    }
+
     /// Makes the copy that runs at `at`.
     pub fn copy_to(&self, at: u64) -> Result<BodyCopy, String> {
-        let (plain, call) = match self.insns.split_last() {
+        let insns = match self.insns.split_last() {
+            Some((last, _)) if self.leaves => std::slice::from_ref(last),
+            _ => &self.insns[..],
+        };
+        let (plain, call) = match insns.split_last() {
             Some((last, before)) if is_movable_call(last) => (before, Some(last)),
-            _ => (&self.insns[..], None),
+            _ => (insns, None),
         };
         let mut moves = Vec::new();
         let mut code = Vec::new();

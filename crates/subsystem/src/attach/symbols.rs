@@ -276,6 +276,11 @@ impl Module {
             .as_ref()
     }
 
+    /// As [`Module::loaded`], if that was asked for before.
+    pub fn known(&self) -> Option<&Loaded> {
+        self.loaded.get().and_then(Option::as_ref)
+    }
+
     /// Where its segments are. Some programs map parts of their own file a second time, far away (node does).
     pub fn span(&self) -> Range<u64> {
         let Some(Loaded { elf, bias }) = self.loaded() else { return self.range.clone() };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use skep_runtime::session::{RetEntry, RetHead, STUB_SIZE};
 
 use super::AttachError;
+use super::go;
 use super::install::{self, Installed, Session, install};
 use super::leftover;
 use super::patch::{self, Change};
@@ -167,7 +168,7 @@ impl Target {
             false => Ok(()),
         };
         let armed = unwinder.and_then(|()| self.arm(world, maps));
-        if let Err(error) = armed.and_then(|()| self.patch(world, plan)) {
+        if let Err(error) = armed.and_then(|()| self.patch(world, modules, plan)) {
             self.remove(world)?;
             return Err(error);
         }
@@ -271,10 +272,11 @@ impl Target {
     }
 
     /// Writes the jumps and breakpoints.
-    fn patch(&mut self, world: &World, plan: &Plan) -> Result<(), AttachError> {
+    fn patch(&mut self, world: &mut World, modules: &Modules, plan: &Plan) -> Result<(), AttachError> {
         let Some(installed) = &self.installed else { return Ok(()) };
         let changes: Vec<Change> = plan.sites.iter().map(PlannedSite::change).collect();
-        let moves: HashMap<u64, u64> = plan.sites.iter().flat_map(|site| site.body.moves.iter().copied()).collect();
+        let moves: HashMap<u64, u64> = plan.sites.iter().flat_map(PlannedSite::moves).collect();
+        go::await_clear(world, modules, &plan.sites.iter().flat_map(PlannedSite::forbidden).collect())?;
         patch::evict(world, &procfs::maps(self.pid)?, &moves)?;
         // Marked before it is true: a session that is killed in between leaves nothing that is not found.
         for n in 0..changes.len() {
