@@ -201,6 +201,11 @@ impl Trace {
 
     /// Reads on until a line of this kind (and counts it as seen).
     pub fn until(&mut self, kind: &str) -> Value {
+        self.find(kind).unwrap_or_else(|how| panic!("no `{kind}` {how}; skep says:\n{}", self.stderr()))
+    }
+
+    /// As [`Trace::until`]; the error says why there was none.
+    pub fn find(&mut self, kind: &str) -> Result<Value, &'static str> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             match self.out.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -212,13 +217,11 @@ impl Trace {
                         pids.for_each(no_page_is_writable_and_executable);
                     }
                     if v["kind"] == kind {
-                        return v;
+                        return Ok(v);
                     }
                 }
-                Err(e) => {
-                    let how = if e == RecvTimeoutError::Timeout { "in time" } else { "before skep ended" };
-                    panic!("no `{kind}` {how}; skep says:\n{}", self.stderr());
-                }
+                Err(RecvTimeoutError::Timeout) => return Err("in time"),
+                Err(RecvTimeoutError::Disconnected) => return Err("before skep ended"),
             }
         }
     }

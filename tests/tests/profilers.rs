@@ -1,9 +1,9 @@
-//! Profilers see the programs in a traced process by name: the files that `skep trace` writes for them, and what `perf`
-//! makes of them where there is one.
+//! Programs that run on samples; and profilers, which see the programs in a traced process by name: the files that `skep trace`
+//! writes for them, and what `perf` makes of them where there is one.
 
 use std::process::{Command, Stdio};
 
-use skep_tests::{Trace, is_root, object, scratch, skep_bin};
+use skep_tests::{Target, Trace, build, is_root, object, scratch, skep, skep_bin, skip};
 
 const SCRIPT: &str = "print(len([str(i) for i in range(300000)]))";
 const COMMAND: [&str; 5] = ["env", "PYTHONMALLOC=malloc", "/usr/bin/python3", "-c", SCRIPT];
@@ -74,4 +74,70 @@ fn perf_shows_programs_in_a_traced_process() {
     let report = perf(&["report", "-i", "with-code.data", "--stdio", "--sort", "comm,symbol"]);
     let named = report.lines().find(|l| l.contains("python3") && l.contains("bpf_prog_") && l.contains("_on_malloc"));
     println!("{}", named.unwrap_or_else(|| panic!("{report}")));
+}
+
+/// True if the kernel takes samples for us; says so if it does not.
+fn samples(stderr: &str) -> bool {
+    let refused = stderr.contains("cannot sample");
+    if refused {
+        assert!(!is_root() || !stderr.contains("cpu-clock"), "{stderr}");
+        skip(stderr.lines().find(|l| l.contains("cannot sample")).unwrap_or_default());
+    }
+    !refused
+}
+
+#[test]
+fn folded_stacks_of_a_program_without_frame_pointers() {
+    let hot = build("hot.c", &["-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls"]);
+    let profile = object("profile.bpf.o");
+    let args = ["trace", "--folded", "--freq", "499"].map(std::ffi::OsStr::new).into_iter();
+    let command = [profile.as_os_str(), "--".as_ref(), hot.as_os_str(), "1000000".as_ref()];
+    let (status, out, err) = skep(&args.chain(command).collect::<Vec<_>>());
+    if !samples(&err) {
+        return;
+    }
+    assert_eq!(status, Some(0), "{err}");
+    // What the command prints stands there, too.
+    let out: Vec<&str> = out.lines().filter(|l| l.contains(';')).collect();
+    let mut counts = std::collections::BTreeMap::new();
+    for line in &out {
+        let (stack, count) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
+        let frames: Vec<&str> = stack.split(';').collect();
+        assert!(frames[0].starts_with("hot"), "{line}");
+        for caller in ["left", "right"] {
+            if frames.ends_with(&["main", caller, "inner"]) {
+                *counts.entry(caller).or_insert(0) += count.parse::<u64>().unwrap();
+            }
+        }
+    }
+    let all: u64 = out.iter().filter_map(|l| l.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+    let of = |caller| counts.get(caller).copied().unwrap_or(0);
+    assert!(of("left") > 0 && of("right") > 0 && (of("left") + of("right")) * 10 > all * 8, "{out:#?}");
+}
+
+#[test]
+fn writes_to_a_word_of_memory() {
+    let hot = build("hot.c", &["-O2"]);
+    let mut target = Target::start(&hot, &["1", "40"]);
+    let address = target.line();
+    let sample = format!("write:{address}:8");
+    let pid = target.pid().to_string();
+    let profile = object("profile.bpf.o");
+    let mut trace =
+        Trace::start(["--sample".as_ref(), sample.as_ref(), profile.as_os_str(), "--pid".as_ref(), pid.as_ref()]);
+    let Ok(attached) = trace.find("attached") else {
+        let stderr = trace.finish().stderr;
+        return assert!(!samples(&stderr), "{stderr}");
+    };
+    assert_eq!((attached["method"].as_str(), attached["pid"].as_u64()), (Some("sample"), pid.parse().ok()));
+    target.go();
+    let (output, status) = target.finish();
+    assert!(status.success() && output[0].ends_with(" 39"), "{output:?}");
+    let done = trace.finish();
+    assert_eq!(done.count("on_tick", "hits"), 40, "{}", done.stderr);
+    let counted: u64 =
+        done.kind("map").iter().filter(|l| l["name"] == "counts").filter_map(|l| l["value"].as_u64()).sum();
+    assert_eq!(counted, 40);
+    let key = &done.kind("map").into_iter().find(|l| l["name"] == "counts").unwrap()["key"];
+    assert!(key["comm"].as_str().is_some_and(|name| name.starts_with("hot")), "{key}");
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use skep::subsystem::sampling::Event;
 
 /// The Linux eBPF subsystem in user space: no root, no kernel module, no VM.
 #[derive(Parser, Debug)]
@@ -157,6 +158,18 @@ pub struct Trace {
     /// Write a dump of the programs' code to a new folder in DIR, for `perf inject --jit`
     #[arg(long, value_name = "DIR")]
     pub jitdump: Option<PathBuf>,
+    /// What perf_event programs sample: cpu-clock, page-faults, cycles, … or write:ADDRESS[:BYTES], access:ADDRESS[:BYTES]
+    #[arg(long, value_name = "EVENT", default_value = "cpu-clock", value_parser = sampled)]
+    pub sample: Event,
+    /// Samples a second of processor time [default: 99, or each access to memory]
+    #[arg(long, value_name = "HZ", value_parser = positive)]
+    pub freq: Option<u64>,
+    /// Events per sample
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "freq")]
+    pub period: Option<u64>,
+    /// Print call chains that maps count as lines of folded stacks, for flame graphs, and nothing else
+    #[arg(long, conflicts_with = "json")]
+    pub folded: bool,
     /// Type of the records in a ring buffer or perf event array
     #[arg(long = "event", value_name = "MAP=STRUCT", value_parser = event)]
     pub events: Vec<(String, String)>,
@@ -255,6 +268,27 @@ fn number(text: &str) -> Result<u32, String> {
         None => text.parse(),
     };
     parsed.map_err(|_| format!("{text:?} is not a number from 0 to {:#x}", u32::MAX))
+}
+
+fn positive(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is not a number above 0"))
+}
+
+/// An event by its name, or accesses to memory.
+fn sampled(text: &str) -> Result<Event, String> {
+    let (reads, rest) = match text.split_once(':') {
+        Some(("write", rest)) => (false, rest),
+        Some(("access", rest)) => (true, rest),
+        _ => return text.parse(),
+    };
+    let hex = |text: &str| u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok();
+    let (address, len) = rest.split_once(':').unwrap_or((rest, "8"));
+    let address = hex(address).ok_or_else(|| format!("{address:?} is no address (hexadecimal)"))?;
+    let len = len.parse().ok().filter(|n| matches!(n, 1 | 2 | 4 | 8)).ok_or("1, 2, 4 or 8 bytes can be watched")?;
+    if address % len != 0 {
+        return Err(format!("{address:#x} is no multiple of {len}"));
+    }
+    Ok(Event::Access { address, len, reads })
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

@@ -15,9 +15,9 @@ use crate::places::Places;
 use crate::value::{self, Typed};
 
 /// An element: its key, and its value or (per-CPU) values.
-struct Element {
-    key: Value,
-    values: Vec<Value>,
+pub struct Element {
+    pub key: Value,
+    pub values: Vec<Value>,
     zero: bool,
 }
 
@@ -25,9 +25,11 @@ fn per_cpu(def: &MapDef) -> bool {
     matches!(def.map_type, MapType::PercpuArray | MapType::PercpuHash | MapType::LruPercpuHash)
 }
 
-/// True for maps whose contents say something: not rings, tables of programs, or constants.
+/// True for maps whose contents say something: not rings, tables of programs, constants, or what loaders tell programs.
 fn shown(def: &MapDef) -> bool {
-    !def.frozen && !matches!(def.map_type, MapType::Ringbuf | MapType::PerfEventArray | MapType::ProgArray)
+    !def.frozen
+        && !def.name.starts_with("__bpf_usdt_")
+        && !matches!(def.map_type, MapType::Ringbuf | MapType::PerfEventArray | MapType::ProgArray)
 }
 
 /// True for maps that stand for a data section of the object.
@@ -39,7 +41,8 @@ fn typed(btf: Option<&Btf>, id: u32) -> Option<Typed<'_>> {
     btf.filter(|_| id != 0).map(|btf| Typed { btf, id })
 }
 
-fn elements(map: &Map, btf: Option<&Btf>) -> Vec<Element> {
+/// What is in a map.
+pub fn elements(map: &Map, btf: Option<&Btf>) -> Vec<Element> {
     let def = map.def();
     let data = is_data(def);
     let stack = def.map_type == MapType::StackTrace;

@@ -12,8 +12,12 @@ use crate::container::Container;
 use crate::core::Relocator;
 use crate::{LoadOptions, Object};
 
-/// Bytes as an object: every program is linked, against the object's own types.
+/// Bytes as an object: every program is linked, against the object's own types. And as a program with probes of its own.
 pub fn elf(bytes: &[u8]) {
+    for probe in crate::usdt_probes(bytes).unwrap_or_default() {
+        let _ = crate::usdt_arguments(&probe.arguments);
+    }
+    let _ = crate::usdt_arguments(&String::from_utf8_lossy(bytes));
     let Ok(object) = Object::parse("fuzz.o", bytes) else { return };
     let options = LoadOptions {
         btf: object.btf().cloned(),

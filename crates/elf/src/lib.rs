@@ -30,6 +30,7 @@ mod struct_ops;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod usdt;
 
 pub use btf_file::read_btf;
 pub use dwarf::{Generated, btf_from_dwarf};
@@ -39,3 +40,4 @@ pub use modules::{module_name, modules_in, with_modules};
 pub use object::{Object, ProgramInfo};
 pub use options::{Ksyms, LoadOptions};
 pub use sections::{SECTIONS, SectionDef, section_def};
+pub use usdt::{Argument, Operand, Usdt, usdt_arguments, usdt_probes};

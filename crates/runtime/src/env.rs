@@ -9,7 +9,7 @@ use skep_maps::MapRef;
 
 use crate::abi::{HelperFn, Table};
 use crate::session::{Control, Link, LinkCount, NONE, Proc, SLOT_STACK, SharedHead, Site, link_flags};
-use crate::{helpers, read};
+use crate::{helpers, read, sys};
 
 /// Bytes of BPF stack that programs may take, in all their frames: where one is entered, it is checked that they do.
 pub const STACK_BYTES: usize = 8 * STACK_SIZE;
@@ -193,6 +193,25 @@ impl Modes {
     }
 }
 
+/// The thread that a run is about, where that is not the one that runs it: a sampled thread of another process. Its memory
+/// is "user" memory then, and the running process's own is the "kernel's".
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Task<'a> {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// The thread's name, with its terminator.
+    pub comm: [u8; 16],
+    /// Its user stack: instruction pointers, innermost first.
+    pub chain: &'a [u64],
+}
+
 /// What a run of a program can reach. At a probed place it lies in the memory of the slot, and what does not change from hit
 /// to hit stays there for as long as the same thread has the slot.
 #[repr(C)]
@@ -257,6 +276,8 @@ pub struct Env {
     pub(crate) reserve: u64,
     /// When its time is up; 0 until somebody has looked at the clock.
     pub(crate) deadline: u64,
+    /// The thread that the run is about; null if that is the one that runs it.
+    pub(crate) task: *const Task<'static>,
 }
 
 /// A function of an application, as programs call it.
@@ -324,7 +345,19 @@ impl Env {
             time_limit: 0,
             reserve: 0,
             deadline: 0,
+            task: null(),
         }
+    }
+
+    /// The thread that the run is about, if that is not the one that runs it.
+    pub(crate) fn task(&self) -> Option<&Task<'_>> {
+        // SAFETY: who sets it keeps the thread's description for as long as the run goes on.
+        unsafe { self.task.as_ref() }
+    }
+
+    /// The process and the thread that the run is about.
+    pub(crate) fn ids(&self) -> (u32, u32) {
+        self.task().map_or_else(|| (sys::getpid(), sys::gettid()), |t| (t.pid, t.tid))
     }
 
     /// The index of the link; [`NONE`] outside of probes.

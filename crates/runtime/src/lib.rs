@@ -31,7 +31,7 @@ mod typed;
 mod view;
 
 #[cfg(feature = "control")]
-pub use env::SlotArea;
+pub use env::{SlotArea, Task};
 pub use image::Image;
 #[cfg(feature = "control")]
 pub use machine::{At, Machine, Run, Scene};

@@ -5,7 +5,7 @@ use core::ptr::{null, null_mut};
 use skep_ebpf::uapi::PtRegs;
 use skep_maps::MapRef;
 
-use crate::env::{Env, HostFn, Seq, SlotArea};
+use crate::env::{Env, HostFn, Seq, SlotArea, Task};
 use crate::image::Image;
 use crate::session::{Control, SharedHead};
 use crate::{interp, native};
@@ -133,6 +133,18 @@ impl Machine {
         let env = &mut self.env;
         (env.cookie, env.func_ip, env.entry_ip, env.regs) = (0, 0, 0, null());
         Some(run)
+    }
+
+    /// As [`Machine::run_at`], of a program that is about a thread of another process.
+    ///
+    /// # Safety
+    /// As [`Machine::run_at`].
+    pub unsafe fn run_about(&mut self, prog: u32, ctx: *mut u8, at: &At, task: &Task<'_>) -> Option<Run> {
+        self.env.task = (&raw const *task).cast();
+        // SAFETY: the caller's promise; `task` is there until the run is over.
+        let run = unsafe { self.run_at(prog, ctx, at) };
+        self.env.task = null();
+        run
     }
 
     /// As [`Machine::run`], of a program that is given kernel objects.

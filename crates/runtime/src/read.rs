@@ -14,11 +14,21 @@ const USER_MAX: u64 = (1 << 47) - PAGE;
 /// # Safety
 /// `dst` must be writable for `len` bytes.
 pub(crate) unsafe fn read(dst: *mut u8, src: u64, len: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { read_of(0, dst, src, len) }
+}
+
+/// As [`read`], of the memory of a process; 0 is this one.
+///
+/// # Safety
+/// As [`read`].
+pub(crate) unsafe fn read_of(pid: u32, dst: *mut u8, src: u64, len: usize) -> bool {
     if len == 0 {
         return src <= USER_MAX;
     }
+    let pid = if pid == 0 { sys::getpid() } else { pid };
     // SAFETY: the caller's promise.
-    unsafe { sys::read_memory(dst, src, len) == len as isize }
+    unsafe { sys::read_memory(pid, dst, src, len) == len as isize }
 }
 
 /// As [`read`], and direct where that cannot fault: in the pages between this function's own frame and `top`, an address
@@ -57,6 +67,22 @@ pub(crate) enum Tail {
 /// # Safety
 /// `dst` must be writable for `size` bytes, and not overlap `chunk`.
 pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, tail: Tail, chunk: &mut [u8]) -> Option<usize> {
+    // SAFETY: the caller's promise.
+    unsafe { read_str_of(0, dst, src, size, tail, chunk) }
+}
+
+/// As [`read_str`], from the memory of a process; 0 is this one.
+///
+/// # Safety
+/// As [`read_str`].
+pub(crate) unsafe fn read_str_of(
+    pid: u32,
+    dst: *mut u8,
+    src: u64,
+    size: usize,
+    tail: Tail,
+    chunk: &mut [u8],
+) -> Option<usize> {
     let mut done = 0usize;
     while done < size {
         let at = src.checked_add(done as u64)?;
@@ -64,7 +90,7 @@ pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, tail: Tail, c
         let n = in_page.min(size - done).min(chunk.len());
         let (part, _) = chunk.split_at_mut_checked(n)?;
         // SAFETY: `part` is writable.
-        if n == 0 || !unsafe { read(part.as_mut_ptr(), at, n) } {
+        if n == 0 || !unsafe { read_of(pid, part.as_mut_ptr(), at, n) } {
             return None;
         }
         let end = part.iter().position(|&b| b == 0);
@@ -75,7 +101,7 @@ pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, tail: Tail, c
         if end.is_some() {
             if tail == Tail::Word {
                 // SAFETY: `dst` is writable for `size` bytes.
-                unsafe { clear_word(dst, src, done, size) };
+                unsafe { clear_word(pid, dst, src, done, size) };
             }
             return Some(done);
         }
@@ -91,12 +117,12 @@ pub(crate) unsafe fn read_str(dst: *mut u8, src: u64, size: usize, tail: Tail, c
 ///
 /// # Safety
 /// `dst` must be writable for `size` bytes.
-unsafe fn clear_word(dst: *mut u8, src: u64, len: usize, size: usize) {
+unsafe fn clear_word(pid: u32, dst: *mut u8, src: u64, len: usize, size: usize) {
     let end = len.next_multiple_of(8);
     let mut word = 0u64;
     // SAFETY: eight bytes into a local; `len` ≤ `end` ≤ `size`.
     unsafe {
-        if end <= size && read((&raw mut word).cast(), src.wrapping_add(end as u64 - 8), 8) {
+        if end <= size && read_of(pid, (&raw mut word).cast(), src.wrapping_add(end as u64 - 8), 8) {
             core::ptr::write_bytes(dst.add(len), 0, end - len);
         }
     }

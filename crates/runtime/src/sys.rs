@@ -99,16 +99,16 @@ pub(crate) fn auxv(entries: &mut [[u64; 2]]) -> Option<usize> {
     usize::try_from(ret).ok().map(|bytes| (bytes / 16).min(entries.len()))
 }
 
-/// Reads memory of this process; returns the bytes read, or a negative errno if the first was not readable.
+/// Reads memory of a process; returns the bytes read, or a negative errno if the first was not readable.
 ///
 /// # Safety
 /// `dst` must be writable for `len` bytes.
-pub(crate) unsafe fn read_memory(dst: *mut u8, src: u64, len: usize) -> isize {
+pub(crate) unsafe fn read_memory(pid: u32, dst: *mut u8, src: u64, len: usize) -> isize {
     let local = [dst as usize, len];
     let remote = [src as usize, len];
     let (l, r) = (local.as_ptr() as usize, remote.as_ptr() as usize);
     // SAFETY: the kernel writes to `dst` alone, at most `len` bytes; what it cannot read it reports.
-    unsafe { call6(PROCESS_VM_READV, [getpid() as usize, l, 1, r, 1, 0]) }
+    unsafe { call6(PROCESS_VM_READV, [pid as usize, l, 1, r, 1, 0]) }
 }
 
 /// Sets the action of a signal: handler, flags, restorer, mask.

@@ -7,13 +7,16 @@
 mod arguments;
 pub mod attach;
 pub mod clock;
+pub mod code_map;
 pub mod events;
 pub mod front;
 pub mod host;
 pub mod keeper;
 pub mod loaded;
+pub mod names;
 pub mod place;
 pub mod process_types;
+pub mod sampling;
 pub mod session;
 pub mod signals;
 pub mod spawn;

@@ -20,7 +20,7 @@ impl Loaded {
     pub fn new(verified: &Verified, options: &Options) -> Result<Loaded, CompileError> {
         let program = verified.program();
         let section = program.section.strip_prefix('?').unwrap_or(&program.section);
-        let user_probe = section.starts_with("uprobe") || section.starts_with("uretprobe");
+        let user_probe = ["uprobe", "uretprobe", "usdt"].iter().any(|kind| section.starts_with(kind));
         Ok(Loaded { compiled: compile(verified, options)?, maps: program.maps.clone(), user_probe })
     }
 

@@ -5,13 +5,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use skep_tests::{Value, object, root, scratch, skip};
+use skep_tests::{Trace, Value, object, root, scratch, skep, skip};
 
 use crate::probes::Worker;
 
 /// Tests of this file.
-pub const TESTS: &[(&str, fn())] =
-    &[("bpftool: skeletons in a program in C", skeletons), ("bpftool: shows, dumps and runs what it loaded", commands)];
+pub const TESTS: &[(&str, fn())] = &[
+    ("bpftool: skeletons in a program in C", skeletons),
+    ("bpftool: shows, dumps and runs what it loaded", commands),
+    ("skep trace: a USDT program made with libbpf's headers", traced),
+];
 
 /// A folder beside the test's own: `examples`, `build`.
 fn beside(folder: &str) -> PathBuf {
@@ -123,6 +126,32 @@ fn skeletons() {
     let status = child.wait().expect("it ends");
     assert!(status.success(), "{status} after {passed:?}");
     assert_eq!((passed.len(), passed.last().map(String::as_str)), (12, Some("done")), "{passed:?}");
+}
+
+/// `skep trace` finds the places of a probe, says to the program that it listens, and tells where arguments are.
+fn traced() {
+    let object = compiled("usdt_arg", &libbpf().join("include"));
+    let mut worker = Worker::start();
+    for round in 0..2 {
+        worker.work(5);
+        let func = format!("{}:skep:work", worker.program.display());
+        let mut args = vec![object.clone().into_os_string(), "--func".into(), func.into()];
+        args.extend(["--pid".into(), worker.pid().to_string().into()]);
+        let mut trace = Trace::start(args);
+        trace.until("attached");
+        worker.work(20);
+        trace.interrupt();
+        let done = trace.finish();
+        assert_eq!(done.count("on_usdt", "hits"), 20, "round {round}: {}", done.stderr);
+        let data = done.kind("map").into_iter().find(|m| m["value"]["hits"].is_u64()).expect("global data").clone();
+        let of = |name: &str| data["value"][name].as_i64();
+        assert_eq!((of("first"), of("second"), of("count")), (Some(20), Some(7), Some(2)), "{data}");
+    }
+    let nowhere = format!("{}:skep:play", worker.program.display());
+    let args =
+        ["trace".as_ref(), object.as_os_str(), "--func".as_ref(), nowhere.as_ref(), "--pid".as_ref(), "1".as_ref()];
+    let (status, _, stderr) = skep(&args);
+    assert!(status == Some(2) && stderr.contains("no probe skep:play; it has skep:work"), "{stderr}");
 }
 
 /// What bpftool answers to some commands, in one process: JSON, one value for each.

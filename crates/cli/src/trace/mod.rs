@@ -1,12 +1,15 @@
 //! `skep trace`: an object's programs on functions of processes.
 
 mod executable;
+mod folded;
 pub mod plan;
 mod report;
+mod sampled;
 mod status;
 mod target;
 mod tracing;
 mod typed;
+mod usdt;
 
 use std::collections::HashSet;
 
@@ -23,8 +26,10 @@ use crate::{Failure, records, say};
 use executable::Executables;
 use plan::Placement;
 use report::Report;
+use sampled::Sampling;
 use tracing::Tracing;
 use typed::Typed;
+use usdt::{Site, Specs};
 
 /// Most vCPU slots: each per-CPU map has a value for each.
 const MAX_SLOTS: u32 = 1024;
@@ -33,8 +38,15 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     // Before any thread is made, so that all have them blocked.
     let signals = EndSignals::catch().map_err(|e| Failure::Input(format!("signals: {e}")))?;
     let input = object(&args.object)?;
-    let plan = plan::plan(&input.object, &args.funcs)?;
-    if plan.placements.is_empty() {
+    let mut plan = plan::plan(&input.object, &args.funcs)?;
+    let mut specs = Specs::default();
+    for (program, spec) in &plan.usdt {
+        for Site { place, cookie, counter } in specs.sites(spec, args)? {
+            let program = program.clone();
+            plan.placements.push(Placement { program, place, typed: false, index: 0, cookie, counter });
+        }
+    }
+    if plan.placements.is_empty() && plan.sampled.is_empty() {
         let why: Vec<_> = plan.left_out.iter().map(|(name, why)| format!("\n  {name}: {why}")).collect();
         return Err(Failure::Input(format!("{}: no program can be attached{}", input.path, why.concat())));
     }
@@ -47,6 +59,7 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     let linker = Linker::new(&args.load);
     let plain = plan.placements.iter().filter(|p| !p.typed);
     let mut names: Vec<String> = plain.map(|p| p.program.clone()).collect();
+    names.extend(plan.sampled.iter().cloned());
     names.extend(plan::called(&input.object));
     let mut seen = HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
@@ -75,15 +88,18 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     let injector = Injector::spawn().map_err(Failure::input)?;
     let executables = Executables::new(&args.exe, &[std::process::id(), injector.pid()])?;
     let slots = slots(args, &executables);
-    let options = Options { links: placements.len() as u32, slots, engine, symbols, ..Options::default() };
+    let links = (placements.len() + plan.sampled.len()) as u32;
+    let options = Options { links, slots, engine, symbols, ..Options::default() };
     let mut session = road::session(programs, &options)?;
     let probes = link(&mut session, &placements)?;
+    specs.fill(&session, btf)?;
+    let sampling = Sampling::new(&mut session, &plan.sampled, args)?;
 
     let mut report = Report::new(args.json, btf, types);
     if let ([pid], true) = (&args.pid[..], executables.is_empty()) {
         report.only = Some(*pid);
     }
-    Tracing::new(&session, &placements, probes, injector, signals, executables, report, args).trace(args)
+    Tracing::new(&session, &placements, probes, injector, signals, executables, sampling, report, args).trace(args)
 }
 
 /// A slot for each thread that runs programs at a time: threads of several processes are more than those of one.
@@ -101,7 +117,7 @@ fn slots(args: &Trace, executables: &Executables) -> u32 {
 /// Links every placement.
 fn link(session: &mut Session, placements: &[Placement]) -> Result<Vec<ProbeSpec>, Failure> {
     let one = |p: &Placement| {
-        let link = session.link(p.index, p.place.when, 0)?;
+        let link = session.link(p.index, p.place.when, p.cookie)?;
         Ok(probe(link, &p.place))
     };
     placements

@@ -18,6 +18,10 @@ pub struct Placement {
     pub typed: bool,
     /// Its program's index in the session.
     pub index: usize,
+    /// What the program is told of the place.
+    pub cookie: u64,
+    /// Offset in the place's file of a counter of who listens.
+    pub counter: Option<u64>,
 }
 
 /// What an object's programs come to.
@@ -25,6 +29,10 @@ pub struct Placement {
 pub struct Plan {
     /// What is attached.
     pub placements: Vec<Placement>,
+    /// Programs on statically defined probes, with `PATH:PROVIDER:NAME`.
+    pub usdt: Vec<(String, String)>,
+    /// Programs that run on samples.
+    pub sampled: Vec<String>,
     /// Programs that are not, with the reason.
     pub left_out: Vec<(String, String)>,
 }
@@ -45,9 +53,29 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
             plan.left_out.push((name(), "its section begins with `?`: it is not loaded unless asked for".into()));
             continue;
         }
+        if prog_type == ProgType::PerfEvent {
+            plan.sampled.push(name());
+            continue;
+        }
+        if let Some(spec) = usdt(&info.section) {
+            match (spec, funcs) {
+                (Some(spec), _) => plan.usdt.push((name(), spec.to_owned())),
+                (None, []) => {
+                    plan.left_out
+                        .push((name(), "its section names no probe: give one with --func PATH:PROVIDER:NAME".into()));
+                }
+                (None, funcs) => {
+                    bound = true;
+                    plan.usdt.extend(funcs.iter().map(|f| (name(), f.clone())));
+                }
+            }
+            continue;
+        }
         let typed = prog_type == ProgType::Tracing;
         match place(&info.section, prog_type) {
-            Ok(place) => plan.placements.push(Placement { program: name(), place, typed, index: 0 }),
+            Ok(place) => {
+                plan.placements.push(Placement { program: name(), place, typed, index: 0, cookie: 0, counter: None })
+            }
             // It runs by tail calls.
             Err(Unplaceable::Unbound { .. }) if called.contains(&info.name) => {}
             Err(Unplaceable::Unbound { when, .. }) if !funcs.is_empty() => {
@@ -62,7 +90,14 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
                     if typed && !place.is_function() {
                         return Err(Failure::Input(format!("--func {func}: {} runs around functions only", info.name)));
                     }
-                    plan.placements.push(Placement { program: name(), place, typed, index: 0 });
+                    plan.placements.push(Placement {
+                        program: name(),
+                        place,
+                        typed,
+                        index: 0,
+                        cookie: 0,
+                        counter: None,
+                    });
                 }
             }
             Err(why) => plan.left_out.push((name(), why.to_string())),
@@ -76,6 +111,15 @@ pub fn plan(object: &Object, funcs: &[String]) -> Result<Plan, Failure> {
         )));
     }
     Ok(plan)
+}
+
+/// What a section of a statically defined probe names; none for other sections.
+fn usdt(section: &str) -> Option<Option<&str>> {
+    let (kind, rest) = match section.split_once('/') {
+        Some((kind, rest)) => (kind, Some(rest)),
+        None => (section, None),
+    };
+    matches!(kind, "usdt" | "usdt.s").then_some(rest.filter(|r| !r.is_empty()))
 }
 
 /// The programs that the object's prog arrays name.
@@ -113,6 +157,14 @@ mod tests {
         assert_eq!(placed("two_entry.bpf.o", &["f+0x10"]).unwrap(), ["on_entry Entry f+0x10"]);
         assert!(placed("two.bpf.o", &["f+0x10"]).is_err(), "a return probe has no offset");
         assert!(placed("count.bpf.o", &["f"]).is_err(), "all name their function");
+    }
+
+    #[test]
+    fn what_runs_on_samples_has_no_place() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/profile.bpf.o");
+        let object = Object::parse("profile.bpf.o", &std::fs::read(path).unwrap()).unwrap();
+        let plan = plan(&object, &[]).unwrap();
+        assert_eq!((plan.placements.len(), plan.sampled, plan.left_out.len()), (0, vec!["on_tick".into()], 0));
     }
 
     #[test]

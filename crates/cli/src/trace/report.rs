@@ -5,6 +5,7 @@ use skep::ebpf::btf::value::Value;
 use skep::subsystem::attach::Placed;
 use skep::subsystem::clock::monotonic_ns;
 use skep::subsystem::events::Event;
+use skep::subsystem::sampling::Event as Sampled;
 use skep::subsystem::session::{Counts, Link, Session};
 
 use crate::json::{Field, Line};
@@ -41,6 +42,11 @@ impl<'a> Report<'a> {
         Report { out: Out::stdout(), json, btf, records, only: None, places: Places::default(), reported: Vec::new() }
     }
 
+    /// The object's types.
+    pub fn btf(&self) -> Option<&'a Btf> {
+        self.btf
+    }
+
     /// A probe is in place.
     pub fn attached(&mut self, pid: u32, program: &str, placed: &Placed) -> Result<(), OutError> {
         let Placed { symbol, module, address, method } = placed;
@@ -60,6 +66,22 @@ impl<'a> Report<'a> {
             say(format_args!("attached {program} to {symbol} in {module} at {address:#x}{whose} ({})", method.name()));
             Ok(())
         }
+    }
+
+    /// A program runs on samples of a process.
+    pub fn sampled(&mut self, program: &str, pid: u32, event: Sampled) -> Result<(), OutError> {
+        if !self.json {
+            say(format_args!("{program} runs on samples of process {pid}: {event}"));
+            return Ok(());
+        }
+        self.out.json(&Line(vec![
+            ("kind", "attached".into()),
+            ("time_ns", monotonic_ns().into()),
+            ("program", program.into()),
+            ("pid", pid.into()),
+            ("event", event.to_string().into()),
+            ("method", "sample".into()),
+        ]))
     }
 
     fn read(&self, map: usize, data: &[u8]) -> Value {

@@ -1,9 +1,9 @@
 //! One of the processes that are traced, and which of them there are.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use skep::subsystem::attach::{AttachError, Attached};
+use skep::subsystem::attach::{AttachError, Attached, count};
 
 use crate::places::Places;
 
@@ -22,6 +22,8 @@ pub struct Target {
     pub placed: HashSet<u32>,
     /// Its code, when it was last looked at.
     pub places: Places,
+    /// Counters of who listens that say so for us: files and offsets in them.
+    pub counters: BTreeSet<(String, u64)>,
     /// The injector follows it through `exec`.
     pub followed: bool,
     /// When the present image was attached to.
@@ -36,6 +38,7 @@ impl Target {
             missing: BTreeMap::new(),
             placed: HashSet::new(),
             places: Places::default(),
+            counters: BTreeSet::new(),
             followed,
             since: Instant::now(),
         }
@@ -55,6 +58,18 @@ impl Target {
                 }
             }
         }
+    }
+
+    /// Says to the program's own code that somebody listens at a probe, or at none of those any more. A counter that is
+    /// not there is of a file that is not mapped any more.
+    pub fn listen(&mut self, counters: BTreeSet<(String, u64)>) {
+        for (file, offset) in self.counters.difference(&counters) {
+            let _ = count(self.pid, file, *offset, -1);
+        }
+        for (file, offset) in counters.difference(&self.counters) {
+            let _ = count(self.pid, file, *offset, 1);
+        }
+        self.counters = counters;
     }
 
     /// May absent symbols be looked for again?

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeSpec};
+use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeOutcome, ProbeSpec};
 use skep::subsystem::events::Events;
 use skep::subsystem::session::{Link, Session};
 use skep::subsystem::signals::EndSignals;
@@ -16,6 +16,7 @@ use skep::subsystem::target::request;
 use super::executable::Executables;
 use super::plan::Placement;
 use super::report::{Ending, Report};
+use super::sampled::Sampling;
 use super::status::Status;
 use super::target::{Numbers, Target, unprobeable};
 use crate::args::Trace;
@@ -54,6 +55,7 @@ pub struct Tracing<'a> {
     probes: Vec<ProbeSpec>,
     wait: bool,
     executables: Executables,
+    sampling: Sampling,
     /// By process id.
     targets: BTreeMap<u32, Target>,
     numbers: Numbers,
@@ -80,6 +82,7 @@ impl<'a> Tracing<'a> {
         injector: Injector,
         signals: EndSignals,
         executables: Executables,
+        sampling: Sampling,
         report: Report<'a>,
         args: &Trace,
     ) -> Tracing<'a> {
@@ -94,6 +97,7 @@ impl<'a> Tracing<'a> {
             probes,
             wait: args.wait,
             executables,
+            sampling,
             targets: BTreeMap::new(),
             numbers: Numbers::default(),
             command: None,
@@ -133,6 +137,15 @@ impl<'a> Tracing<'a> {
     /// Attaches to a running process, or says why that is not possible.
     fn attach(&mut self, pid: u32) -> Result<Option<String>, Failure> {
         let mut target = Target::new(pid, self.numbers.take(), false);
+        if self.placements.is_empty() {
+            if let Err(why) = self.sample(pid) {
+                self.numbers.give(target.index);
+                return Ok(Some(why.to_string()));
+            }
+            self.traced += 1;
+            self.targets.insert(pid, target);
+            return Ok(None);
+        }
         let attached = match self.request(&mut target) {
             Ok(attached) => attached,
             Err(error) => {
@@ -148,14 +161,23 @@ impl<'a> Tracing<'a> {
             self.numbers.give(target.index);
             return Ok(Some(lines.join("\n  ")));
         }
-        self.outcomes(&target, &attached)?;
+        self.outcomes(&mut target, &attached)?;
         for (link, error) in target.missing.iter().filter(|(_, e)| unprobeable(e)) {
             say(format_args!("note: {} is left out", self.missing_line(*link, error)));
         }
         self.traced += 1;
         self.targets.insert(pid, target);
+        let sampled = self.sample(pid);
         self.go(pid)?;
+        sampled?;
         Ok(None)
+    }
+
+    /// Samples a process from now on, if a program runs on samples.
+    fn sample(&mut self, pid: u32) -> Result<(), Failure> {
+        self.sampling.look(pid);
+        let alone = self.placements.is_empty() && self.command.is_none();
+        self.sampling.add(pid, alone, self.session, &mut self.report)
     }
 
     /// A process cannot be attached to. The others go on.
@@ -176,9 +198,12 @@ impl<'a> Tracing<'a> {
         let index = target.index;
         self.traced += 1;
         self.targets.insert(pid, target);
-        let held = self.command.insert(Box::new(held));
+        self.command = Some(Box::new(held));
+        self.sample(pid)?;
+        // Without probes it is followed all the same: its end comes that way.
         let request = request(self.session, pid, index, self.probes.clone()).map_err(Failure::input)?;
         self.injector.follow(&request).map_err(Failure::input)?;
+        let Some(held) = &mut self.command else { return Ok(()) };
         held.release().map_err(|e| Failure::Input(format!("process {pid}: {e}")))
     }
 
@@ -201,8 +226,19 @@ impl<'a> Tracing<'a> {
         self.session.links().get(index as usize).copied()
     }
 
+    /// The counters at the places of a process that have one.
+    fn counters(&self, attached: &Attached) -> BTreeSet<(String, u64)> {
+        let counter = |outcome: &ProbeOutcome| {
+            let placed = outcome.result.as_ref().ok()?;
+            let counter = self.placements.get(outcome.link as usize)?.counter?;
+            Some((placed.module.clone(), counter))
+        };
+        attached.probes.iter().filter_map(counter).collect()
+    }
+
     /// Prints what became of a process's probes.
-    fn outcomes(&mut self, target: &Target, attached: &Attached) -> Result<(), Failure> {
+    fn outcomes(&mut self, target: &mut Target, attached: &Attached) -> Result<(), Failure> {
+        target.listen(self.counters(attached));
         self.session.attached(attached);
         self.status.clear();
         for note in &attached.notes {
@@ -263,6 +299,9 @@ impl<'a> Tracing<'a> {
             if signal && self.signals.take().is_some() {
                 return Ok(End::Asked);
             }
+            for pid in self.sampling.ended() {
+                self.injector_event(InjectorEvent::Exited { pid })?;
+            }
             // Also when its socket is silent: an event may have come together with an answer.
             if let Some(end) = self.injector_events()? {
                 return Ok(end);
@@ -290,15 +329,15 @@ impl<'a> Tracing<'a> {
     /// Waits for events, the injector and signals; true if a signal has come.
     fn poll(&self, timeout: Duration) -> Result<bool, Failure> {
         use std::os::fd::AsFd;
-        let fds = [self.session.events_fd(), self.injector.fd(), self.signals.as_fd()];
-        let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let fds = [self.signals.as_fd(), self.session.events_fd(), self.injector.fd()].into_iter();
+        let fds = fds.chain(self.sampling.fds());
+        let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         match poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Failure::Input(format!("poll: {e}"))),
         }
-        let [.., signals] = polled;
-        Ok(!signals.revents().is_empty())
+        Ok(polled.first().is_some_and(|signals| !signals.revents().is_empty()))
     }
 
     /// Prints the events that are there.
@@ -306,14 +345,21 @@ impl<'a> Tracing<'a> {
         self.session.hear();
         let mut done = Ok(());
         let (session, report, status) = (self.session, &mut self.report, &mut self.status);
+        let quiet = self.sampling.is_folded();
+        let sampled = self.sampling.poll(session, |event| {
+            if done.is_ok() && !quiet {
+                status.clear();
+                done = report.event(session, &event);
+            }
+        });
         let count = self.events.drain(session, |event| {
-            if done.is_ok() {
+            if done.is_ok() && !quiet {
                 status.clear();
                 done = report.event(session, &event);
             }
         });
         done?;
-        if count > 0 {
+        if count + sampled > 0 {
             self.report.out.flush()?;
         }
         Ok(())
@@ -393,12 +439,14 @@ impl<'a> Tracing<'a> {
         let pid = attached.pid;
         let Some(mut target) = self.targets.remove(&pid) else { return Ok(()) };
         // The image that was there is gone, and with it what its threads held.
+        target.counters.clear();
         self.session.sweep(target.index);
         self.drain()?;
         let known: Vec<u32> = target.missing.keys().copied().collect();
         target.note(attached);
         target.places = Places::of(pid);
-        self.outcomes(&target, attached)?;
+        self.sampling.look(pid);
+        self.outcomes(&mut target, attached)?;
         for (link, error) in target.never().filter(|(link, _)| !known.contains(link)) {
             let line = self.missing_line(link, error);
             say(format_args!("note: {line}; waiting for the next program that it executes"));
@@ -446,7 +494,7 @@ impl<'a> Tracing<'a> {
         let done = match self.request(&mut target) {
             Ok(attached) => {
                 target.note(&attached);
-                self.outcomes(&target, &attached).and_then(|()| self.go(pid))
+                self.outcomes(&mut target, &attached).and_then(|()| self.go(pid))
             }
             // Its end is noticed elsewhere.
             Err(AttachError::NoSuchProcess { .. } | AttachError::Exited { .. }) => Ok(()),
@@ -469,6 +517,7 @@ impl<'a> Tracing<'a> {
             let places = Places::of(target.pid);
             if !places.is_empty() {
                 target.places = places;
+                self.sampling.look(target.pid);
             }
         }
         let all = self.targets.values().map(|target| &target.places);
@@ -490,6 +539,9 @@ impl<'a> Tracing<'a> {
 
     /// Takes the probes out of a process.
     fn let_go(&mut self, pid: u32) {
+        if let Some(target) = self.targets.get_mut(&pid) {
+            target.listen(BTreeSet::new());
+        }
         if let Err(error) = self.injector.detach(pid)
             && !matches!(error, AttachError::Exited { .. } | AttachError::NotAttached { .. })
         {
@@ -500,6 +552,7 @@ impl<'a> Tracing<'a> {
 
     /// Detaches and prints what there is.
     fn finish(&mut self, end: &End) -> Result<u8, Failure> {
+        self.sampling.stop();
         if !matches!(end, End::Injector) {
             self.detach();
         }
@@ -522,7 +575,15 @@ impl<'a> Tracing<'a> {
         }
         self.drain()?;
         self.report.misses(self.session)?;
-        self.report.maps(self.session)?;
+        if self.sampling.is_folded() {
+            self.sampling.print(self.session, &mut self.report)?;
+        } else {
+            self.report.maps(self.session)?;
+        }
+        match self.sampling.lost() {
+            0 => {}
+            lost => say(format_args!("{lost} samples were lost: no room in the kernel's ring")),
+        }
         self.report.out.flush()?;
         self.report.summary(self.session, ending, self.traced)?;
         self.report.out.flush()?;

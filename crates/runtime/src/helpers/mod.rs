@@ -128,7 +128,7 @@ table! {
     1   map_lookup_elem(r1, r2) => maps::map_lookup_elem;
     2   map_update_elem(r1, r2, r3, r4) => maps::map_update_elem;
     3   map_delete_elem(r1, r2) => maps::map_delete_elem;
-    4   probe_read(r1, r2, r3) => probe::probe_read;
+    4   probe_read(r1, r2, r3) => probe::probe_read_user;
     5   ktime_get_ns() => task::ktime_get_ns;
     6   trace_printk(r1, r2, r3, r4, r5) => printk::trace_printk;
     7   get_prandom_u32() => task::get_prandom_u32;
@@ -158,8 +158,8 @@ table! {
     99  skc_lookup_tcp() => net::no_socket;
     105 strtol(r1, r2, r3, r4) => strings::strtol;
     106 strtoul(r1, r2, r3, r4) => strings::strtoul;
-    112 probe_read_user(r1, r2, r3) => probe::probe_read;
-    113 probe_read_kernel(r1, r2, r3) => probe::probe_read;
+    112 probe_read_user(r1, r2, r3) => probe::probe_read_user;
+    113 probe_read_kernel(r1, r2, r3) => probe::probe_read_kernel;
     114 probe_read_user_str(r1, r2, r3) => probe::probe_read_user_str;
     115 probe_read_kernel_str(r1, r2, r3) => probe::probe_read_kernel_str;
     118 jiffies64() => task::jiffies64;

@@ -5,7 +5,7 @@ use skep_ebpf::uapi::F_INDEX_MASK;
 use skep_maps::{MapRef, Part, Sample};
 
 use crate::env::{Env, RESERVED, Reservation};
-use crate::{clock, packet, session, sys};
+use crate::{clock, packet, session};
 
 /// Where the length of packet data that is to be appended stands in the flags of `perf_event_output`.
 const CTX_LEN_MASK: u64 = 0xf_ffff << 32;
@@ -111,7 +111,8 @@ pub(super) unsafe fn perf_event_output(env: &mut Env, ctx: u64, map: u64, flags:
     let ip = if env.regs.is_null() { 0 } else { unsafe { (*env.regs).rip } };
     // SAFETY: the environment's block is that of this process, or null.
     let time = unsafe { clock::monotonic(env.proc) };
-    let sample = Sample { ip, pid: sys::getpid(), tid: sys::gettid(), time };
+    let (pid, tid) = env.ids();
+    let sample = Sample { ip, pid, tid, time };
     // SAFETY: the caller's promise.
     unsafe {
         emit(env, map, flags & F_INDEX_MASK, &sample, [Part { ptr: data as *const u8, len: size as usize }, tail])
@@ -140,12 +141,13 @@ pub(super) unsafe fn printk(env: &Env, record: *mut session::PrintkRecord, len: 
         if map.is_null() {
             return;
         }
+        let (pid, tid) = env.ids();
         record.write_unaligned(session::PrintkRecord {
             link: env.link_index(),
             len: len as u32,
             time_ns: clock::monotonic(env.proc),
-            pid: sys::getpid(),
-            tid: sys::gettid(),
+            pid,
+            tid,
         });
         let size = (size_of::<session::PrintkRecord>() + len) as u64;
         (*map).ringbuf_output(env.slot, record.cast(), size, 0);

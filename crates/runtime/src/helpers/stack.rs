@@ -1,7 +1,7 @@
 //! Call chains, by frame pointers from the registers of the probe.
 //!
 //! A traced function is the "kernel" here as much as it is user space, so the flags that choose between the two stacks
-//! choose the same one.
+//! choose the same one. Of a sampled thread only the user stack is known; it comes with the sample.
 
 use skep_ebpf::Errno;
 use skep_ebpf::uapi::{ProgType, PtRegs};
@@ -124,7 +124,10 @@ fn start(env: &Env, ctx: u64) -> *const PtRegs {
 ///
 /// # Safety
 /// `ctx` is the program's context, and the slot is held.
-unsafe fn collect<'a>(env: &Env, ctx: u64) -> &'a [u64] {
+unsafe fn collect(env: &Env, ctx: u64, flags: u64) -> &[u64] {
+    if let Some(task) = env.task() {
+        return if flags & USER_STACK != 0 { task.chain } else { &[] };
+    }
     let regs = start(env, ctx);
     if regs.is_null() {
         return &[];
@@ -142,7 +145,7 @@ unsafe fn collect<'a>(env: &Env, ctx: u64) -> &'a [u64] {
 /// `map` is a stack trace map's handle, `ctx` the program's context.
 pub(super) unsafe fn get_stackid(env: &mut Env, ctx: u64, map: u64, flags: u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { (*(map as *const MapRef)).stackid(env.slot, collect(env, ctx), flags) as u64 }
+    unsafe { (*(map as *const MapRef)).stackid(env.slot, collect(env, ctx, flags), flags) as u64 }
 }
 
 /// # Safety
@@ -158,7 +161,8 @@ pub(super) unsafe fn get_stack(env: &mut Env, ctx: u64, buf: u64, size: u64, fla
             core::ptr::write_bytes(buf, 0, size);
             return Errno::EINVAL.neg() as u64;
         }
-        let Some(ips) = collect(env, ctx).get((flags & SKIP_MASK) as usize..).filter(|ips| !ips.is_empty()) else {
+        let Some(ips) = collect(env, ctx, flags).get((flags & SKIP_MASK) as usize..).filter(|ips| !ips.is_empty())
+        else {
             core::ptr::write_bytes(buf, 0, size);
             return Errno::EFAULT.neg() as u64;
         };

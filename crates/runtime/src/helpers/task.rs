@@ -80,6 +80,9 @@ pub(super) unsafe fn get_numa_node_id(_: &mut Env) -> u64 {
 /// # Safety
 /// The slot of `env` is held.
 pub(super) unsafe fn get_current_pid_tgid(env: &mut Env) -> u64 {
+    if let Some(task) = env.task() {
+        return u64::from(task.pid) << 32 | u64::from(task.tid);
+    }
     let tid = sys::gettid();
     // SAFETY: the slot's memory is this run's.
     let ids = unsafe { &mut (*env.area).ids };
@@ -91,8 +94,8 @@ pub(super) unsafe fn get_current_pid_tgid(env: &mut Env) -> u64 {
 
 /// # Safety
 /// None.
-pub(super) unsafe fn get_current_uid_gid(_: &mut Env) -> u64 {
-    let (uid, gid) = sys::getuid_gid();
+pub(super) unsafe fn get_current_uid_gid(env: &mut Env) -> u64 {
+    let (uid, gid) = env.task().map_or_else(sys::getuid_gid, |t| (t.uid, t.gid));
     u64::from(gid) << 32 | u64::from(uid)
 }
 
@@ -100,9 +103,9 @@ pub(super) unsafe fn get_current_uid_gid(_: &mut Env) -> u64 {
 ///
 /// # Safety
 /// `buf` is writable for `size` bytes.
-pub(super) unsafe fn get_current_comm(_: &mut Env, buf: u64, size: u64) -> u64 {
+pub(super) unsafe fn get_current_comm(env: &mut Env, buf: u64, size: u64) -> u64 {
     let (buf, size) = (buf as *mut u8, size as u32 as usize);
-    let name = sys::comm();
+    let name = env.task().map_or_else(sys::comm, |t| t.comm);
     let len = name.iter().position(|&b| b == 0).unwrap_or(name.len() - 1).min(size.saturating_sub(1));
     // SAFETY: `len` < `size`, or both are 0.
     unsafe {

@@ -33,7 +33,7 @@ mod leftover;
 mod patch;
 mod place_code;
 mod plan;
-mod procfs;
+pub(crate) mod procfs;
 mod ptrace;
 mod remote;
 mod request;
@@ -91,7 +91,7 @@ pub(crate) fn file_at(pid: u32, address: u64) -> Option<ProbeTarget> {
 
 /// Adds to the 16-bit counter at an offset of a file that a process has mapped, as whoever wants to hear of a USDT probe
 /// does; false if it has no such counter.
-pub(crate) fn count(pid: u32, file: &str, offset: u64, by: i16) -> Result<bool, AttachError> {
+pub fn count(pid: u32, file: &str, offset: u64, by: i16) -> Result<bool, AttachError> {
     let maps = procfs::maps(pid)?;
     let holds = |m: &&procfs::Mapping| {
         let len = m.range.end - m.range.start;

@@ -81,6 +81,8 @@ pub struct Status {
     pub tgid: u32,
     /// Real, effective, saved, file-system uid.
     pub uids: [u32; 4],
+    /// The same of groups.
+    pub gids: [u32; 4],
     /// The tracer, 0 if none.
     pub tracer: u32,
     /// 0 none, 1 strict, 2 filter.
@@ -117,15 +119,18 @@ pub fn status(pid: u32) -> Result<Status, AttachError> {
             "ShdPnd" => status.signals[1] = mask(),
             "SigBlk" => status.signals[2] = mask(),
             "SigIgn" => status.signals[3] = mask(),
-            "Uid" => {
-                for (slot, uid) in status.uids.iter_mut().zip(value.split_ascii_whitespace()) {
-                    *slot = uid.parse().unwrap_or(u32::MAX);
-                }
-            }
+            "Uid" => ids(&mut status.uids, value),
+            "Gid" => ids(&mut status.gids, value),
             _ => {}
         }
     }
     Ok(status)
+}
+
+fn ids(to: &mut [u32; 4], value: &str) {
+    for (slot, id) in to.iter_mut().zip(value.split_ascii_whitespace()) {
+        *slot = id.parse().unwrap_or(u32::MAX);
+    }
 }
 
 /// State letter of a thread, `'X'` if it is gone.

@@ -390,7 +390,7 @@ impl ProgObject {
     }
 
     /// Hands on what its runs wrote to perf event arrays.
-    pub(super) fn feed(&self) {
+    pub(crate) fn feed(&self) {
         for map in self.maps().iter() {
             map.events.deliver();
         }

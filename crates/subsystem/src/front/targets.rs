@@ -11,6 +11,7 @@ use skep_runtime::session::{
     Arguments, Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_flags, link_kind,
     link_state, owner_proc,
 };
+use skep_runtime::{At, Run, Task};
 
 use super::object::MapObject;
 use super::world::World;
@@ -137,6 +138,34 @@ impl World {
             });
         }
         Ok(place)
+    }
+
+    /// Runs a link's program here, about a thread of another process, and counts the run: its result, and the slot.
+    ///
+    /// # Safety
+    /// `ctx` is a context of the program's type, `at` and `task` tell of it.
+    pub unsafe fn run_link(&self, link: u32, prog: u32, ctx: *mut u8, at: &At, task: &Task<'_>) -> Option<(Run, u32)> {
+        let (control, shared) = (self.head(), self.shared_head());
+        let done = self.enter(|machine| {
+            // SAFETY: the caller's promise.
+            let run = unsafe { machine.run_about(prog, ctx, at, task) }?;
+            Some((run, machine.slot()))
+        });
+        let row = shared.count(control, link, done.flatten().map_or(control.nslots, |(_, slot)| slot))?;
+        let counted = match done.flatten() {
+            None => &row.no_slot,
+            Some((run, _)) => {
+                if run.over_budget {
+                    row.over_budget.fetch_add(1, Ordering::Relaxed);
+                }
+                if run.retval as u32 != 0 {
+                    row.samples.fetch_add(1, Ordering::Relaxed);
+                }
+                &row.hits
+            }
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
+        done.flatten()
     }
 
     /// The control arena and the shared one, as processes map them.

@@ -18,6 +18,7 @@ use skep_jit::{CompileError, Engine, MapIndices};
 use skep_maps::control::{Map, MapError, Options as MapOptions};
 use skep_maps::sample_type;
 use skep_runtime::session::{Arguments, NONE, link_flags};
+use skep_runtime::{At, Run, Task};
 use skep_verifier::Verified;
 
 pub use crate::front::targets::Swept;
@@ -246,6 +247,23 @@ impl Session {
     /// A program by its index.
     pub fn program_at(&self, index: usize) -> Option<&Loaded> {
         self.programs.get(index).map(|p| &p.loaded)
+    }
+
+    /// What was found out about a program.
+    pub(crate) fn verified(&self, index: usize) -> Option<&Verified> {
+        self.programs.get(index).map(|p| &*p.verified)
+    }
+
+    /// Runs a link's program here, about a thread of another process, and counts the run: its result, and the slot.
+    ///
+    /// # Safety
+    /// `ctx` is a context of the program's type, `at` and `task` tell of it.
+    pub(crate) unsafe fn run_link(&self, link: Link, ctx: *mut u8, at: &At, task: &Task<'_>) -> Option<(Run, u32)> {
+        let prog = self.programs.get(link.program)?;
+        // SAFETY: the caller's promise.
+        let run = unsafe { self.world().run_link(link.index, prog.place.index(), ctx, at, task) };
+        prog.feed();
+        run
     }
 
     /// True if a program is given the arguments of the function that it runs around, and not the registers.
