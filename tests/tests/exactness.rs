@@ -1,5 +1,7 @@
 //! Every call of a probed function is one hit: no more, no less.
 
+use std::time::{Duration, Instant};
+
 use skep_tests::{Target, Trace, build, object};
 
 const THREADS: u64 = 4;
@@ -80,4 +82,81 @@ fn programs_know_the_function_and_the_place() {
     let (at, done) = run("test/place_inside.bpf.o");
     assert_eq!([0, 1, 2].map(|key| done.map_sum("places", key)), [at + 4, at, at + 4]);
     assert_eq!([3, 4, 5].map(|key| done.map_sum("places", key)), [at + 12, 0, at + 12]);
+}
+
+/// Bytes of a process in memory, shared ones not counted.
+fn resident(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let mut pages = text.split_whitespace().skip(1).filter_map(|word| word.parse::<u64>().ok());
+    let (all, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    (all - shared.min(all)) * 4096
+}
+
+/// Probes of all kinds, in several processes that share their maps: after a long time the counters are those of the calls, and
+/// nobody has grown. `SKEP_SOAK` is the number of hits.
+#[test]
+fn a_soak() {
+    let hits: u64 = std::env::var("SKEP_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000_000);
+    let kinds = [("soak.c", &[][..]), ("soak.c", &["-static"]), ("soak.c", &["-O0", "-no-pie"])];
+    let threads = 2;
+    // A round is an entry with a return, an instruction, an entry with an event.
+    let rounds = hits / (kinds.len() as u64 * threads * 4);
+    let targets: Vec<Target> = { kinds.iter() }
+        .map(|(source, flags)| Target::start(&build(source, flags), &[&threads.to_string(), &rounds.to_string()]))
+        .collect();
+    let plain: Vec<_> = { kinds.iter() }
+        .map(|(source, flags)| {
+            Target::start(&build(source, flags), &[&threads.to_string(), &rounds.min(1000).to_string()]).finish()
+        })
+        .collect();
+    let pids: Vec<u32> = targets.iter().map(Target::pid).collect();
+    let args = pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]);
+    let mut trace = Trace::start([object("test/soak.bpf.o").into_os_string()].into_iter().chain(args.map(Into::into)));
+    trace.attached(4 * kinds.len());
+    let watched: Vec<u32> = pids.iter().copied().chain([trace.child.id()]).collect();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        // While all are at work: the last reading of each before it has ended.
+        let mut readings: Vec<Vec<u64>> = vec![Vec::new(); watched.len()];
+        loop {
+            for (pid, readings) in watched.iter().zip(&mut readings) {
+                readings.extend(Some(resident(*pid)).filter(|bytes| *bytes != 0));
+            }
+            if stopped.recv_timeout(Duration::from_millis(50)) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                return readings;
+            }
+        }
+    });
+    let start = Instant::now();
+    let mut ended = Vec::new();
+    let mut targets = targets;
+    targets.iter_mut().for_each(Target::go);
+    for mut target in targets {
+        skep_tests::wait(&mut target.child, Duration::from_secs(3600));
+        ended.push(target.finish());
+    }
+    let took = start.elapsed();
+    drop(stop);
+    let readings = watch.join().expect("watch");
+    let done = trace.finish();
+    let calls = rounds * threads * kinds.len() as u64;
+    for (n, program) in ["on_entry", "on_return", "inside", "on_event"].into_iter().enumerate() {
+        let all = ["hits", "missed", "recursion_misses", "no_slot"].map(|key| done.count(program, key));
+        assert_eq!(all, [calls, 0, 0, 0], "{program}");
+        assert_eq!(done.map_sum("counts", n as u64), calls, "{program}");
+    }
+    let events = rounds.div_ceil(4096) * threads * kinds.len() as u64;
+    assert_eq!(done.kind("ringbuf").len() as u64, events);
+    for ((said, status), (wanted, _)) in ended.iter().zip(&plain) {
+        assert!(status.success() && said.len() == 1 && (rounds > 1000 || said == wanted), "{said:?} {status}");
+    }
+    assert!(ended.iter().all(|(said, _)| *said == ended[0].0), "{ended:?}");
+    println!("{} hits in {took:.1?}", 4 * calls);
+    for (pid, readings) in pids.iter().map(u32::to_string).chain(["skep".into()]).zip(&readings) {
+        // What is touched first is touched in the first tenth; the last reading may be of a process that ends.
+        let first = readings.get(readings.len() / 10).copied().unwrap_or(0);
+        let last = readings.iter().skip(readings.len() / 10).max().copied().unwrap_or(0);
+        println!("{pid}: {} KiB after a tenth of the time, {} KiB at most since", first >> 10, last >> 10);
+        assert!(last < first + (4 << 20), "it grows");
+    }
 }

@@ -96,7 +96,7 @@ fn go_programs() {
     let [entries, missed, no_slot] = all("on_entry");
     assert!((wanted..wanted + 10_000).contains(&entries) && (missed, no_slot) == (0, 0), "{entries} of {wanted}");
 
-    let cycles: u32 = std::env::var("SKEP_GO_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let cycles: u32 = std::env::var("SKEP_GO_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let target = Target::start(&program, &["0"]);
     for _ in 0..cycles {
         let mut traced = trace(target.pid(), &["main.Flat", "main.Catch", "main.Deep", "main.Spin"]);

@@ -360,6 +360,22 @@ impl<'k> Running<'k> {
         }
     }
 
+    /// Seconds that its processes have run so far, those included that have ended.
+    pub fn processor_time(&self) -> f64 {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|w| w.parse().ok()).chain([pid]);
+        let ticks = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+            // utime, stime, and those of the children that it has waited for.
+            fields.skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>()
+        };
+        // SAFETY: it only answers.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        pids.map(ticks).sum::<u64>() as f64 / per_second as f64
+    }
+
     /// The file with the function.
     pub fn module(&self) -> PathBuf {
         (self.kind.module)(self.child.id()).unwrap_or_else(|| self.program.clone())

@@ -1,6 +1,7 @@
 //! Servers under load by their own clients, on loopback, while a hot function of theirs is traced at its entry and its return:
-//! by nobody, by skep, by the kernel's uprobes, in turns. Requests per second beside each other; errors of the clients, in the
-//! servers' logs, and in how they end.
+//! by nobody, by skep, by the kernel's uprobes, in turns. Requests per second, and the server's processor time for one, beside
+//! each other (the latter says most where the machine has other work, too); errors of the clients, in the servers' logs, and in
+//! how they end.
 //!
 //! usage: `cargo run --release -p skep-benches --bin servers [SECONDS] [SERVER...]`: so many seconds with skep for each server
 //! (60), and as many of each other kind. The kernel's column needs root. What is not installed is skipped.
@@ -10,10 +11,9 @@ mod load;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kinds::{KINDS, Kind, Running};
-use load::Client;
 use skep_benches::{KernelProbe, kernel_count, kernel_hits, median};
 use skep_tests::{Trace, object, scratch};
 
@@ -25,12 +25,14 @@ const TURN: u64 = 10;
 struct Figures {
     /// Requests per second, by turn.
     rates: Vec<f64>,
+    /// Microseconds of the server's processor time for a request, by turn.
+    costs: Vec<f64>,
     /// Hits, entries and returns.
     hits: u64,
     /// Hits that ran no program.
     missed: u64,
     /// Seconds traced.
-    seconds: u64,
+    seconds: f64,
 }
 
 /// The kernel's program and its counters.
@@ -41,8 +43,11 @@ fn main() {
     let seconds = words.next_if(|w| w.parse::<u64>().is_ok()).and_then(|w| w.parse().ok()).unwrap_or(60);
     let wanted: Vec<String> = words.collect();
     let kernel = kernel_count().inspect_err(|e| eprintln!("no kernel columns: bpf(2): {e}")).ok();
-    println!("| server | function | requests/s | with skep | hits/s | with uprobes | hits/s | missed | errors |");
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| server | function | requests/s | µs of the server for one | with skep | µs | hits/s | missed | with uprobes | µs \
+         | hits/s | errors |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut bad = false;
     for kind in KINDS.iter().filter(|kind| wanted.is_empty() || wanted.iter().any(|w| w == kind.name)) {
         match measure(kind, seconds, kernel.as_ref()) {
@@ -76,20 +81,22 @@ fn measure(kind: &Kind, seconds: u64, kernel: Option<&Kernel>) -> Result<bool, S
         }
     }
     errors.extend(server.stop());
-    let loss = |figures: &mut Figures, bare: f64| match figures.rates.is_empty() {
-        true => ("–".into(), "–".into()),
-        false => {
-            let change = (median(&mut figures.rates) / bare - 1.0) * 100.0;
-            (format!("{change:+.1} %"), format!("{:.0}", figures.hits as f64 / figures.seconds as f64))
-        }
+    let (rate, cost) = (median(&mut bare.rates), median(&mut bare.costs));
+    let beside = |figures: &mut Figures| match figures.rates.is_empty() {
+        true => ["–"; 3].map(str::to_owned),
+        false => [
+            format!("{:+.1} %", (median(&mut figures.rates) / rate - 1.0) * 100.0),
+            format!("{:+.1} %", (median(&mut figures.costs) / cost - 1.0) * 100.0),
+            format!("{:.0}", figures.hits as f64 / figures.seconds),
+        ],
     };
-    let rate = median(&mut bare.rates);
-    let ((skep, skep_hits), (uprobes, kernel_hits)) = (loss(&mut by_skep, rate), loss(&mut by_kernel, rate));
+    let (skep, missed) = (beside(&mut by_skep), by_skep.missed);
     println!(
-        "| {} | `{}` | {rate:.0} | {skep} | {skep_hits} | {uprobes} | {kernel_hits} | {} | {} |",
+        "| {} | `{}` | {rate:.0} | {cost:.1} | {} | {missed} | {} | {} |",
         kind.name,
         kind.function,
-        by_skep.missed,
+        skep.join(" | "),
+        beside(&mut by_kernel).join(" | "),
         errors.len()
     );
     errors.iter().for_each(|e| println!("error: {}: {e}", kind.name));
@@ -119,6 +126,17 @@ fn one_turn(
     }
     let pids = server.traced();
     let (file, function) = (server.module(), server.kind.function);
+    let measured = |figures: &mut Figures| {
+        let (start, before) = (Instant::now(), server.processor_time());
+        let rate = client()?.rate()?;
+        let elapsed = start.elapsed().as_secs_f64();
+        // Processes that end with their connections are counted by whoever waits for them.
+        std::thread::sleep(Duration::from_millis(200));
+        let busy = server.processor_time() - before;
+        figures.seconds += elapsed;
+        figures.costs.push(busy * 1e6 / (rate * elapsed));
+        Ok::<f64, String>(rate)
+    };
     let rate = match (way, kernel) {
         (Way::Skep, _) => {
             let mut traces: Vec<Trace> = pids.iter().map(|pid| trace(*pid, &file, function)).collect();
@@ -126,7 +144,7 @@ fn one_turn(
                 trace.mixes_pages = server.kind.compiles;
                 trace.attached(server.kind.skep_places);
             }
-            let rate = client().and_then(Client::rate);
+            let rate = measured(&mut *figures)?;
             // Each is told to end before any is waited for; those whose processes have ended do so by themselves.
             if !server.starts_workers() {
                 traces.iter().for_each(Trace::interrupt);
@@ -150,15 +168,14 @@ fn one_turn(
                 places.iter().map(probe).collect::<Result<Vec<_>, _>>()
             };
             let probes = pids.iter().map(attach).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-            let rate = client().and_then(Client::rate);
+            let rate = measured(&mut *figures)?;
             figures.hits += kernel_hits(map).map_err(|e| e.to_string())? - before;
             drop(probes);
             rate
         }
-        _ => client().and_then(Client::rate),
+        _ => measured(&mut *figures)?,
     };
-    figures.rates.push(rate?);
-    figures.seconds += turn;
+    figures.rates.push(rate);
     Ok(())
 }
 
