@@ -1,21 +1,30 @@
-// Times batches of calls. Reads lines from standard input: `entry`, `plain` run one batch of the function of that name and
-// print the nanoseconds of one call; end of file ends it.
+// Times batches of calls. Reads lines from standard input: the name of a function below and a number of calls; makes one batch
+// and prints the nanoseconds of one call. End of file ends it. Functions are in assembly: what they begin with matters.
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-__attribute__((noinline, noclone)) uint64_t probed(uint64_t a, uint64_t b) {
-	__asm__ volatile("" : "+r"(a), "+r"(b));
-	return a * 31 + b;
-}
-// A function that begins with `push %rbp`, which the kernel emulates: its cheap case.
-__attribute__((noinline, noclone, optimize("no-omit-frame-pointer"))) uint64_t pushes(uint64_t a, uint64_t b) {
-	__asm__ volatile("" : "+r"(a), "+r"(b));
-	return a * 31 + b;
-}
+#define FUNCTION(name, ...)                                                                                            \
+	uint64_t name(uint64_t, uint64_t);                                                                             \
+	__asm__(".text\n.p2align 4\n.globl " #name "\n.type " #name ", @function\n" #name ":\n" __VA_ARGS__                \
+		"ret\n.size " #name ", . - " #name "\n.byte 0xf4\n")
+
+// Each gives a * 31 + b. The first begins with an instruction that the kernel single-steps: its dear case.
+FUNCTION(probed, "mov %rdi, %rax\nshl $5, %rax\nsub %rdi, %rax\nadd %rsi, %rax\n");
+// `push %rbp`, which it emulates.
+FUNCTION(pushes, "push %rbp\nmov %rsp, %rbp\nmov %rdi, %rax\nshl $5, %rax\nsub %rdi, %rax\nadd %rsi, %rax\npop %rbp\n");
+// Five bytes of nothing, which it replaces by a call.
+FUNCTION(nops, ".byte 0x0f, 0x1f, 0x44, 0, 0\nmov %rdi, %rax\nshl $5, %rax\nsub %rdi, %rax\nadd %rsi, %rax\n");
+// No jump fits in: three bytes, a `ret`, and what follows is not padding.
+FUNCTION(tiny, "lea (%rdi), %rax\n");
+// A breakpoint of its own.
+FUNCTION(traps, "int3\nlea (%rdi), %rax\n");
+
+static void on_trap(int signal) { (void)signal; }
 
 static double now(void) {
 	struct timespec t;
@@ -29,9 +38,18 @@ int main(void) {
 	puts("ready");
 	fflush(stdout);
 	while (fgets(line, sizeof line, stdin)) {
-		uint64_t (*f)(uint64_t, uint64_t) = strncmp(line, "pushes", 6) ? probed : pushes;
+		static const struct {
+			const char *name;
+			uint64_t (*f)(uint64_t, uint64_t);
+		} all[] = {{"probed", probed}, {"pushes", pushes}, {"nops", nops}, {"tiny", tiny}, {"traps", traps}};
 		char *space = strchr(line, ' ');
 		long n = space ? atol(space + 1) : 10000;
+		uint64_t (*f)(uint64_t, uint64_t) = NULL;
+		for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+			if (space && !strncmp(line, all[i].name, space - line) && !all[i].name[space - line]) f = all[i].f;
+		if (!f) return 1;
+		// Only who asks for it has a handler of its own.
+		if (f == traps) signal(SIGTRAP, on_trap);
 		uint64_t s = sink;
 		for (long i = 0; i < n / 10; i++) s = f(s, i);
 		double start = now();

@@ -52,6 +52,7 @@ fn main() {
         "-static-pie",
         "-Wl,--entry=skep_hit",
         "-Wl,--undefined=skep_leave",
+        "-Wl,--undefined=skep_enter",
         "-Wl,--undefined=skep_return",
         "-Wl,--undefined=skep_guard",
         "-Wl,--undefined=skep_trap",

@@ -8,11 +8,12 @@
 mod mem;
 
 use skep_ebpf::uapi::PtRegs;
-use skep_runtime::session::{GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo, Site, TrapFn};
-use skep_runtime::{guard, hit, trap};
+use skep_runtime::session::{EnterFn, GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo, Site, TrapFn};
+use skep_runtime::{enter, guard, hit, trap};
 
 // The signatures are those that trampolines are made for.
-const _: (HitFn, HitFn, ReturnFn, GuardFn, TrapFn) = (skep_hit, skep_leave, skep_return, skep_guard, skep_trap);
+const _: (HitFn, EnterFn, HitFn) = (skep_hit, enter::enter, skep_leave);
+const _: (ReturnFn, GuardFn, TrapFn) = (skep_return, skep_guard, skep_trap);
 
 /// Called by the trampoline of a site.
 ///
@@ -33,6 +34,9 @@ unsafe extern "C" fn skep_leave(site: *const Site, regs: *mut PtRegs) -> u64 {
     // SAFETY: the trampoline's promise.
     unsafe { hit::leave(site, regs) }
 }
+
+// Jumped to by the trampoline of a function that has return probes alone: another name of `enter`, without a jump to it.
+core::arch::global_asm!(".globl skep_enter", ".type skep_enter, @function", ".set skep_enter, {}", sym enter::enter);
 
 /// Called behind the return stubs.
 ///

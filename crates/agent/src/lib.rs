@@ -97,6 +97,8 @@ pub struct Blob {
     pub relocs: Vec<Reloc>,
     /// `skep_hit`, relative to the base: a [`HitFn`](../skep_runtime/session/type.HitFn.html).
     pub hit: u64,
+    /// `skep_enter`, relative to the base: an [`EnterFn`](../skep_runtime/session/type.EnterFn.html).
+    pub enter: u64,
     /// `skep_return`, relative to the base: a [`ReturnFn`](../skep_runtime/session/type.ReturnFn.html).
     pub ret: u64,
 }
@@ -147,6 +149,7 @@ impl Blob {
         Ok(Blob {
             relocs: relocs(&file, data)?,
             hit: symbol(&file, "skep_hit")?,
+            enter: symbol(&file, "skep_enter")?,
             ret: symbol(&file, "skep_return")?,
             segments,
         })

@@ -1,5 +1,6 @@
 //! Hits through the blob in this process: counts, samples, signals, forks, jumps out of programs.
 
+mod asked;
 mod world;
 
 use std::ffi::{CString, c_void};
@@ -10,7 +11,8 @@ use skep_ebpf::Insn;
 use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::{MapType, PtRegs, map_flags};
 use skep_runtime::session::{
-    HitFn, RetEntry, RetHead, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind, owner_word,
+    HitFn, NO_LINK, RetEntry, RetHead, SEVERAL_LINKS, STUB_SIZE, SampleRecord, Site, ThreadEntry, link_kind,
+    link_state, owner_word,
 };
 use world::support::SLOTS;
 use world::{STUBS, THREADS, World, blob, counting, insn, percpu, total};
@@ -638,4 +640,103 @@ fn siglongjmp_out_of_map_operations() {
         assert_eq!(consumer.poll(|_| ()), Ok(8), "{hash}");
         assert!(world.all_slots_free());
     }
+}
+
+#[test]
+fn functions_with_return_probes_alone_are_entered_in_few_registers() {
+    let mut world = World::new(&[percpu()], &[(&counting(0), link_kind::RETURN)], 64);
+    let mut stack = asked::Stack::new(&mut world);
+    let (site, proc) = (&raw const *world.site, &raw const *world.proc);
+    // What the trampoline does where it is told to go on.
+    let slowly = |stack: &mut asked::Stack| -> u64 {
+        // SAFETY: site and registers are of this process, and lie where the trampoline's would.
+        unsafe { blob().0(site, stack.regs()) }
+    };
+    let first = world.proc.stubs;
+    let entry = |n: usize| unsafe { &*(world.proc.rets as *const RetEntry).add(n) };
+    let leave = |stack: &mut asked::Stack, n: u32| {
+        // SAFETY: as above; the function has returned.
+        assert_eq!(unsafe { blob().1(proc, n, stack.regs()) }, asked::RETURN);
+    };
+    // The thread was not seen here, and has no entry.
+    assert!(!stack.ask());
+    assert_eq!(slowly(&mut stack), first);
+    leave(&mut stack, 0);
+    for _ in 0..3 {
+        assert!(stack.ask());
+        let e = entry(0);
+        let words = [&e.ret, &e.body, &e.sp, &e.site].map(|w| w.load(Ordering::Relaxed));
+        assert_eq!(words, [asked::RETURN, world.site.body, stack.top(), site as u64]);
+        assert_eq!(e.used.load(Ordering::Relaxed) & 1, 1);
+        // Of a function that it calls: its first entry is in use.
+        assert!(!stack.ask());
+        assert_eq!(slowly(&mut stack), first + STUB_SIZE);
+        leave(&mut stack, 1);
+        leave(&mut stack, 0);
+    }
+    assert_eq!(strays(&world), [0u32; 0]);
+
+    let refused = |stack: &mut asked::Stack, word: &AtomicU32, value: u32| {
+        let before = word.swap(value, Ordering::Relaxed);
+        assert!(!stack.ask());
+        word.store(before, Ordering::Relaxed);
+        assert!(stack.ask());
+        leave(stack, 0);
+    };
+    let control = world.session.control();
+    let link = &control.link(0).unwrap().state;
+    refused(&mut stack, &control.enable, skep_runtime::session::OWNER_DIED);
+    refused(&mut stack, link, link_state::OFF);
+    refused(&mut stack, link, link_state::TYPED);
+    for on_return in [NO_LINK, SEVERAL_LINKS] {
+        let before = world.site.on_return.swap(on_return, Ordering::Relaxed);
+        assert!(!stack.ask());
+        world.site.on_return.store(before, Ordering::Relaxed);
+    }
+    world.site.on_entry.store(world.site.on_return.load(Ordering::Relaxed), Ordering::Relaxed);
+    assert!(!stack.ask());
+    world.site.on_entry.store(NO_LINK, Ordering::Relaxed);
+    // Another thread on the same stack; then a child.
+    std::thread::scope(|s| s.spawn(|| assert!(!stack.ask())).join().unwrap());
+    // SAFETY: the child asks, hits, and `_exit`s.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            let refused = !stack.ask() && slowly(&mut stack) == 0;
+            libc::_exit(i32::from(!refused));
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+        assert_eq!(status, 0);
+    }
+    assert!(stack.ask());
+    leave(&mut stack, 0);
+    assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (11, 0));
+}
+
+/// What a child finds that is forked, by a signal handler, in the middle of a program: a thread that runs nothing.
+#[test]
+fn a_run_that_a_child_inherits_is_its_parents() {
+    let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY), (&counting(0), link_kind::RETURN)], 4);
+    world.call();
+    let (control, shared) = (world.session.control(), world.session.shared());
+    let busy = || (0..SLOTS).filter(|&i| shared.slot(control, i).unwrap().is_busy()).count();
+    let thread = threads(&world).next().unwrap();
+    let kept = shared.slot(control, thread.last.load(Ordering::Relaxed)).unwrap();
+    // As in the middle of a run.
+    thread.active.store(thread.last.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    kept.taken.fetch_or(1, Ordering::Relaxed);
+    // SAFETY: the child makes hits and `_exit`s.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            let wiped = threads(&world).next().is_none();
+            world.call();
+            libc::_exit(i32::from(!wiped || busy() != 1 || threads(&world).next().is_some()));
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+        assert_eq!(status, 0);
+    }
+    assert_eq!((busy(), total(&world.session)), (1, 2));
 }

@@ -59,6 +59,8 @@ pub(crate) struct Reservation {
 #[repr(C, align(64))]
 pub struct SlotArea {
     pub(crate) stack: [u8; STACK_TOTAL],
+    /// What runs of probed places on this slot work with.
+    pub(crate) env: Env,
     pub(crate) frames: [Frame; SAVED_FRAMES + NESTED_FRAMES],
     pub(crate) reserved: [Reservation; RESERVED],
     /// How many of `reserved` are in use; not zero after a run was left in the middle.
@@ -81,8 +83,6 @@ pub struct SlotArea {
     pub(crate) slot: AtomicU64,
     /// See `slot`.
     pub(crate) owner: AtomicU64,
-    /// What runs of probed places on this slot work with.
-    pub(crate) env: Env,
     pub(crate) scratch: [u8; SCRATCH],
 }
 
@@ -213,43 +213,44 @@ pub struct Task<'a> {
 }
 
 /// What a run of a program can reach. At a probed place it lies in the memory of the slot, and what does not change from hit
-/// to hit stays there for as long as the same thread has the slot.
-#[repr(C)]
+/// to hit stays there for as long as the same thread has the slot; what does is in the first cache line.
+#[repr(C, align(64))]
 pub struct Env {
-    pub(crate) control: *const Control,
-    pub(crate) shared: *const SharedHead,
-    pub(crate) maps: *const MapRef,
-    /// Null outside of probed processes.
-    pub(crate) proc: *const Proc,
-    pub(crate) area: *mut SlotArea,
-    pub(crate) ctx: *mut u8,
-    /// At a probed place: the slot's counters of link 0; those of a next link are one more than there are slots behind.
-    pub(crate) counts: *const LinkCount,
-    /// Registers that stack traces start from; null if the program has none.
-    pub(crate) regs: *const PtRegs,
-    pub(crate) cookie: u64,
     /// At a probed place: the site and the link.
     pub(crate) site: *const Site,
     pub(crate) link: *const Link,
+    /// Registers that stack traces start from; null if the program has none.
+    pub(crate) regs: *const PtRegs,
+    pub(crate) ctx: *mut u8,
+    pub(crate) cookie: u64,
+    /// The last change around functions that this process has the maps of.
+    pub(crate) change: u64,
+    /// What is left of the budget (the interpreter keeps it here while a helper calls back).
+    pub(crate) fuel: u64,
+    pub(crate) prog_type: u32,
+    pub(crate) modes: Modes,
+    /// What machine code mostly loads comes next: offsets below 128 are short.
+    pub(crate) control: *const Control,
+    pub(crate) maps: *const MapRef,
+    pub(crate) area: *mut SlotArea,
+    /// What machine code calls.
+    pub(crate) table: *const Table,
+    pub(crate) shared: *const SharedHead,
+    /// Null outside of probed processes.
+    pub(crate) proc: *const Proc,
+    /// At a probed place: the slot's counters of link 0; those of a next link are one more than there are slots behind.
+    pub(crate) counts: *const LinkCount,
+    pub(crate) slot: u32,
+    /// Tail calls so far.
+    pub(crate) tail_calls: u32,
     /// Elsewhere: what `get_func_ip` returns.
     pub(crate) func_ip: u64,
     /// Elsewhere: the instruction pointer of a function's entry, if the program runs there; else 0.
     pub(crate) entry_ip: u64,
-    pub(crate) slot: u32,
-    pub(crate) prog_type: u32,
-    pub(crate) modes: Modes,
-    /// The last change around functions that this process has the maps of.
-    pub(crate) change: u64,
-    /// What machine code calls.
-    pub(crate) table: *const Table,
-    /// What is left of the budget (the interpreter keeps it here while a helper calls back).
-    pub(crate) fuel: u64,
     /// Machine code: where a run that is ended returns to.
     pub(crate) entry_sp: u64,
     /// Machine code: the stack pointer at the run's first tail call; 0 before.
     pub(crate) stack_top: u64,
-    /// Tail calls so far.
-    pub(crate) tail_calls: u32,
     /// Interpreter: instructions are counted.
     pub(crate) counting: bool,
     /// Where the frame of a function begins that the helper calls which is called now.
@@ -358,6 +359,14 @@ impl Env {
     /// The process and the thread that the run is about.
     pub(crate) fn ids(&self) -> (u32, u32) {
         self.task().map_or_else(|| (sys::getpid(), sys::gettid()), |t| (t.pid, t.tid))
+    }
+
+    /// At a probed place, with registers and link set: what helpers, and programs around functions, look at.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self, proc: &Proc, link: &Link) {
+        self.ctx = self.regs.cast_mut().cast();
+        self.cookie = link.cookie;
+        self.change = proc.change;
     }
 
     /// The index of the link; [`NONE`] outside of probes.

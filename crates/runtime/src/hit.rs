@@ -19,7 +19,7 @@ use skep_ebpf::uapi::PtRegs;
 use crate::env::{Env, PROCESS, SlotArea};
 use crate::session::{
     Control, Link, LinkCount, NO_LINK, NONE, Proc, RetEntry, SEVERAL_LINKS, SITE_LINKS, STUB_SIZE, SampleRecord, Site,
-    link_flags, link_kind, link_state,
+    ThreadEntry, link_flags, link_kind, link_state,
 };
 use crate::thread::{self, Guards, Refusal, Thread};
 use crate::{clock, native, ret_entry, sys, typed};
@@ -38,31 +38,28 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
             return 0;
         }
         let Some(thread) = thread::seen(proc, regs as u64) else { return hit_any(site, regs) };
-        let on_entry = site.on_entry.load(Relaxed);
-        if on_entry != NO_LINK {
-            return hit_entry(proc, thread, site, on_entry, regs);
-        }
-        match site.on_return.load(Relaxed) {
-            NO_LINK => 0,
-            on_return => enter(proc, thread, site, on_return, regs),
+        match site.on_entry.load(Relaxed) {
+            NO_LINK => enter_only(proc, thread.entry, site, regs),
+            on_entry => hit_entry(proc, thread, site, on_entry, regs),
         }
     }
 }
 
-/// As [`hit`], of a site with an entry link. (A function of its own, so that sites without one need not save registers.)
+/// As [`hit`], of a site with an entry link.
 ///
 /// # Safety
 /// As [`hit`]; `on_entry` is the site's.
-#[inline(never)]
+#[inline(always)]
 unsafe fn hit_entry(proc: &Proc, thread: Thread<'_>, site: &Site, on_entry: u64, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
-        if !express(proc, thread, site, on_entry, link_kind::ENTRY, regs) {
+        let Some(over) = express(proc, thread, site, on_entry, link_kind::ENTRY, regs) else {
             return hit_any(site, regs);
-        }
+        };
+        let site = &*over.site;
         match site.on_return.load(Relaxed) {
             NO_LINK => 0,
-            on_return => enter(proc, thread, site, on_return, regs),
+            _ => enter(&*(site.proc as *const Proc), over.thread, site, over.regs),
         }
     }
 }
@@ -71,6 +68,7 @@ unsafe fn hit_entry(proc: &Proc, thread: Thread<'_>, site: &Site, on_entry: u64,
 ///
 /// # Safety
 /// As [`hit`].
+#[cold]
 #[inline(never)]
 pub(crate) unsafe fn hit_any(site: &Site, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise.
@@ -84,47 +82,52 @@ pub(crate) unsafe fn hit_any(site: &Site, regs: *mut PtRegs) -> u64 {
             all_missed(proc, site, link_kind::RETURN);
             return 0;
         };
-        let entry = site.on_entry.load(Relaxed) != NO_LINK;
+        let entry = any(proc, site, link_kind::ENTRY).is_some();
         if entry && !deliver(proc, thread, site, link_kind::ENTRY, regs, site.ip, null()) {
             all_missed(proc, site, link_kind::RETURN);
             return 0;
         }
-        match site.on_return.load(Relaxed) {
-            NO_LINK => 0,
-            on_return => enter(proc, thread, site, on_return, regs),
-        }
+        enter_any(proc, thread.entry, site, regs)
     }
 }
 
 /// Has the function return to us, if a return link is on: the address of a return stub.
 ///
 /// # Safety
-/// As [`hit`]; `on_return` is the site's.
+/// As [`hit`]; in a child forked from the process the entry of the thread is empty.
 #[inline(always)]
-unsafe fn enter(proc: &Proc, thread: Thread<'_>, site: &Site, on_return: u64, regs: *const PtRegs) -> u64 {
+unsafe fn enter(proc: &Proc, thread: &ThreadEntry, site: &Site, regs: *const PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
-        if on_return == SEVERAL_LINKS {
-            return enter_any(proc, thread, site, regs);
+        let on_return = site.on_return.load(Relaxed);
+        if on_return > SEVERAL_LINKS && is_on(&*(on_return as *const Link), link_kind::RETURN) {
+            let sp = (*regs).rsp;
+            if let Some(index) = ret_entry::take_first(proc, thread, site, sp, *(sp as *const u64)) {
+                return proc.stubs + u64::from(index) * STUB_SIZE;
+            }
         }
-        let link = &*(on_return as *const Link);
-        if !is_on(link, link_kind::RETURN) || !proc.alive() {
-            return if is_typed(link) { enter_any(proc, thread, site, regs) } else { 0 };
-        }
-        let sp = (*regs).rsp;
-        match ret_entry::take_first(proc, thread.entry, site, sp, *(sp as *const u64)) {
-            Some(index) => proc.stubs + u64::from(index) * STUB_SIZE,
-            None => enter_any(proc, thread, site, regs),
-        }
+        enter_any(proc, thread, site, regs)
     }
+}
+
+/// As [`enter`], of a site with a return link alone. (Trampolines of sites that were made for one come here seldom.)
+///
+/// # Safety
+/// As [`enter`].
+#[cold]
+#[inline(never)]
+unsafe fn enter_only(proc: &Proc, thread: &ThreadEntry, site: &Site, regs: *const PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { enter(proc, thread, site, regs) }
 }
 
 /// As [`enter`], in any case.
 ///
 /// # Safety
 /// As [`hit`].
+#[cold]
 #[inline(never)]
-unsafe fn enter_any(proc: &Proc, thread: Thread<'_>, site: &Site, regs: *const PtRegs) -> u64 {
+unsafe fn enter_any(proc: &Proc, thread: &ThreadEntry, site: &Site, regs: *const PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         if !proc.alive() {
@@ -132,7 +135,7 @@ unsafe fn enter_any(proc: &Proc, thread: Thread<'_>, site: &Site, regs: *const P
         }
         let Some(flags) = any(proc, site, link_kind::RETURN) else { return 0 };
         let sp = (*regs).rsp;
-        match ret_entry::take(proc, thread.entry, site, sp, *(sp as *const u64)) {
+        match ret_entry::take(proc, thread, site, sp, *(sp as *const u64)) {
             Some(index) => {
                 if flags & link_flags::TYPED != 0
                     && let Some(entry) = proc.ret_entry(index)
@@ -149,43 +152,57 @@ unsafe fn enter_any(proc: &Proc, thread: Thread<'_>, site: &Site, regs: *const P
     }
 }
 
-/// Delivers a hit to the only link of a kind, on the slot that the thread keeps: nearly all hits. False if it is not so,
+/// What is still known of a hit when its program has run: all else has been forgotten meanwhile, which costs less than to keep it.
+struct Over<'a> {
+    thread: &'a ThreadEntry,
+    site: *const Site,
+    regs: *mut PtRegs,
+}
+
+/// Delivers a hit to the only link of a kind, on the slot that the thread keeps: nearly all hits. `None` if it is not so,
 /// and nothing was done.
 ///
 /// # Safety
 /// As [`hit`]; `link` is the site's [`on_entry`](Site::on_entry) or [`on_return`](Site::on_return), as `kind` says.
 #[inline(always)]
-unsafe fn express(proc: &Proc, thread: Thread<'_>, site: &Site, link: u64, kind: u32, regs: *mut PtRegs) -> bool {
-    if link == SEVERAL_LINKS {
-        return false;
-    }
+unsafe fn express<'a>(
+    proc: &'a Proc,
+    thread: Thread<'a>,
+    site: &Site,
+    link: u64,
+    kind: u32,
+    regs: *mut PtRegs,
+) -> Option<Over<'a>> {
     let mut guards = MaybeUninit::<Guards>::uninit();
     // SAFETY: the caller's promise; the link is in the control arena, and the slot is held.
     unsafe {
-        let link = &*(link as *const Link);
-        if !is_on(link, kind) {
-            // As if it were not there, unless it is one that takes longer.
-            return !is_typed(link);
+        if link <= SEVERAL_LINKS || !is_on(&*(link as *const Link), kind) {
+            return None;
         }
-        let Some(held) = thread.take_kept(proc, regs as u64, guards.as_mut_ptr()) else {
+        let link = &*(link as *const Link);
+        let Some(held) = thread.take_kept(regs as u64, guards.as_mut_ptr()) else {
             Guards::clear(guards.as_mut_ptr());
-            return false;
+            return None;
         };
         let env = &mut (*held.area).env;
-        prepare(proc, env, site, link, regs);
+        // In one cache line, one after the other: of what a hit waits for, most is stores, of which the processor passes on one
+        // at a time, or two if they go to the same line.
+        (env.site, env.link, env.regs) = (site, link, regs);
         let retval = match link.image(proc.control()) {
             Some(image) => {
                 bump(&row(env, link).hits);
-                native::run_here(held.area, image, regs.cast(), proc)
+                native::run_here(held.area, image, link, regs, proc)
             }
             None => without_image(env, link),
         };
-        if retval != 0 || env.modes.over_budget {
+        if retval != 0 {
             conclude(env, retval);
         }
-        held.release_kept();
+        // Before the slot may be another thread's.
+        let over = Over { thread: held.thread(), site: env.site, regs: env.regs.cast_mut() };
+        held.release_kept(over.thread);
+        Some(over)
     }
-    true
 }
 
 /// The link's counters in the slot of a run.
@@ -228,9 +245,11 @@ unsafe fn conclude(env: &mut Env, retval: u64) {
         if !(*env.proc).alive() {
             return;
         }
+        let mut retval = retval;
         if env.modes.over_budget {
             bump(&row(env, link).over_budget);
             SlotArea::discard_reserved(env.area);
+            retval = 0;
         }
         if link.flags & link_flags::CHAINED == 0 {
             // Only behind a return the registers tell where it is.
@@ -283,17 +302,16 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         if used & 1 == 0 {
             return ret;
         }
-        if !proc.control().enabled() || !proc.alive() {
+        if !proc.control().enabled() {
             ret_entry::free(proc, None, entry, e);
             return ret;
         }
         let Some(thread) = ret_entry::thread(e) else { return ret_any(proc, entry, e, regs) };
         ret_entry::free_own(thread.entry, e);
-        let on_return = site.on_return.load(Relaxed);
-        if on_return != NO_LINK && !express(proc, thread, site, on_return, link_kind::RETURN, regs) {
-            deliver_any(proc, site, regs, entry, used);
+        match express(proc, thread, site, site.on_return.load(Relaxed), link_kind::RETURN, regs) {
+            Some(over) => (*over.regs).rip,
+            None => deliver_any(proc, site, regs, entry, used),
         }
-        ret
     }
 }
 
@@ -311,7 +329,7 @@ pub unsafe extern "C" fn leave(site: *const Site, regs: *mut PtRegs) -> u64 {
             return 0;
         }
         match thread::current(proc, regs as u64) {
-            Some(thread) if express(proc, thread, site, on_return, link_kind::RETURN, regs) => {}
+            Some(thread) if express(proc, thread, site, on_return, link_kind::RETURN, regs).is_some() => {}
             Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip, null())),
             None => all_missed(proc, site, link_kind::RETURN),
         }
@@ -319,38 +337,48 @@ pub unsafe extern "C" fn leave(site: *const Site, regs: *mut PtRegs) -> u64 {
     }
 }
 
-/// As [`ret`], by a thread that does not keep the entry.
+/// As [`ret`], by a thread that does not keep the entry, or in a child forked from the process that entered the function.
 ///
 /// # Safety
-/// As [`ret`]; in the process of `proc`, with the controller alive.
+/// As [`ret`].
+#[cold]
 #[inline(never)]
 unsafe fn ret_any(proc: &Proc, index: u32, entry: &RetEntry, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
+        if !proc.alive() {
+            ret_entry::free(proc, None, index, entry);
+            return (*regs).rip;
+        }
         let site = &*(entry.site.load(Relaxed) as *const Site);
         let thread = thread::current(proc, regs as u64);
         let used = entry.used.load(Relaxed);
         ret_entry::free(proc, thread.map(|t| t.entry), index, entry);
-        deliver_any(proc, site, regs, index, used);
-        (*regs).rip
+        deliver_any(proc, site, regs, index, used)
     }
 }
 
-/// Delivers a return in any case. The entry may be free again: `used` says which use of it this was.
+/// Delivers a return in any case, and answers where to. The entry may be free again: `used` says which use of it this was.
 ///
 /// # Safety
-/// As [`ret_any`].
+/// As [`ret`].
+#[cold]
 #[inline(never)]
-unsafe fn deliver_any(proc: &Proc, site: &Site, regs: *mut PtRegs, entry: u32, used: u32) {
+unsafe fn deliver_any(proc: &Proc, site: &Site, regs: *mut PtRegs, entry: u32, used: u32) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
+        if !proc.alive() {
+            return (*regs).rip;
+        }
         let mut words = MaybeUninit::<typed::Words>::uninit();
-        let typed = any(proc, site, link_kind::RETURN).is_some_and(|flags| flags & link_flags::TYPED != 0);
+        let Some(flags) = any(proc, site, link_kind::RETURN) else { return (*regs).rip };
+        let typed = flags & link_flags::TYPED != 0;
         let kept = if typed && typed::take(proc, entry, used, &mut words) { words.as_ptr() } else { null() };
         match thread::current(proc, regs as u64) {
             Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip, kept)),
             None => all_missed(proc, site, link_kind::RETURN),
         }
+        (*regs).rip
     }
 }
 
@@ -375,17 +403,10 @@ fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
     control.link(index).filter(|link| link.kind == kind && link.state.load(Acquire) != link_state::OFF)
 }
 
-/// True if the link is on, and its program is given a function's arguments.
-#[cold]
-#[inline(never)]
-fn is_typed(link: &Link) -> bool {
-    link.state.load(Acquire) == link_state::TYPED
-}
-
 /// True if the link is on, of this kind, and its program is given the registers.
 #[inline(always)]
 fn is_on(link: &Link, kind: u32) -> bool {
-    link.state.load(Acquire) == link_state::ON && link.kind == kind
+    link.state.load(Acquire) == kind
 }
 
 /// Indices of the site's links.
@@ -507,14 +528,9 @@ fn bump(counter: &AtomicU64) {
 ///
 /// # Safety
 /// As [`run`].
-#[inline(always)]
 unsafe fn prepare(proc: &Proc, env: &mut Env, site: &Site, link: &Link, regs: *mut PtRegs) {
-    env.change = proc.change;
-    env.site = site;
-    env.link = link;
-    env.cookie = link.cookie;
-    env.regs = regs;
-    env.ctx = regs.cast();
+    (env.site, env.link, env.regs) = (site, link, regs);
+    env.settle(proc, link);
 }
 
 /// Runs one link's program, and counts that. `None` in a child that was forked in the middle of one: it goes no further.

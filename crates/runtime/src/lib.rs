@@ -8,6 +8,7 @@ pub mod abi;
 pub mod around;
 mod callback;
 mod clock;
+pub mod enter;
 pub mod env;
 mod format;
 mod fuel;

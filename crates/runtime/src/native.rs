@@ -7,11 +7,14 @@
 //! * The memory that such an image lies in is mapped executable wherever it is run: `Env::executes` says whether it is.
 
 use core::arch::naked_asm;
+use core::hint::cold_path;
 use core::mem::{offset_of, transmute};
+
+use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, Modes, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL, SlotArea};
 use crate::image::{self, CODE_OFFSET, Image};
-use crate::session::Proc;
+use crate::session::{Link, Proc};
 use crate::{interp, packet};
 
 /// Bytes of the thread's stack that the frames of tail calls' callers may take.
@@ -76,54 +79,61 @@ fn settle<T: Copy + PartialEq>(place: &mut T, value: T) {
     }
 }
 
-/// As [`run`], of a link's image, at a probed place.
+/// As [`run`], of the image of `env.link`, at a probed place: of the environment only the link, the site and the registers
+/// are set. Not 0 if the budget was spent.
 ///
 /// # Safety
-/// As [`run`]; `area` is the slot's, `env` its environment, `ctx` what `env.ctx` is, and `proc` the process.
+/// As [`run`]; `area` is the slot's, whose environment it is, `link` and `regs` are what is set, and `proc` is the process.
 #[inline(always)]
-pub(crate) unsafe fn run_here(area: *mut SlotArea, image: *const Image, ctx: *mut u8, proc: &Proc) -> u64 {
+pub(crate) unsafe fn run_here(
+    area: *mut SlotArea,
+    image: *const Image,
+    link: &Link,
+    regs: *mut PtRegs,
+    proc: &Proc,
+) -> u64 {
     // SAFETY: the caller's promises.
     unsafe {
         let env = &raw mut (*area).env;
         let flags = (*image).flags;
-        if flags & image::NATIVE == 0 || !(*env).modes.is_native() || (*image).nmaps > proc.nmaps {
+        if flags & (image::NATIVE | image::UNWINDS) != image::NATIVE
+            || !(*env).modes.is_native()
+            || (*image).nmaps > proc.nmaps
+        {
             return run_otherwise(&mut *env, image);
         }
+        if flags & image::ALONE == 0 {
+            cold_path();
+            (*env).settle(proc, link);
+            (*env).prog_type = (*image).prog_type;
+            (*env).fuel = u64::MAX;
+        }
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
-        let fp = area as u64 + STACK_TOTAL as u64;
-        if flags & image::ALONE != 0 {
-            return code(env, ctx, fp);
-        }
-        settle(&mut (*env).prog_type, (*image).prog_type);
-        (*env).fuel = u64::MAX;
-        if flags & image::UNWINDS == 0 {
-            return code(env, ctx, fp);
-        }
-        ((*env).tail_calls, (*env).stack_top) = (0, 0);
-        let budget = proc.control().budget;
-        if budget != 0 {
-            (*env).fuel = budget;
-        }
-        enter(env, ctx, fp, code)
+        code(env, regs.cast(), area as u64 + STACK_TOTAL as u64)
     }
 }
 
-/// As [`run`], of a link's image where that is not to be run, or not at once.
+/// As [`run`], of a link's image where that is not to be run, not at once, or may be ended in the middle.
 ///
 /// # Safety
 /// As [`run`], at a probed place.
+#[cold]
 #[inline(never)]
 unsafe fn run_otherwise(env: &mut Env, image: *const Image) -> u64 {
     // SAFETY: the caller's promises; the link is that of the run.
     unsafe {
-        let control = &*env.control;
+        let (control, proc) = (&*env.control, &*env.proc);
+        env.settle(proc, &*env.link);
         let image = if env.modes.executes {
             image
         } else {
             // What runs where there is no machine code.
             control.prog((*env.link).prog).and_then(|cell| control.image(cell, false)).unwrap_or(image)
         };
-        run_in(&*env.proc, env, image, control.budget)
+        match run_in(proc, env, image, control.budget) {
+            _ if env.modes.over_budget => 1,
+            retval => retval,
+        }
     }
 }
 

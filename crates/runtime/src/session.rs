@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// First word of [`Control`] and [`Proc`]: `"skep"` and the version of these layouts.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x06");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"skep\0\0\0\x07");
 
 /// Names of the memfds, as `/proc/PID/maps` shows them after `/memfd:`.
 pub const CONTROL_NAME: &str = "skep-control";
@@ -74,13 +74,17 @@ pub struct Control {
 pub mod link_state {
     /// Not in use, or detached: hits fall through.
     pub const OFF: u32 = 0;
-    /// Hits run the program.
-    pub const ON: u32 = 1;
-    /// The same, of a link that is [`TYPED`](super::link_flags::TYPED): what looks for plain ones alone passes it by.
-    pub const TYPED: u32 = 2;
+    /// Hits run the program. For a link that is [`TYPED`](super::link_flags::TYPED); the state of others is then their kind
+    /// (see [`on`]), so that one look at a link tells both.
+    pub const TYPED: u32 = 3;
+
+    /// The state of a link that is on.
+    pub const fn on(kind: u32, flags: u32) -> u32 {
+        if flags & super::link_flags::TYPED == 0 { kind } else { TYPED }
+    }
 }
 
-/// Kinds of links.
+/// Kinds of links. None is a [`link_state`] of another meaning.
 pub mod link_kind {
     /// At the entry of a function or at an instruction.
     pub const ENTRY: u32 = 1;
@@ -293,7 +297,7 @@ pub struct Proc {
     pub maps: u64,
     /// Address of the word that is 1 in this process and, being in a `MADV_WIPEONFORK` page, 0 in a forked child.
     pub alive: u64,
-    /// Address of `[ThreadEntry; nthreads]`.
+    /// Address of `[ThreadEntry; nthreads]`, which is empty in a forked child: `MADV_WIPEONFORK`, too.
     pub threads: u64,
     /// Address of `[[u8; SLOT_STACK]; nslots]`.
     pub stacks: u64,
@@ -373,6 +377,8 @@ pub struct Site {
     pub on_entry: AtomicU64,
     /// Likewise of the only return link.
     pub on_return: AtomicU64,
+    /// Where the trampoline goes on if [`EnterFn`] has nothing to say; 0 if it does not ask.
+    pub slow: u64,
 }
 
 /// See [`Site::on_entry`].
@@ -576,6 +582,11 @@ pub struct PrintkRecord {
 /// a call may change, and what the site's programs read of the others. Returns 0 to run on at [`Site::body`], or the address of
 /// the return stub to go through (the trampoline then drops the return address from the stack and jumps there).
 pub type HitFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
+
+/// What the trampoline of a function jumps to that had only return links when it was made: `rax` is the site, and the function's own
+/// `rax` stands 8 bytes below its stack pointer; all else is as at its entry. It goes on at a return stub, with all registers
+/// as at the function's entry and the return address dropped from the stack, or at [`Site::slow`], with nothing changed.
+pub type EnterFn = unsafe extern "C" fn();
 
 /// What the common part of the return stubs calls, with the stub's number. Returns the real return address; the entry is free
 /// from then on.

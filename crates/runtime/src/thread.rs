@@ -6,7 +6,8 @@
 //!   slot named there, and clears `active` *after* it has released it. So whatever a signal interrupts, the entry names
 //!   every slot that the thread may be running on.
 //! * A slot is taken and released by its owner, and only in the process that took it: a forked child returns from
-//!   programs that its parent began, and must leave the parent's slot alone.
+//!   programs that its parent began, and must leave the parent's slot alone. The kernel wipes the table of threads in a
+//!   child: no entry there has a key, and none is active.
 //! * The slot table is writable by every target, so a free slot there is a hint. What makes a slot's memory exclusive is
 //!   its *claim*, a word in private memory that holds the thread's key. A slot that cannot be claimed is passed over.
 //!
@@ -136,7 +137,7 @@ fn owner(proc: &Proc, key: u64) -> u64 {
 /// The guard that a thread's [`Guards`] at this address carry.
 #[inline(always)]
 fn guard(key: u64, address: u64) -> u64 {
-    key.rotate_left(32) ^ address ^ 0x736b_6570_6775_6172
+    (key ^ address).wrapping_mul(0x736b_6571)
 }
 
 /// Where to look for a thread first.
@@ -269,7 +270,7 @@ impl<'a> Thread<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             if let Some(area) = self.kept() {
-                if let Some(held) = self.begin_on(proc, area, sp, guards) {
+                if let Some(held) = self.begin_on(area, sp, guards) {
                     return Ok(held);
                 }
                 if !proc.alive() {
@@ -291,9 +292,9 @@ impl<'a> Thread<'a> {
     /// # Safety
     /// As [`Thread::take`], or in a child forked from the process of `proc`.
     #[inline(always)]
-    pub(crate) unsafe fn take_kept(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Option<Held> {
+    pub(crate) unsafe fn take_kept(self, sp: u64, guards: *mut Guards) -> Option<Held> {
         // SAFETY: the caller's promise.
-        unsafe { self.begin_on(proc, self.kept()?, sp, guards) }
+        unsafe { self.begin_on(self.kept()?, sp, guards) }
     }
 
     /// The memory of the slot that the thread keeps, unless a run is under way.
@@ -308,15 +309,15 @@ impl<'a> Thread<'a> {
     /// # Safety
     /// As [`Thread::take_kept`]; the thread kept it.
     #[inline(always)]
-    unsafe fn begin_on(self, proc: &'a Proc, area: *mut SlotArea, sp: u64, guards: *mut Guards) -> Option<Held> {
+    unsafe fn begin_on(self, area: *mut SlotArea, sp: u64, guards: *mut Guards) -> Option<Held> {
         let Thread { key, entry } = self;
         // SAFETY: the caller's promise; what a thread keeps is the memory of a slot, which knows where that is.
         unsafe {
             self.announce((*area).active.load(Relaxed), sp, guards);
             let slot = &*((*area).slot.load(Relaxed) as *const Slot);
-            if (*area).claim.load(Acquire) == key
+            if entry.key.load(Relaxed) == key
+                && (*area).claim.load(Acquire) == key
                 && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed)
-                && proc.alive()
             {
                 begin(slot);
                 return Some(Held { area });
@@ -535,8 +536,7 @@ impl<'a> Thread<'a> {
 /// Counts a run that begins. What others wrote there does not matter: odd is a run.
 #[inline(always)]
 fn begin(slot: &Slot) {
-    let taken = slot.taken.load(Relaxed).wrapping_add(1) | 1;
-    slot.taken.store(taken, Release);
+    slot.taken.store(slot.taken.load(Relaxed) | 1, Release);
     // What the run reads is read behind that, for this processor; for others see the head of this module.
     compiler_fence(Ordering::SeqCst);
 }
@@ -576,32 +576,38 @@ impl Held {
     pub(crate) unsafe fn release(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            let kept = (*self.thread()).kept.load(Relaxed) == self.area as u64;
-            self.finish(kept);
+            let thread = self.thread();
+            let kept = thread.kept.load(Relaxed) == self.area as u64;
+            self.finish(thread, kept);
         }
     }
 
     /// As [`Held::release`], of the slot that the thread keeps: nothing takes it out of its hands while the run lasts.
     ///
     /// # Safety
-    /// As [`Held::release`]; [`Thread::take_kept`] gave it.
+    /// As [`Held::release`]; [`Thread::take_kept`] gave it, to `thread`.
     #[inline(always)]
-    pub(crate) unsafe fn release_kept(self) {
+    pub(crate) unsafe fn release_kept(self, thread: &ThreadEntry) {
         // SAFETY: the caller's promise.
-        unsafe { self.finish(true) };
+        unsafe { self.finish(thread, true) };
+    }
+
+    /// The thread that holds it.
+    #[inline(always)]
+    pub(crate) fn thread<'a>(&self) -> &'a ThreadEntry {
+        // SAFETY: the slot is held, so its memory is this thread's, whose entry is in a table that stays, none of it at 0.
+        unsafe {
+            let entry = (*self.area).thread.load(Relaxed) as *const ThreadEntry;
+            core::hint::assert_unchecked(!entry.is_null());
+            &*entry
+        }
     }
 
     #[inline(always)]
-    fn thread(&self) -> *const ThreadEntry {
-        // SAFETY: the slot is held, so its memory is this thread's.
-        unsafe { (*self.area).thread.load(Relaxed) as *const ThreadEntry }
-    }
-
-    #[inline(always)]
-    unsafe fn finish(self, kept: bool) {
+    unsafe fn finish(self, entry: &ThreadEntry, kept: bool) {
         // SAFETY: the caller's promise.
         unsafe {
-            if (*(*self.area).env.proc).alive() {
+            if entry.active.load(Relaxed) != 0 {
                 let slot = &*((*self.area).slot.load(Relaxed) as *const Slot);
                 end(slot);
                 if !kept {
@@ -610,7 +616,7 @@ impl Held {
                 }
             }
             compiler_fence(Ordering::SeqCst);
-            (*self.thread()).active.store(0, Relaxed);
+            entry.active.store(0, Relaxed);
         }
     }
 }

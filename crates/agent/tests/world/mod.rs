@@ -19,8 +19,25 @@ use skep_runtime::session::{
 };
 use support::{SLOTS, Session};
 
-/// The two functions of the blob, at one address for all tests.
+/// The two functions of the blob that are called as C functions.
 pub fn blob() -> (HitFn, ReturnFn) {
+    let (base, blob) = mapped();
+    let at = |offset: u64| (base + offset) as *const c_void;
+    // SAFETY: the blob's functions have these types; it says so itself.
+    unsafe {
+        let hit = std::mem::transmute::<*const c_void, HitFn>(at(blob.hit));
+        (hit, std::mem::transmute::<*const c_void, ReturnFn>(at(blob.ret)))
+    }
+}
+
+/// The address of the one that is jumped to.
+pub fn enter() -> u64 {
+    let (base, blob) = mapped();
+    base + blob.enter
+}
+
+/// The blob, at one address for all tests.
+fn mapped() -> (u64, &'static Blob) {
     static BASE: OnceLock<(usize, Blob)> = OnceLock::new();
     let (base, blob) = BASE.get_or_init(|| {
         let blob = Blob::parse().unwrap();
@@ -43,12 +60,7 @@ pub fn blob() -> (HitFn, ReturnFn) {
         println!("blob: {} bytes in the file, {size} in memory", BLOB.len());
         (base as usize, blob)
     });
-    let at = |offset: u64| (*base as u64 + offset) as *const c_void;
-    // SAFETY: the blob's functions have these types; it says so itself.
-    unsafe {
-        let hit = std::mem::transmute::<*const c_void, HitFn>(at(blob.hit));
-        (hit, std::mem::transmute::<*const c_void, ReturnFn>(at(blob.ret)))
-    }
+    (*base as u64, blob)
 }
 
 /// A probed process: this one.
@@ -66,7 +78,7 @@ unsafe impl Send for World {}
 
 /// Zeroed memory for a table, never freed.
 fn table<T>(n: usize) -> *mut T {
-    let layout = Layout::array::<T>(n).unwrap().align_to(4096).unwrap();
+    let layout = Layout::array::<T>(n).unwrap().align_to(4096).unwrap().pad_to_align();
     // SAFETY: not of size zero.
     unsafe { alloc_zeroed(layout).cast() }
 }
@@ -112,6 +124,9 @@ impl World {
         proc.nmaps = session.refs().len() as u32;
         proc.alive = alive as u64;
         proc.threads = table::<ThreadEntry>(THREADS as usize) as u64;
+        let threads = THREADS as usize * size_of::<ThreadEntry>();
+        // SAFETY: whole pages that hold the table alone.
+        assert_eq!(unsafe { libc::madvise(proc.threads as *mut c_void, threads, libc::MADV_WIPEONFORK) }, 0);
         proc.nthreads = THREADS;
         proc.seen = table::<Seen>(SEEN) as u64;
         proc.stacks = table::<[u8; SLOT_STACK]>(SLOTS as usize) as u64;

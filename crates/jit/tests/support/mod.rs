@@ -141,7 +141,7 @@ impl Session {
             link.counts = counts_distance(SLOTS, index);
             link.prog = prog;
             link.cell = u64::from(control.progs) + u64::from(prog) * size_of::<ProgCell>() as u64;
-            *link.state.get_mut() = link_state::ON;
+            *link.state.get_mut() = link_state::on(kind, 0);
         }
         index
     }

@@ -19,6 +19,8 @@ pub struct AgentImage {
     span: u64,
     /// `skep_hit`, relative to the base.
     pub hit: u64,
+    /// `skep_enter`, relative to the base. Without it functions with return probes alone are entered as all others.
+    pub enter: Option<u64>,
     /// `skep_return`, relative to the base.
     pub ret: u64,
     /// `skep_leave`, relative to the base. Without it there are no probes at `ret`s.
@@ -106,6 +108,7 @@ impl AgentImage {
             relative,
             span,
             hit: symbol("skep_hit")?,
+            enter: symbol("skep_enter").ok(),
             ret: symbol("skep_return")?,
             leave: symbol("skep_leave").ok(),
             traps,

@@ -293,5 +293,6 @@ fn make_site(proc: u64, links_at: u64, planned: &PlannedSite) -> Site {
         entry: planned.entry.unwrap_or(NONE),
         on_entry: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Entry)),
         on_return: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Return)),
+        slow: planned.slow_address(),
     }
 }

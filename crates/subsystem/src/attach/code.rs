@@ -14,6 +14,8 @@ use skep_runtime::session::STUB_SIZE;
 
 use super::request::Registers;
 
+/// Bytes of the instruction that a trampoline goes on with behind `skep_enter`.
+const RESTORE_RAX: u64 = 5;
 /// Offset of fields in `pt_regs`, by the order of the pushes.
 const REGS: i32 = 168;
 const REG_SP: i32 = 152;
@@ -26,6 +28,7 @@ const ORIG_RAX: u32 = 15;
 const RIP: u32 = 16;
 const CS: u32 = 17;
 const FLAGS: u32 = 18;
+const SP: u32 = 19;
 const SS: u32 = 20;
 /// Registers that a call may change, with their words: r11 to r8, rax, rcx, rdx, rsi, rdi.
 const CHANGED: [(u32, u8); 9] = [(6, 11), (7, 10), (8, 9), (9, 8), (10, 0), (11, 1), (12, 2), (13, 6), (14, 7)];
@@ -40,6 +43,8 @@ pub struct Trampoline {
     pub ip: u64,
     /// Address of `skep_hit`.
     pub hit: u64,
+    /// Address of `skep_enter`, if that is to be asked first.
+    pub enter: Option<u64>,
     /// Inside a function the red zone and the flags are in use; at its entry neither is.
     pub inside: bool,
     /// `hit` is a `skep_guard`, which may answer in the function's place.
@@ -228,8 +233,32 @@ pub fn trampoline(t: &Trampoline) -> Vec<u8> {
         (Some(stacks), ..) => in_go(t, stacks),
         (None, true, _) => at_guard(t),
         (None, false, true) => inside(t),
-        (None, false, false) => at_entry(t),
+        (None, false, false) => {
+            let mut code = asking(t);
+            code.extend(at_entry(t));
+            code
+        }
     }
+}
+
+/// Where in a trampoline the way begins that `skep_enter` leaves open; 0 if it is not asked.
+pub fn slow(t: &Trampoline) -> u64 {
+    match (t.stacks, t.guard, t.inside) {
+        (None, false, false) => (asking(t).len() as u64).saturating_sub(RESTORE_RAX),
+        _ => 0,
+    }
+}
+
+/// Jumps to `skep_enter`, if that is to be asked.
+fn asking(t: &Trampoline) -> Vec<u8> {
+    let mut code = Code::default();
+    if let Some(enter) = t.enter {
+        code.put(&[0x48, 0x89, 0x44, 0x24, 0xf8]); // mov [rsp-8], rax
+        code.imm64(&[0x48, 0xb8], t.site); // mov rax, site
+        code.imm64(&[0xff, 0x25, 0, 0, 0, 0], enter); // jmp [rip]
+        code.put(&[0x48, 0x8b, 0x44, 0x24, 0xf8]); // mov rax, [rsp-8]
+    }
+    code.0
 }
 
 /// At the entry of a function of Go, or at its `ret`. Its stack may have no byte left: the linker counts them. So one of ours
@@ -316,11 +345,13 @@ fn inside(t: &Trampoline) -> Vec<u8> {
 
 fn at_entry(t: &Trampoline) -> Vec<u8> {
     let mut code = Code::default();
+    // Its place in the `pt_regs` that follows is where the function's red zone would be.
+    code.put(&[0x48, 0x89, 0x64, 0x24, (REG_SP - REGS) as u8]); // mov [rsp-16], rsp
     code.raise(-REGS);
     if t.registers.has(FLAGS) {
         code.save_flags();
     }
-    code.save(t.registers, t.ip).fix_rsp(0);
+    code.save(t.registers, t.ip);
     code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
     // Through a return stub: rax is its address. It travels in the place of ss, which is 16 below the final rsp and thus safe
     // from signal handlers (red zone).
@@ -394,7 +425,10 @@ pub fn stubs(s: &Stubs) -> Vec<u8> {
         code.save_flags();
     }
     // `ret` tells rip.
-    code.save(s.registers.without(RIP), 0).fix_rsp(8);
+    code.save(s.registers.without(RIP), 0);
+    if s.registers.has(SP) {
+        code.fix_rsp(8);
+    }
     code.call(s.ret, s.vectors, |code| {
         code.imm64(&[0x48, 0xbf], s.proc); // mov rdi, proc
         code.imm32(&[0x8b, 0xb4, 0x24], REGS); // mov esi, [rsp+168]
@@ -412,7 +446,7 @@ pub const TRAMPOLINE_MAX: u64 = 640;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+    use iced_x86::{Code as Op, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 
     fn decode(bytes: &[u8], ip: u64) -> Vec<Instruction> {
         Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).into_iter().collect()
@@ -429,6 +463,7 @@ mod tests {
         assert_eq!(word(std::mem::offset_of!(PtRegs, cs)), CS);
         assert_eq!(word(std::mem::offset_of!(PtRegs, rflags)), FLAGS);
         assert_eq!(std::mem::offset_of!(PtRegs, rsp), REG_SP as usize);
+        assert_eq!(word(std::mem::offset_of!(PtRegs, rsp)), SP);
         assert_eq!(word(std::mem::offset_of!(PtRegs, ss)), SS);
         // Numbers of registers in instructions.
         macro_rules! at {
@@ -444,17 +479,8 @@ mod tests {
             for (registers, vectors) in
                 [(Registers::ALL, true), (Registers::ALL, false), (Registers::NONE, true), (Registers::NONE, false)]
             {
-                let t = Trampoline {
-                    site: 0x1122,
-                    ip: 0x3344,
-                    hit: 0x5566,
-                    inside,
-                    guard,
-                    registers,
-                    vectors,
-                    stacks: None,
-                    leaves: false,
-                };
+                let (site, ip, hit, enter, stacks, leaves) = (0x1122, 0x3344, 0x5566, None, None, false);
+                let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves };
                 let code = trampoline(&t);
                 assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
                 let insns = decode(&code, 0x1000);
@@ -489,6 +515,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn functions_with_return_probes_alone_ask_first() {
+        let (registers, vectors, inside, guard) = (Registers::NONE, false, false, false);
+        let with = |enter| Trampoline {
+            site: 0x1122,
+            ip: 0x3344,
+            hit: 0x5566,
+            enter,
+            inside,
+            guard,
+            registers,
+            vectors,
+            stacks: None,
+            leaves: false,
+        };
+        let (asking, plain) = (with(Some(0x7788_99aa_bbcc)), with(None));
+        let code = trampoline(&asking);
+        let at = slow(&asking) as usize;
+        assert_eq!(slow(&plain), 0);
+        // The question, ending in a jump by an address that follows it.
+        let insns = decode(&code[..at - 8], 0x1000);
+        let [save, site, jump] = &insns[..] else { panic!("{insns:?}") };
+        let own_rax =
+            |i: &Instruction| (i.memory_base(), i.memory_displacement64().cast_signed()) == (Register::RSP, -8);
+        assert!(save.code() == Op::Mov_rm64_r64 && save.op1_register() == Register::RAX && own_rax(save));
+        assert_eq!((site.code(), site.op0_register(), site.immediate64()), (Op::Mov_r64_imm64, Register::RAX, 0x1122));
+        assert_eq!((jump.code(), jump.ip_rel_memory_address()), (Op::Jmp_rm64, jump.next_ip()));
+        assert_eq!(code[at - 8..at], 0x7788_99aa_bbcc_u64.to_le_bytes());
+        // The way that it leaves open.
+        let restore = decode(&code[at..at + RESTORE_RAX as usize], 0)[0];
+        assert!(restore.code() == Op::Mov_r64_rm64 && restore.op0_register() == Register::RAX && own_rax(&restore));
+        assert_eq!(code[at + RESTORE_RAX as usize..], trampoline(&plain));
+    }
+
     /// Runs the trampoline's own code in this process, with a function that ruins what it may.
     #[test]
     fn all_registers_and_flags_come_back() {
@@ -498,17 +558,8 @@ mod tests {
         let kinds: Vec<(bool, bool, Registers)> = kinds.concat().concat();
         let codes = run::place(kinds.iter().map(|&(inside, vectors, registers)| {
             let hit = run::function();
-            trampoline(&Trampoline {
-                site: 1,
-                ip: 0x3344,
-                hit,
-                inside,
-                guard: false,
-                registers,
-                vectors,
-                stacks: None,
-                leaves: false,
-            })
+            let (site, ip, enter, guard, stacks, leaves) = (1, 0x3344, None, false, None, false);
+            trampoline(&Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves })
         }));
         for ((inside, _, registers), code) in kinds.into_iter().zip(codes) {
             let flags_in = [0x202u64, 0x203, 0x282, 0x242, 0x216, 0xa02, 0xad7, 0x602, 0xed7];
@@ -542,6 +593,7 @@ mod tests {
                 site: 1,
                 ip: 0x3344,
                 hit: run::function(),
+                enter: None,
                 inside: false,
                 guard: false,
                 registers,
@@ -555,6 +607,7 @@ mod tests {
             site: 1,
             ip: 2,
             hit: 3,
+            enter: None,
             inside: false,
             guard: false,
             registers: Registers::ALL,

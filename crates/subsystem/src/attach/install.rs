@@ -303,9 +303,9 @@ impl Mapper<'_, '_> {
         // `check_guards` leaves a restorer where there are breakpoints only.
         let traps = plan.restorer.zip(session.agent.traps);
         let private = self.map_private(session.nslots, traps.is_some(), plan.go)?;
-        let alive = self.anonymous(PAGE, RW)?;
-        self.remote.syscall("madvise", libc::SYS_madvise, [alive, PAGE, WIPE_ON_FORK, 0, 0, 0])?;
-        self.remote.world.memory.write(alive, &1u64.to_le_bytes())?;
+        let wiped = private.wiped.end - private.wiped.start;
+        self.remote.syscall("madvise", libc::SYS_madvise, [private.wiped.start, wiped, WIPE_ON_FORK, 0, 0, 0])?;
+        self.remote.world.memory.write(private.alive, &1u64.to_le_bytes())?;
 
         let channel = Channel::open(self.remote, scratch)?;
         let shared = self.map_shared(&channel, session, block);
@@ -319,7 +319,7 @@ impl Mapper<'_, '_> {
             pid: self.remote.world.pid,
             control,
             shared,
-            alive,
+            alive: private.alive,
             threads: private.threads,
             nthreads: NTHREADS,
             seen: private.seen,
@@ -392,7 +392,9 @@ impl Mapper<'_, '_> {
                 (guard::NONE, _) | (_, None) => image.hit,
                 (_, Some((guard, _))) => guard,
             };
-            let code = site.make_code(block.site_address(block_at, n), agent + hit, stacks);
+            // A site asks only if there is something to be asked.
+            let enter = agent + image.enter.unwrap_or(image.hit);
+            let code = site.make_code(block.site_address(block_at, n), agent + hit, enter, stacks);
             self.remote.world.memory.write(site.code, &code)?;
         }
         Ok(())
@@ -464,6 +466,7 @@ impl Mapper<'_, '_> {
         let rets = take(u64::from(NRET) * size_of::<RetEntry>() as u64);
         let heads = take(PAGE);
         let section = take(PAGE);
+        let alive = take(PAGE);
         let threads = take(u64::from(NTHREADS) * size_of::<ThreadEntry>() as u64);
         let seen = take((SEEN * size_of::<Seen>()) as u64);
         let kept = take(u64::from(NRET) * size_of::<KeptArguments>() as u64);
@@ -483,7 +486,9 @@ impl Mapper<'_, '_> {
             ret_head: base + heads,
             section: base + section,
             objects: base + heads + size_of::<RetHead>() as u64,
+            alive: base + alive,
             threads: base + threads,
+            wiped: base + alive..base + seen,
             seen: base + seen,
             kept: base + kept,
             trap_state: if traps { base + trap_state } else { 0 },
@@ -567,7 +572,10 @@ struct Private {
     ret_head: u64,
     section: u64,
     objects: u64,
+    alive: u64,
     threads: u64,
+    /// What children that are forked find empty: the word that says whether this is the process, and its threads.
+    wiped: Range<u64>,
     seen: u64,
     kept: u64,
     trap_state: u64,

@@ -41,6 +41,8 @@ pub struct PlannedSite {
     pub registers: [Registers; 2],
     /// The agent uses vector registers.
     vectors: bool,
+    /// Its trampoline asks `skep_enter` first: it was made for return probes alone.
+    asks: bool,
     /// Name, for messages.
     pub symbol: String,
     /// The text at `ip` as it is.
@@ -70,33 +72,45 @@ pub struct PlannedSite {
 impl PlannedSite {
     /// Address of the displaced instructions' copy.
     pub fn body_address(&self) -> u64 {
-        self.code + self.trampoline(0, 0, 0).len() as u64
+        self.code + (self.lead.code.len() + self.trampoline_code(0, 0, 0, 0).len()) as u64
     }
 
-    /// The whole code of the site; `hit` is what its trampoline calls, `stacks` see [`Trampoline`].
-    pub fn make_code(&self, site: u64, hit: u64, stacks: u64) -> Vec<u8> {
-        let mut bytes = self.trampoline(site, hit, stacks);
+    /// Where its trampoline goes on behind `skep_enter`; 0 if it does not ask that.
+    pub fn slow_address(&self) -> u64 {
+        match self.trampoline(0, 0, 0, 0).map(|t| code::slow(&t)) {
+            Some(slow) if slow != 0 => self.code + self.lead.code.len() as u64 + slow,
+            _ => 0,
+        }
+    }
+
+    /// The whole code of the site; `hit` is what its trampoline calls, `enter` what it asks first, if it does, `stacks` see
+    /// [`Trampoline`].
+    pub fn make_code(&self, site: u64, hit: u64, enter: u64, stacks: u64) -> Vec<u8> {
+        let mut bytes = self.lead.code.clone();
+        bytes.extend(self.trampoline_code(site, hit, enter, stacks));
         bytes.extend_from_slice(&self.body.code);
         bytes
     }
 
     /// A breakpoint needs none.
-    fn trampoline(&self, site: u64, hit: u64, stacks: u64) -> Vec<u8> {
-        if self.window.trap {
-            return Vec::new();
-        }
-        let trampoline = code::trampoline(&Trampoline {
+    fn trampoline(&self, site: u64, hit: u64, enter: u64, stacks: u64) -> Option<Trampoline> {
+        let trampoline = Trampoline {
             site,
             ip: self.ip,
             hit,
+            enter: self.asks.then_some(enter),
             inside: !self.window.entry,
             guard: self.guard != guard::NONE,
             registers: self.stored(),
             vectors: self.vectors,
             stacks: self.go.then_some(stacks),
             leaves: self.window.leaves,
-        });
-        [&self.lead.code[..], &trampoline].concat()
+        };
+        (!self.window.trap).then_some(trampoline)
+    }
+
+    fn trampoline_code(&self, site: u64, hit: u64, enter: u64, stacks: u64) -> Vec<u8> {
+        self.trampoline(site, hit, enter, stacks).as_ref().map(code::trampoline).unwrap_or_default()
     }
 
     /// Where threads in its window go: addresses of its inner instructions and of their copies.
@@ -147,6 +161,11 @@ impl PlannedSite {
     /// Does it watch over `SIGTRAP`?
     pub fn watches(&self) -> bool {
         !matches!(self.guard, guard::NONE | guard::UNWIND)
+    }
+
+    /// Do all of its links, of which there are some, fire at the function's return, by way of a stub?
+    fn only_returns(&self) -> bool {
+        self.has_return() && self.links.iter().all(|(_, kind)| *kind == ProbeKind::Return)
     }
 
     /// Does a link of it fire at the function's return, by way of a stub?
@@ -221,6 +240,10 @@ pub fn grow(
     plan.add_guards(world, modules);
     for site in &mut plan.sites {
         site.vectors = agent.vectors;
+        // What is there stays as it is.
+        if site.code == 0 {
+            site.asks = agent.enter.is_some() && !site.go && site.only_returns();
+        }
     }
     plan.place(maps, modules);
     plan.check_guards();
@@ -376,6 +399,7 @@ impl Plan {
             links: Vec::new(),
             registers: [Registers::NONE; 2],
             vectors: true,
+            asks: false,
             symbol,
             text,
             entry: entry(world, &found),

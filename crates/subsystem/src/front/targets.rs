@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use skep_ebpf::Errno;
 use skep_maps::control::Arena;
 use skep_runtime::session::{
-    Arguments, Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_flags, link_kind,
-    link_state, owner_proc,
+    Arguments, Control, Link, LinkCount, NONE, SharedHead, count_offset, counts_distance, link_kind, link_state,
+    owner_proc,
 };
 use skep_runtime::{At, Run, Task};
 
@@ -50,12 +50,7 @@ impl LinkPlace {
         if let Some(world) = self.world.upgrade()
             && let Some(row) = world.head().link(self.index)
         {
-            let typed = row.flags & link_flags::TYPED != 0;
-            let state = match (on, typed) {
-                (true, true) => link_state::TYPED,
-                (true, false) => link_state::ON,
-                (false, _) => link_state::OFF,
-            };
+            let state = if on { link_state::on(row.kind, row.flags) } else { link_state::OFF };
             row.state.store(state, Ordering::Release);
         }
     }

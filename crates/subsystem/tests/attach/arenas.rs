@@ -94,7 +94,7 @@ impl Arenas {
         control.put(0, Control { links: links_at as u32, ..head });
         for &(link, is_return) in links {
             let kind = if is_return { link_kind::RETURN } else { link_kind::ENTRY };
-            let state = AtomicU32::new(link_state::ON);
+            let state = AtomicU32::new(link_state::on(kind, 0));
             let value = Link {
                 state,
                 kind,
