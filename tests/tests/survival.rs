@@ -296,6 +296,39 @@ fn many_processes_are_traced_together() {
     }
 }
 
+#[test]
+fn children_are_followed() {
+    let program = build("forks.c", &[]);
+    // Four threads that fork to depths 0, 1, 2 and 0, five spawned processes and one that executes.
+    let (calls, runs, processes) = (100, 82, 64);
+    let exact = |done: skep_tests::Finished, plain: &[String]| {
+        assert_eq!(plain, ["done"], "{}", done.stderr);
+        assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+        for program in ["on_entry", "on_return"] {
+            assert_eq!(done.count(program, "hits"), runs * calls, "{}", done.stderr);
+            assert_eq!(done.summary(program)["processes"].as_u64(), Some(processes), "{}", done.stderr);
+        }
+    };
+    let object = object("test/count.bpf.o");
+    let command = ["--follow".as_ref(), object.as_os_str(), "--".as_ref(), program.as_os_str(), "100".as_ref()];
+    let mut done = Trace::start(command).finish();
+    assert_eq!(done.summary("on_entry")["exit_status"].as_i64(), Some(6));
+    let plain = std::mem::take(&mut done.plain);
+    exact(done, &plain);
+    let mut target = Target::start(&program, &["100", "go"]);
+    let pid = target.pid().to_string();
+    let mut trace = Trace::start(["--follow".as_ref(), object.as_os_str(), "--pid".as_ref(), pid.as_ref()]);
+    trace.attached(2);
+    target.go();
+    let (said, status) = target.finish();
+    assert_eq!(status.code(), Some(6));
+    exact(trace.finish(), &said);
+    // Not followed, children run as if there were no probes.
+    let mut done = Trace::command(&object, [program.as_os_str(), "100".as_ref()]).finish();
+    assert_eq!(std::mem::take(&mut done.plain), ["done"], "{}", done.stderr);
+    assert_eq!((done.count("on_entry", "hits"), done.count("on_return", "hits")), (4 * calls, 4 * calls));
+}
+
 /// The id of a process that has ended.
 fn plain_pid() -> u32 {
     let mut child = Command::new("true").spawn().expect("runs");

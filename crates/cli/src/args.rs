@@ -146,6 +146,9 @@ pub struct Trace {
     /// Wait for symbols that are absent: a library may be loaded later
     #[arg(long)]
     pub wait: bool,
+    /// Trace forked children, too, and what they execute
+    #[arg(long)]
+    pub follow: bool,
     /// Function for programs whose section names none: [PATH:]SYMBOL[+OFFSET]; may be given several times
     #[arg(long = "func", value_name = "NAME")]
     pub funcs: Vec<String>,

@@ -191,6 +191,7 @@ impl Session {
             nslots: arenas::NSLOTS,
             probes: probes.to_vec(),
             agent: Some(&self.agent),
+            children: false,
             marker: None,
         }
     }
@@ -208,6 +209,7 @@ impl Session {
             nslots: arenas::NSLOTS,
             probes: probes.to_vec(),
             agent: Some(agent),
+            children: false,
             marker: None,
         };
         let attached = injector.attach(&request);
@@ -542,6 +544,7 @@ fn kill_me_if_requested() {
         nslots: arenas::NSLOTS,
         probes,
         agent: Some(&agent),
+        children: false,
         marker: None,
     };
     let attached = patiently(|| injector.attach(&request)).unwrap();

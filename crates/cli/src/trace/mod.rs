@@ -96,7 +96,7 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
     let sampling = Sampling::new(&mut session, &plan.sampled, args)?;
 
     let mut report = Report::new(args.json, btf, types);
-    if let ([pid], true) = (&args.pid[..], executables.is_empty()) {
+    if let ([pid], true, false) = (&args.pid[..], executables.is_empty(), args.follow) {
         report.only = Some(*pid);
     }
     Tracing::new(&session, &placements, probes, injector, signals, executables, sampling, report, args).trace(args)
@@ -106,12 +106,13 @@ pub fn main(args: &Trace) -> Result<u8, Failure> {
 fn slots(args: &Trace, executables: &Executables) -> u32 {
     let default = Options::default().slots;
     let found = executables.running();
-    if args.exe.is_empty() && args.pid.len() < 2 {
+    if args.exe.is_empty() && args.pid.len() < 2 && !args.follow {
         return default;
     }
     let threads = |pid: &u32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) as u32;
     let threads: u32 = args.pid.iter().chain(&found).map(threads).fold(0, u32::saturating_add);
-    threads.saturating_mul(4).clamp(default, MAX_SLOTS.max(default))
+    let more = if args.follow { 2 } else { 1 };
+    threads.saturating_mul(4).max(more * default).clamp(default, MAX_SLOTS.max(default))
 }
 
 /// Links every placement.

@@ -26,6 +26,8 @@ pub struct Target {
     pub counters: BTreeSet<(String, u64)>,
     /// The injector follows it through `exec`.
     pub followed: bool,
+    /// It was forked by one that is traced.
+    pub child: bool,
     /// When the present image was attached to.
     since: Instant,
 }
@@ -40,6 +42,7 @@ impl Target {
             places: Places::default(),
             counters: BTreeSet::new(),
             followed,
+            child: false,
             since: Instant::now(),
         }
     }

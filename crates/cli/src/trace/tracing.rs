@@ -54,6 +54,8 @@ pub struct Tracing<'a> {
     placements: &'a [Placement],
     probes: Vec<ProbeSpec>,
     wait: bool,
+    /// Children are traced, too.
+    follow: bool,
     executables: Executables,
     sampling: Sampling,
     /// By process id.
@@ -96,6 +98,7 @@ impl<'a> Tracing<'a> {
             placements,
             probes,
             wait: args.wait,
+            follow: args.follow,
             executables,
             sampling,
             targets: BTreeMap::new(),
@@ -136,8 +139,8 @@ impl<'a> Tracing<'a> {
 
     /// Attaches to a running process, or says why that is not possible.
     fn attach(&mut self, pid: u32) -> Result<Option<String>, Failure> {
-        let mut target = Target::new(pid, self.numbers.take(), false);
-        if self.placements.is_empty() {
+        let mut target = Target::new(pid, self.numbers.take(), self.follow);
+        if self.placements.is_empty() && !self.follow {
             if let Err(why) = self.sample(pid) {
                 self.numbers.give(target.index);
                 return Ok(Some(why.to_string()));
@@ -154,7 +157,7 @@ impl<'a> Tracing<'a> {
             }
         };
         target.note(&attached);
-        if !target.is_worth_it(self.wait) {
+        if !target.is_worth_it(self.wait || self.placements.is_empty()) {
             let lines: Vec<String> = target.never().map(|(link, error)| self.missing_line(link, error)).collect();
             self.let_go(pid);
             self.session.sweep(target.index);
@@ -193,7 +196,7 @@ impl<'a> Tracing<'a> {
     fn start(&mut self, args: &Trace) -> Result<(), Failure> {
         let held = Held::new(&args.command, self.injector.pid(), Some(&self.signals)).map_err(Failure::input)?;
         let pid = held.pid();
-        self.report.only = Some(pid);
+        self.report.only = (!self.follow).then_some(pid);
         let target = Target::new(pid, self.numbers.take(), true);
         let index = target.index;
         self.traced += 1;
@@ -201,7 +204,8 @@ impl<'a> Tracing<'a> {
         self.command = Some(Box::new(held));
         self.sample(pid)?;
         // Without probes it is followed all the same: its end comes that way.
-        let request = request(self.session, pid, index, self.probes.clone()).map_err(Failure::input)?;
+        let mut request = request(self.session, pid, index, self.probes.clone()).map_err(Failure::input)?;
+        request.children = self.follow;
         self.injector.follow(&request).map_err(Failure::input)?;
         let Some(held) = &mut self.command else { return Ok(()) };
         held.release().map_err(|e| Failure::Input(format!("process {pid}: {e}")))
@@ -209,15 +213,16 @@ impl<'a> Tracing<'a> {
 
     fn request(&mut self, target: &mut Target) -> Result<Attached, AttachError> {
         target.places = Places::of(target.pid);
-        let request = request(self.session, target.pid, target.index, self.probes.clone())?;
+        let mut request = request(self.session, target.pid, target.index, self.probes.clone())?;
+        request.children = self.follow;
         self.injector.attach(&request)
     }
 
     fn go(&mut self, pid: u32) -> Result<(), Failure> {
         self.report.out.flush()?;
         match self.injector.go(pid) {
-            // It may have been killed while it stood still.
-            Ok(()) | Err(AttachError::Exited { .. }) => Ok(()),
+            // It may have been killed while it stood still, or have run to its end.
+            Ok(()) | Err(AttachError::Exited { .. } | AttachError::NotAttached { .. }) => Ok(()),
             Err(e) => Err(Failure::input(e)),
         }
     }
@@ -387,23 +392,25 @@ impl<'a> Tracing<'a> {
             InjectorEvent::Exec { pid } => {
                 let Some(target) = self.targets.get(&pid) else { return Ok(()) };
                 self.session.sweep(target.index);
-                if self.is_command(pid) {
-                    if !target.followed {
-                        self.attach_again(pid)?;
-                    }
+                if target.followed {
                     return Ok(());
+                }
+                if self.is_command(pid) {
+                    return self.attach_again(pid);
                 }
                 self.status.clear();
                 say(format_args!("process {pid} has executed another program: its probes are gone"));
                 self.remove(pid);
                 self.executables.forget(pid);
             }
+            InjectorEvent::Forked { pid, .. } => self.forked(pid)?,
             InjectorEvent::Exited { pid } => {
                 let Some(target) = self.targets.get_mut(&pid) else { return Ok(()) };
                 self.session.sweep(target.index);
+                let child = target.child;
                 self.drain()?;
                 self.remove(pid);
-                if !self.is_command(pid) {
+                if !self.is_command(pid) && !child {
                     self.status.clear();
                     say(format_args!("process {pid} has ended"));
                     self.ending = self.report.only.map(|_| Ending::default());
@@ -455,6 +462,31 @@ impl<'a> Tracing<'a> {
         self.go(pid)
     }
 
+    /// A traced process has made another one, which stands still.
+    fn forked(&mut self, pid: u32) -> Result<(), Failure> {
+        let mut target = Target::new(pid, self.numbers.take(), true);
+        target.child = true;
+        match self.request(&mut target) {
+            Ok(attached) => {
+                target.note(&attached);
+                self.outcomes(&mut target, &attached)?;
+                if let Err(why) = self.sample(pid) {
+                    say(format_args!("note: {why}"));
+                }
+                self.traced += 1;
+                self.targets.insert(pid, target);
+                self.go(pid)
+            }
+            Err(error) => {
+                self.numbers.give(target.index);
+                if !matches!(error, AttachError::NoSuchProcess { .. } | AttachError::Exited { .. }) {
+                    self.refuse(pid, error.to_string());
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Attaches to the processes of the executables that have come.
     fn find(&mut self) -> Result<(), Failure> {
         for pid in self.executables.arrivals() {
@@ -481,7 +513,7 @@ impl<'a> Tracing<'a> {
             if places.is_empty() || places == target.places {
                 continue;
             }
-            target.followed = false;
+            target.followed = self.follow;
             self.let_go(pid);
             self.attach_again(pid)?;
         }
@@ -543,7 +575,10 @@ impl<'a> Tracing<'a> {
             target.listen(BTreeSet::new());
         }
         if let Err(error) = self.injector.detach(pid)
-            && !matches!(error, AttachError::Exited { .. } | AttachError::NotAttached { .. })
+            && !matches!(
+                error,
+                AttachError::Exited { .. } | AttachError::NotAttached { .. } | AttachError::NoSuchProcess { .. }
+            )
         {
             self.status.clear();
             say(format_args!("detaching from process {pid}: {error}"));

@@ -133,6 +133,11 @@ impl Block {
         self.fd.as_fd()
     }
 
+    /// The inode of its memory.
+    pub fn inode(&self) -> Option<u64> {
+        rustix::fs::fstat(&self.fd).ok().map(|stat| stat.st_ino)
+    }
+
     /// What it has room for.
     pub fn room(&self) -> Room {
         self.room

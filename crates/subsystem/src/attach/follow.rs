@@ -1,20 +1,27 @@
-//! A command that is followed through `exec`: its leader stays traced, so that every image it runs is attached to before
-//! any code of that image's own has run.
+//! A process that is followed through `exec`: its leader stays traced, so that every image it runs is attached to before
+//! any code of that image's own has run. Of a *family* all threads stay traced, and the kernel hands over each process that
+//! they make before it has run an instruction.
+//!
+//! A forked child has its parent's text, with jumps that fall through there (its page that says `alive` is wiped by the
+//! fork). To be traced it is given its own text back, and attached to as any other process.
 //!
 //! After an `exec` the dynamic linker runs first. It tells debuggers when all libraries are in place, by calling a function
 //! made for breakpoints; that is where the probes go in, so that calls from constructors are seen. A static program is
 //! caught at its entry.
 
+use std::collections::BTreeSet;
+
 use super::AttachError;
 use super::checks;
 use super::install::Session;
+use super::leftover;
 use super::procfs::{self, Auxv, at};
-use super::ptrace::{self, Stop, Tid};
+use super::ptrace::{self, Stop, Tid, Watch};
 use super::remote::Remote;
-use super::request::{InjectorEvent, ProbeSpec};
+use super::request::{Attached, InjectorEvent, ProbeSpec};
 use super::symbols::Modules;
-use super::target::{Point, Target};
-use super::world::{Memory, World};
+use super::target::{self, Point, Target};
+use super::world::{Keep, Memory, World};
 
 /// `RT_CONSISTENT` of `struct r_debug`: no change of the list of libraries is under way.
 const CONSISTENT: u32 = 0;
@@ -58,6 +65,9 @@ pub struct Follow {
     session: Session,
     probes: Vec<ProbeSpec>,
     target: Option<Target>,
+    /// What stays traced: the leader, or the family's threads.
+    keep: Keep,
+    threads: BTreeSet<Tid>,
     /// Held until the controller says go.
     world: Option<World>,
     breakpoint: Option<Breakpoint>,
@@ -68,30 +78,109 @@ pub struct Follow {
 
 impl Follow {
     /// Becomes the tracer of a process that waits to run `exec`.
-    pub fn begin(pid: u32, session: Session, probes: Vec<ProbeSpec>) -> Result<Follow, AttachError> {
-        ptrace::seize(pid as Tid, true).map_err(|e| checks::explain(pid, &e))?;
+    pub fn begin(pid: u32, session: Session, probes: Vec<ProbeSpec>, family: bool) -> Result<Follow, AttachError> {
+        let (keep, watch) = if family { (Keep::Family, Watch::Family) } else { (Keep::Leader, Watch::Exec) };
+        ptrace::seize(pid as Tid, watch).map_err(|e| checks::explain(pid, &e))?;
+        Ok(Follow::new(pid, session, probes, keep))
+    }
+
+    fn new(pid: u32, session: Session, probes: Vec<ProbeSpec>, keep: Keep) -> Follow {
+        let threads = BTreeSet::from([pid as Tid]);
         let trap = (false, false);
-        Ok(Follow { pid, session, probes, target: None, world: None, breakpoint: None, trap, ended: false })
+        Follow { pid, session, probes, target: None, keep, threads, world: None, breakpoint: None, trap, ended: false }
+    }
+
+    /// Attaches to a running process, and follows it and its children from there. It stands still until told to go.
+    pub fn join(pid: u32, session: Session, probes: Vec<ProbeSpec>) -> Result<(Follow, Attached), AttachError> {
+        let prepared = target::prepare(pid, &probes);
+        let mut world = World::stop_to_keep(pid, Keep::Family)?;
+        match Target::attach(&mut world, &session, &probes, Point::Running, prepared) {
+            Ok((target, attached)) => {
+                let mut follow = Follow::new(pid, session, probes, Keep::Family);
+                follow.target = Some(target);
+                follow.world = Some(world);
+                Ok((follow, attached))
+            }
+            Err(error) => {
+                world.keep_nobody();
+                Err(error)
+            }
+        }
+    }
+
+    /// Attaches to a process that has just been forked from one of the family; `parent` is what that has. It stands still
+    /// until told to go.
+    pub fn adopt(
+        pid: u32,
+        session: Session,
+        probes: Vec<ProbeSpec>,
+        parent: Option<&Target>,
+    ) -> Result<(Follow, Attached), AttachError> {
+        let mut world = World::stop_followed(pid, true, Keep::Family)?;
+        let attached = restore(&mut world, parent)
+            .and_then(|()| Target::attach(&mut world, &session, &probes, Point::Running, None));
+        match attached {
+            Ok((target, attached)) => {
+                let mut follow = Follow::new(pid, session, probes, Keep::Family);
+                follow.target = Some(target);
+                follow.world = Some(world);
+                Ok((follow, attached))
+            }
+            Err(error) => {
+                world.keep_nobody();
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets a process run that has just been made and shares its parent's memory until it executes something, which is
+    /// attached to.
+    pub fn await_exec(pid: u32, session: Session, probes: Vec<ProbeSpec>) -> Follow {
+        let _ = ptrace::cont(pid as Tid, 0);
+        Follow::new(pid, session, probes, Keep::Family)
+    }
+
+    /// Is this thread followed, one of a family?
+    pub fn has(&self, tid: Tid) -> bool {
+        self.keep == Keep::Family && self.threads.contains(&tid)
+    }
+
+    /// Is it followed with all that it makes?
+    pub fn is_family(&self) -> bool {
+        self.keep == Keep::Family
+    }
+
+    /// What it carries.
+    pub fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
+    /// A thread that it has made.
+    pub fn add(&mut self, tid: Tid) {
+        self.threads.insert(tid);
     }
 
     fn tid(&self) -> Tid {
         self.pid as Tid
     }
 
-    /// Deals with one thing that the process has done.
-    pub fn step(&mut self) -> Happened {
+    /// Deals with one thing that a thread has done, the leader if it is no family.
+    pub fn step(&mut self, tid: Tid) -> Happened {
         if self.ended {
             return Happened::Ended;
         }
         if self.world.is_some() {
             return Happened::Nothing;
         }
-        let tid = self.tid();
         match ptrace::poll(tid) {
             Ok(None) => Happened::Nothing,
+            Err(_) | Ok(Some(Stop::Gone)) if tid != self.tid() => {
+                self.threads.remove(&tid);
+                Happened::Handled
+            }
             Err(_) | Ok(Some(Stop::Gone)) => self.lost(),
             Ok(Some(Stop::Exec)) => self.executed(),
-            Ok(Some(Stop::Signal(libc::SIGTRAP))) if self.at_breakpoint() => self.arrived(),
+            Ok(Some(Stop::Signal(libc::SIGTRAP))) if tid == self.tid() && self.at_breakpoint() => self.arrived(),
             Ok(Some(Stop::Signal(signal))) => handled(ptrace::cont(tid, signal)),
             Ok(Some(Stop::Group(_))) => handled(ptrace::listen(tid)),
             Ok(Some(Stop::Interrupted | Stop::Syscall | Stop::Event(_))) => handled(ptrace::cont(tid, 0)),
@@ -105,14 +194,15 @@ impl Follow {
             self.ended = true;
             return Happened::Ended;
         }
-        if ptrace::seize(self.tid(), true).is_err() {
+        let watch = if self.is_family() { Watch::Family } else { Watch::Exec };
+        if ptrace::seize(self.tid(), watch).is_err() {
             self.ended = true;
             return Happened::Ended;
         }
         // It is on its way already: attach to it as to any running process.
         let had = self.target.take().is_some();
         self.breakpoint = None;
-        match World::stop_followed(self.pid, false).and_then(|world| self.attach(world, Point::Running)) {
+        match World::stop_followed(self.pid, false, self.keep).and_then(|world| self.attach(world, Point::Running)) {
             Ok(event) => Happened::Event(event),
             Err(_) if had => Happened::Event(InjectorEvent::Exec { pid: self.pid }),
             Err(error) => Happened::Event(InjectorEvent::Failed { pid: self.pid, error }),
@@ -122,6 +212,7 @@ impl Follow {
     fn executed(&mut self) -> Happened {
         let had = self.target.take().is_some();
         self.breakpoint = None;
+        self.threads = BTreeSet::from([self.tid()]);
         let planned = self.plan_breakpoint();
         let resumed = ptrace::cont(self.tid(), 0);
         match planned {
@@ -196,7 +287,7 @@ impl Follow {
         }
         memory.write(breakpoint.address, &[breakpoint.original])?;
         ptrace::set_regs(tid, &regs).map_err(lost)?;
-        let mut world = World::stop_followed(pid, true)?;
+        let mut world = World::stop_followed(pid, true, self.keep)?;
         self.restore_trap(&mut world)?;
         match breakpoint.purpose {
             Purpose::Linked { .. } => self.attach(world, Point::Linked).map(Happened::Event),
@@ -251,7 +342,9 @@ impl Follow {
         if self.target.as_ref().is_some_and(|target| target.needs_unwinder) && self.world.is_some() {
             self.set_breakpoint(entry(&Auxv::read(self.pid)?, self.pid)?, Purpose::Unwinder)?;
         }
-        self.world = None;
+        if let Some(world) = self.world.take() {
+            self.threads.extend(world.threads());
+        }
         Ok(())
     }
 
@@ -262,7 +355,7 @@ impl Follow {
         }
         let mut world = match self.world.take() {
             Some(world) => world,
-            None => World::stop_followed(self.pid, false)?,
+            None => World::stop_followed(self.pid, false, self.keep)?,
         };
         if let Some(breakpoint) = self.breakpoint.take() {
             world.memory.write(breakpoint.address, &[breakpoint.original])?;
@@ -275,9 +368,26 @@ impl Follow {
             Some(target) if procfs::image_identity(self.pid) == target.identity => target.detach(&mut world).map(drop),
             _ => Ok(()),
         };
-        world.forget_leader();
+        world.keep_nobody();
         result
     }
+}
+
+/// Gives a forked process its own text back, and takes out what it has of its parent's session, if nothing can need that.
+fn restore(world: &mut World, parent: Option<&Target>) -> Result<(), AttachError> {
+    let maps = procfs::maps(world.pid)?;
+    leftover::undo(world, &maps)?;
+    parent.map_or(Ok(()), |parent| parent.shed(world))
+}
+
+/// Lets a process go that was forked and is not to be traced.
+pub fn let_go(pid: u32, shares: bool) -> Result<(), AttachError> {
+    if shares {
+        let _ = ptrace::detach(pid as Tid);
+        return Ok(());
+    }
+    let mut world = World::stop_followed(pid, true, Keep::Nobody)?;
+    restore(&mut world, None)
 }
 
 fn handled(result: std::io::Result<()>) -> Happened {

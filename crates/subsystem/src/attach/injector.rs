@@ -164,6 +164,7 @@ impl Injector {
             maps: request.maps.iter().map(part).collect(),
             probes: request.probes.iter().map(absolute).collect(),
             agent: agent.as_ref().map(|(_, size)| *size),
+            children: request.children,
             marker: request.marker.is_some(),
         };
         let mut fds = vec![request.control.fd, request.shared.fd];

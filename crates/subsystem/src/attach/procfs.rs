@@ -79,6 +79,8 @@ pub struct Status {
     pub state: char,
     /// Thread group, which is the process.
     pub tgid: u32,
+    /// The parent.
+    pub parent: u32,
     /// Real, effective, saved, file-system uid.
     pub uids: [u32; 4],
     /// The same of groups.
@@ -110,6 +112,7 @@ pub fn status(pid: u32) -> Result<Status, AttachError> {
             "Name" => status.name = value.to_owned(),
             "State" => status.state = value.chars().next().unwrap_or('?'),
             "Tgid" => status.tgid = number(),
+            "PPid" => status.parent = number(),
             "TracerPid" => status.tracer = number(),
             "Seccomp" => status.seccomp = number(),
             "Seccomp_filters" => status.filters = number(),

@@ -1,6 +1,8 @@
 //! ptrace(2) and what waitpid(2) reports of a traced thread.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use libc::user_regs_struct as Regs;
@@ -52,10 +54,26 @@ fn call(request: libc::c_uint, tid: Tid, address: usize, data: usize) -> io::Res
     }
 }
 
-/// Becomes the tracer of a thread without stopping it. `exec` asks for [`Stop::Exec`].
-pub fn seize(tid: Tid, exec: bool) -> io::Result<()> {
-    let options = libc::PTRACE_O_TRACESYSGOOD | if exec { libc::PTRACE_O_TRACEEXEC } else { 0 };
-    call(libc::PTRACE_SEIZE, tid, 0, options as usize)
+/// What is to be told of a traced thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Its stops.
+    Stops,
+    /// [`Stop::Exec`], too.
+    Exec,
+    /// And the threads and processes that it makes are traced from their beginning, in the same way.
+    Family,
+}
+
+/// Becomes the tracer of a thread without stopping it.
+pub fn seize(tid: Tid, watch: Watch) -> io::Result<()> {
+    let made = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
+    let more = match watch {
+        Watch::Stops => 0,
+        Watch::Exec => libc::PTRACE_O_TRACEEXEC,
+        Watch::Family => libc::PTRACE_O_TRACEEXEC | made,
+    };
+    call(libc::PTRACE_SEIZE, tid, 0, (libc::PTRACE_O_TRACESYSGOOD | more) as usize)
 }
 
 /// Asks a thread to stop.
@@ -123,8 +141,53 @@ pub fn rseq(tid: Tid) -> Option<u64> {
     (address != 0).then_some(address)
 }
 
+/// Statuses that were waited for, and not looked at yet.
+static COLLECTED: Mutex<BTreeMap<Tid, VecDeque<i32>>> = Mutex::new(BTreeMap::new());
+
+fn statuses() -> MutexGuard<'static, BTreeMap<Tid, VecDeque<i32>>> {
+    COLLECTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for whatever thread has stopped, known or not, without waiting for one that has not; [`poll`] tells of it. Returns all
+/// threads of which there is something to tell.
+pub fn collect() -> Vec<Tid> {
+    let mut all = statuses();
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for the result.
+        match unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG) } {
+            0 | -1 => return all.keys().copied().collect(),
+            tid => all.entry(tid).or_default().push_back(status),
+        }
+    }
+}
+
+/// Nobody wants to know of a thread any more.
+pub fn forget(tid: Tid) {
+    statuses().remove(&tid);
+}
+
+/// What is to be told of a thread that was collected.
+pub fn peek(tid: Tid) -> Option<Stop> {
+    statuses().get(&tid)?.front().map(|&status| Stop::from_status(status))
+}
+
+/// The status of a thread that was collected first.
+fn collected(tid: Tid) -> Option<i32> {
+    let mut all = statuses();
+    let of = all.get_mut(&tid)?;
+    let status = of.pop_front();
+    if of.is_empty() {
+        all.remove(&tid);
+    }
+    status
+}
+
 /// What has happened to a thread since, if anything.
 pub fn poll(tid: Tid) -> io::Result<Option<Stop>> {
+    if let Some(status) = collected(tid) {
+        return Ok(Some(Stop::from_status(status)));
+    }
     let mut status = 0;
     // SAFETY: `status` is a valid place for the result.
     match unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) } {

@@ -139,6 +139,8 @@ pub struct AttachRequest<'a> {
     pub probes: Vec<ProbeSpec>,
     /// An agent to use instead of the built-in one: an ELF file, position independent and without needs.
     pub agent: Option<&'a [u8]>,
+    /// The processes that it forks are told of ([`InjectorEvent::Forked`]), and it is followed through `exec`.
+    pub children: bool,
     /// A file of which the process maps the first page, to read and execute; by it profilers learn of what is in it.
     pub marker: Option<Arc<OwnedFd>>,
 }
@@ -207,6 +209,14 @@ pub enum InjectorEvent {
     Exec {
         /// The process.
         pid: u32,
+    },
+    /// A process that was asked to be traced with its children has made this one, which stands still. Attaching to it, or
+    /// [`Detach`](super::Injector::detach), lets it run.
+    Forked {
+        /// The new process.
+        pid: u32,
+        /// Who made it.
+        parent: u32,
     },
     /// A process has ended.
     Exited {

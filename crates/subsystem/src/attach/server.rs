@@ -14,13 +14,14 @@ use super::AttachError;
 use super::agent_image::AgentImage;
 use super::change::Changed;
 use super::checks;
-use super::follow::{Follow, Happened};
+use super::follow::{self, Follow, Happened};
 use super::install::{MapFd, Session, SharedFd};
 use super::procfs;
+use super::ptrace::{self, Stop, Tid};
 use super::request::{Attached, InjectorEvent, ProbeSpec};
 use super::target::{self, Point, Target};
 use super::wire::{self, Answer, Job, MapPart, Request};
-use super::world::{World, release_strays};
+use super::world::{World, is_stray, release_strays};
 
 /// How often processes that are not traced are looked at for an `exec`.
 const LOOK: Duration = Duration::from_millis(250);
@@ -29,8 +30,14 @@ const LOOK: Duration = Duration::from_millis(250);
 enum Tracee {
     /// A process that was running: traced only while it is changed.
     Running(Box<Running>),
-    /// A command, traced as long as the session lasts.
+    /// A command, or one of a family: traced as long as the session lasts.
     Followed(Box<Follow>),
+    /// Made by one of a family; it stands still until the controller says what is to become of it.
+    Born {
+        parent: u32,
+        /// It runs in its parent's memory.
+        shares: bool,
+    },
 }
 
 struct Running {
@@ -130,7 +137,7 @@ impl Server {
         let running = || {
             self.tracees.iter().filter_map(|(pid, tracee)| match tracee {
                 Tracee::Running(running) => Some((*pid, &running.pidfd)),
-                Tracee::Followed(_) => None,
+                Tracee::Followed(_) | Tracee::Born { .. } => None,
             })
         };
         let fds = [&self.socket, &self.children].into_iter().chain(running().map(|(_, fd)| fd));
@@ -158,10 +165,18 @@ impl Server {
     /// Handles what followed processes have done.
     fn follow_all(&mut self) -> io::Result<()> {
         let mut events = Vec::new();
+        let families = |tracee: &Tracee| matches!(tracee, Tracee::Followed(follow) if follow.is_family());
+        if self.tracees.values().any(families) {
+            // Each may be of a thread that is not known yet.
+            while ptrace::collect().into_iter().filter(|&tid| self.family_step(tid, &mut events)).count() != 0 {}
+        }
         self.tracees.retain(|&pid, tracee| {
             let Tracee::Followed(follow) = tracee else { return true };
+            if follow.is_family() {
+                return true;
+            }
             loop {
-                match follow.step() {
+                match follow.step(pid as Tid) {
                     Happened::Nothing => return true,
                     Happened::Handled => {}
                     Happened::Event(event) => events.push(event),
@@ -173,6 +188,66 @@ impl Server {
             }
         });
         events.into_iter().try_for_each(|event| self.tell(event))
+    }
+
+    /// Deals with one thing that a thread of a family has done, or that a thread is one; false if there is nothing to do.
+    fn family_step(&mut self, tid: Tid, events: &mut Vec<InjectorEvent>) -> bool {
+        if is_stray(tid) {
+            return false;
+        }
+        let of = |(_, tracee): &(&u32, &Tracee)| matches!(tracee, Tracee::Followed(follow) if follow.has(tid));
+        let Some(pid) = self.tracees.iter().find(of).map(|(pid, _)| *pid) else { return self.stranger(tid, events) };
+        let Some(Tracee::Followed(follow)) = self.tracees.get_mut(&pid) else { return false };
+        match follow.step(tid) {
+            Happened::Nothing => return false,
+            Happened::Handled => {}
+            Happened::Event(event) => events.push(event),
+            Happened::Ended => {
+                self.tracees.remove(&pid);
+                events.push(InjectorEvent::Exited { pid });
+            }
+        }
+        true
+    }
+
+    /// A thread that is not known has stopped, or ended.
+    fn stranger(&mut self, tid: Tid, events: &mut Vec<InjectorEvent>) -> bool {
+        match self.tracees.get(&(tid as u32)) {
+            // Held, or it is looked at elsewhere.
+            Some(Tracee::Running(_) | Tracee::Followed(_)) => return false,
+            Some(Tracee::Born { .. }) => {
+                if matches!(ptrace::poll(tid), Ok(Some(Stop::Gone)) | Err(_)) {
+                    self.tracees.remove(&(tid as u32));
+                    events.push(InjectorEvent::Exited { pid: tid as u32 });
+                }
+                return true;
+            }
+            None => {}
+        }
+        let status = procfs::status(tid as u32);
+        let Some(status) = status.ok().filter(|s| s.tracer == std::process::id() && !matches!(s.state, 'X' | 'Z'))
+        else {
+            ptrace::forget(tid);
+            return true;
+        };
+        match self.tracees.get_mut(&status.tgid) {
+            Some(Tracee::Followed(follow)) if follow.is_family() => follow.add(tid),
+            // A thread of a process that stands still for other reasons.
+            Some(_) => return false,
+            None if status.tgid != tid as u32 => {
+                ptrace::forget(tid);
+                let _ = ptrace::detach(tid);
+            }
+            None => {
+                // Its first stop.
+                let _ = ptrace::poll(tid);
+                let pid = tid as u32;
+                let shares = shares_memory(pid, status.parent);
+                self.tracees.insert(pid, Tracee::Born { parent: status.parent, shares });
+                events.push(InjectorEvent::Forked { pid, parent: status.parent });
+            }
+        }
+        true
     }
 
     fn look_for_execs(&mut self) -> io::Result<()> {
@@ -210,6 +285,9 @@ impl Server {
 
     fn attach(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<Attached, AttachError> {
         let pid = job.pid;
+        if job.children {
+            return self.join(job, fds);
+        }
         self.check_new(pid)?;
         let (session, probes) = unpack(job, fds)?;
         checks::check(pid)?;
@@ -220,6 +298,34 @@ impl Server {
         let mut world = World::stop(pid)?;
         let (target, attached) = Target::attach(&mut world, &session, &probes, Point::Running, prepared)?;
         self.tracees.insert(pid, Tracee::Running(Box::new(Running { target, world: Some(world), pidfd })));
+        Ok(attached)
+    }
+
+    /// Attaches to a process whose children are to be traced, too, or to such a child.
+    fn join(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<Attached, AttachError> {
+        let pid = job.pid;
+        let (session, probes) = unpack(job, fds)?;
+        let (follow, attached) = match self.tracees.get(&pid) {
+            Some(&Tracee::Born { parent, shares }) => {
+                self.tracees.remove(&pid);
+                if shares {
+                    let attached = Attached { pid, probes: Vec::new(), notes: Vec::new(), code: None };
+                    (Follow::await_exec(pid, session, probes), attached)
+                } else {
+                    let parent = match self.tracees.get(&parent) {
+                        Some(Tracee::Followed(follow)) => follow.target(),
+                        _ => None,
+                    };
+                    Follow::adopt(pid, session, probes, parent)?
+                }
+            }
+            Some(_) => return Err(AttachError::AlreadyProbed { pid }),
+            None => {
+                checks::check(pid)?;
+                Follow::join(pid, session, probes)?
+            }
+        };
+        self.tracees.insert(pid, Tracee::Followed(Box::new(follow)));
         Ok(attached)
     }
 
@@ -259,9 +365,10 @@ impl Server {
     fn follow(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<(), AttachError> {
         let pid = job.pid;
         self.check_new(pid)?;
+        let children = job.children;
         let (session, probes) = unpack(job, fds)?;
         checks::check(pid)?;
-        let follow = Follow::begin(pid, session, probes)?;
+        let follow = Follow::begin(pid, session, probes, children)?;
         self.tracees.insert(pid, Tracee::Followed(Box::new(follow)));
         Ok(())
     }
@@ -281,13 +388,22 @@ impl Server {
                 Ok(())
             }
             Some(Tracee::Followed(follow)) => follow.go(),
+            Some(Tracee::Born { .. }) => self.detach(pid),
         }
     }
 
     fn detach(&mut self, pid: u32) -> Result<(), AttachError> {
+        // A process does not stop while it waits for a child that runs in its memory.
+        let of = |tracee: &Tracee| matches!(tracee, Tracee::Born { parent, .. } if *parent == pid);
+        for child in self.tracees.extract_if(.., |_, tracee| of(tracee)).collect::<Vec<_>>() {
+            if let (child, Tracee::Born { shares, .. }) = child {
+                let _ = follow::let_go(child, shares);
+            }
+        }
         match self.tracees.remove(&pid) {
             None => Err(AttachError::NotAttached { pid }),
             Some(Tracee::Followed(follow)) => follow.detach(),
+            Some(Tracee::Born { shares, .. }) => follow::let_go(pid, shares),
             Some(Tracee::Running(running)) => {
                 let Running { mut target, world, .. } = *running;
                 if procfs::image_identity(pid) != target.identity {
@@ -306,6 +422,15 @@ impl Server {
             }
         }
     }
+}
+
+/// Do two processes run in the same memory?
+fn shares_memory(pid: u32, other: u32) -> bool {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: the call takes numbers only.
+    let answer = unsafe { libc::syscall(libc::SYS_kcmp, pid, other, KCMP_VM, 0, 0) };
+    // Where it cannot be asked for it is taken to be so: nothing is done to such a process until it executes something.
+    answer <= 0
 }
 
 /// Takes a job's descriptors apart.

@@ -349,7 +349,23 @@ impl Target {
             return Ok(false);
         }
         let ours: Vec<Range<u64>> = installed.code.iter().cloned().chain(kept).collect();
-        patch::is_clear(world, &procfs::maps(self.pid)?, &ours)
+        patch::is_clear(world, &procfs::maps(world.pid)?, &ours)
+    }
+
+    /// Unmaps everything from a process that was forked from this one, and whose text has been restored, if nothing in it
+    /// can need it.
+    pub fn shed(&self, world: &mut World) -> Result<(), AttachError> {
+        let Some(installed) = &self.installed else { return Ok(()) };
+        let maps = procfs::maps(world.pid)?;
+        // What was forked may have been another image.
+        let block = installed.block.inode();
+        let same = |m: &Mapping| m.range.start == installed.block_at && Some(m.inode) == block;
+        if !self.unwinders.is_empty() || self.needs_unwinder || !maps.iter().any(same) || !self.is_idle(world)? {
+            return Ok(());
+        }
+        let mut remote = Remote::begin(world, None, &maps)?;
+        install::undo(&mut remote, &installed.regions);
+        remote.finish()
     }
 
     /// Unmaps everything, the unwinders told first. Returns false if they cannot be told.

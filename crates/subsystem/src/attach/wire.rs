@@ -40,6 +40,8 @@ pub struct Job {
     pub probes: Vec<ProbeSpec>,
     /// Bytes of an agent to use.
     pub agent: Option<u64>,
+    /// See [`AttachRequest`](super::AttachRequest).
+    pub children: bool,
     /// A file to map a page of comes last.
     pub marker: bool,
 }
@@ -164,6 +166,7 @@ mod tests {
             maps: vec![part],
             probes: probes.clone(),
             agent: None,
+            children: false,
             marker: false,
         });
         let file = std::fs::File::open("/dev/null").unwrap();

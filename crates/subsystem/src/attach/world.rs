@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 use super::AttachError;
 use super::checks;
 use super::procfs;
-use super::ptrace::{self, Stop, Tid};
+use super::ptrace::{self, Stop, Tid, Watch};
 
 /// How long a thread may take to stop. One that waits for a vfork child or a dead file server does not stop at all.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a thread of a family may take before its process's children are looked at.
+const SLICE: Duration = Duration::from_millis(50);
 
 /// Missing in the libc crate.
 const SYS_IO_PGETEVENTS: i64 = 333;
@@ -111,6 +114,11 @@ impl Memory {
 /// Threads that were seized but did not stop in time: they are let go as soon as they do.
 static STRAYS: Mutex<Vec<Tid>> = Mutex::new(Vec::new());
 
+/// Is this one of the threads that are still to be let go?
+pub fn is_stray(tid: Tid) -> bool {
+    STRAYS.lock().unwrap_or_else(PoisonError::into_inner).contains(&tid)
+}
+
 /// Lets go of threads that have stopped too late.
 pub fn release_strays() {
     let mut strays = STRAYS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,6 +130,17 @@ pub fn release_strays() {
     });
 }
 
+/// Which threads stay traced when a world is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// None.
+    Nobody,
+    /// A followed process's leader.
+    Leader,
+    /// All, and what they make.
+    Family,
+}
+
 /// A process all of whose threads are traced and stand still, each in an interrupt or group stop.
 ///
 /// Dropping it lets the process go.
@@ -131,24 +150,28 @@ pub struct World {
     /// Its memory.
     pub memory: Memory,
     threads: BTreeMap<Tid, Stop>,
-    /// A thread that stays traced when the world is let go (a followed process's leader).
-    keep: Option<Tid>,
+    keep: Keep,
 }
 
 impl World {
     /// Stops all threads of a process that is not traced.
     pub fn stop(pid: u32) -> Result<World, AttachError> {
+        World::stop_to_keep(pid, Keep::Nobody)
+    }
+
+    /// Stops all threads of a process that is not traced, some of which stay traced from then on.
+    pub fn stop_to_keep(pid: u32, keep: Keep) -> Result<World, AttachError> {
         let memory = Memory::open(pid)?;
-        let mut world = World { pid, memory, threads: BTreeMap::new(), keep: None };
+        let mut world = World { pid, memory, threads: BTreeMap::new(), keep };
         world.gather()?;
         Ok(world)
     }
 
     /// Stops all threads of a process whose leader is traced and runs (`stopped` false) or stands still.
-    pub fn stop_followed(pid: u32, stopped: bool) -> Result<World, AttachError> {
+    pub fn stop_followed(pid: u32, stopped: bool, keep: Keep) -> Result<World, AttachError> {
         let memory = Memory::open(pid)?;
         let leader = pid as Tid;
-        let mut world = World { pid, memory, threads: BTreeMap::new(), keep: Some(leader) };
+        let mut world = World { pid, memory, threads: BTreeMap::new(), keep };
         let _ = ptrace::interrupt(leader);
         if stopped {
             let _ = ptrace::cont(leader, 0);
@@ -209,10 +232,14 @@ impl World {
 
     /// Seizes a thread. The injector of a session that was just killed may still be letting go of it.
     fn seize(&self, tid: Tid) -> std::io::Result<()> {
+        let family = self.keep == Keep::Family;
+        if family && procfs::status(tid as u32).is_ok_and(|status| status.tracer == std::process::id()) {
+            return Ok(());
+        }
         let patience = Instant::now() + PATIENCE;
         let mut last = false;
         loop {
-            match ptrace::seize(tid, false) {
+            match ptrace::seize(tid, if family { Watch::Family } else { Watch::Stops }) {
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) && Instant::now() < patience && !last => {
                     // An injector that is not there now may have been when the kernel refused.
                     last = !checks::traced_by_other_injector(tid as u32);
@@ -227,8 +254,13 @@ impl World {
     fn settle(&mut self, tid: Tid) -> Result<(), AttachError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let stop = ptrace::wait(tid, deadline).map_err(|e| AttachError::os("waitpid", &e))?;
+            let slice = if self.keep == Keep::Family { Instant::now() + SLICE } else { deadline };
+            let stop = ptrace::wait(tid, deadline.min(slice)).map_err(|e| AttachError::os("waitpid", &e))?;
             let signal = match stop {
+                None if Instant::now() < deadline => {
+                    self.release_children(tid);
+                    continue;
+                }
                 None => {
                     let state = procfs::thread_state(self.pid, tid);
                     // It is seized: let it be detached when it does stop.
@@ -249,6 +281,20 @@ impl World {
                 Some(Stop::Syscall | Stop::Exec | Stop::Event(_)) => 0,
             };
             let _ = ptrace::cont(tid, signal);
+        }
+    }
+
+    /// Lets go of a process that this one has just made and is waiting for, as it does for one that runs in its memory.
+    fn release_children(&self, waiting: Tid) {
+        for tid in ptrace::collect().into_iter().filter(|&tid| ptrace::peek(tid) == Some(Stop::Interrupted)) {
+            let status = procfs::status(tid as u32);
+            let child = |s: &procfs::Status| s.tgid == tid as u32 && s.parent == self.pid;
+            if status.is_ok_and(|status| status.tracer == std::process::id() && child(&status))
+                && procfs::thread_state(self.pid, waiting) == 'D'
+            {
+                ptrace::forget(tid);
+                let _ = ptrace::detach(tid);
+            }
         }
     }
 
@@ -338,9 +384,9 @@ impl World {
         self.stop_others(0)
     }
 
-    /// Lets the leader go, too, when the world is let go.
-    pub fn forget_leader(&mut self) {
-        self.keep = None;
+    /// Lets all threads go when the world is let go.
+    pub fn keep_nobody(&mut self) {
+        self.keep = Keep::Nobody;
     }
 
     fn release(&mut self) {
@@ -349,7 +395,7 @@ impl World {
         let mut threads: Vec<(Tid, Stop)> = std::mem::take(&mut self.threads).into_iter().collect();
         threads.sort_by_key(|(tid, _)| *tid == leader);
         for (tid, stop) in threads {
-            if Some(tid) == self.keep {
+            if self.keep == Keep::Family || self.keep == Keep::Leader && tid == leader {
                 let _ = match stop {
                     Stop::Group(_) => ptrace::listen(tid),
                     _ => ptrace::cont(tid, 0),
@@ -358,6 +404,8 @@ impl World {
                 // It runs: it did not stop in time, or it is gone.
                 let _ = ptrace::interrupt(tid);
                 STRAYS.lock().unwrap_or_else(PoisonError::into_inner).push(tid);
+            } else {
+                ptrace::forget(tid);
             }
         }
     }

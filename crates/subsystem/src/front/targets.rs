@@ -276,6 +276,7 @@ impl WorldMemory {
             nslots: world.limits.slots,
             probes,
             agent: None,
+            children: false,
             marker: None,
         }
     }

@@ -477,6 +477,7 @@ impl Inner {
             nslots: world.limits.slots,
             probes,
             agent: None,
+            children: false,
             marker: self.symbols.expect_process(pid).map(Arc::new),
         };
         let injector = match injector {
