@@ -118,13 +118,7 @@ fn skep_is_killed_at_random_times() {
     let kills: u64 = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
     let program = build("calls.c", &[]);
     let want = plain(&program, &["2", "1500000", "pace"]);
-    let mut seed = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(std::process::id());
-    let mut random = move |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut random = random();
     let per_target = 30;
     let mut done_kills = 0;
     while done_kills < kills {
@@ -143,6 +137,131 @@ fn skep_is_killed_at_random_times() {
         }
         let (said, status) = target.finish();
         assert_eq!((said, status.code()), (want.0.clone(), want.1), "after {done_kills} kills");
+    }
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Skep,
+    Injector,
+    Target,
+}
+
+/// The masks of blocked signals of all threads of a process.
+fn blocked(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mask = |status: String| status.lines().find_map(|l| l.strip_prefix("SigBlk:").map(|m| m.trim().to_owned()));
+    tasks.filter_map(|t| mask(std::fs::read_to_string(t.path().join("status")).ok()?)).collect()
+}
+
+#[test]
+fn anybody_is_killed_at_random_instants_of_attach_and_detach() {
+    let kills: u64 = std::env::var("SKEP_ANY_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let program = build("calls.c", &[]);
+    let args = ["2", "1000000", "go", "pace"];
+    let want = plain(&program, &["2", "1000000", "pace"]);
+    let mut random = random();
+    let start = || {
+        let mut target = Target::start(&program, &args);
+        target.go();
+        target
+    };
+    let exact = |target: Target, when: &str| {
+        let (said, status) = target.finish();
+        assert_eq!((said, status.code()), (want.0.clone(), want.1), "{when}");
+    };
+    let (mut done, mut original, mut by_victim) = (0, None, [0; 3]);
+    while done < kills {
+        let mut targets = [start(), start()];
+        let round = 10.min(kills - done);
+        for _ in 0..round {
+            let victim = [Victim::Skep, Victim::Injector, Victim::Injector, Victim::Target][random(4) as usize];
+            by_victim[victim as usize] += 1;
+            let object = object("test/count.bpf.o").into_os_string();
+            let pids = targets.iter().flat_map(|t| ["--pid".into(), t.pid().to_string().into()]);
+            let mut trace = Trace::start([object].into_iter().chain(pids));
+            let injector = loop {
+                match children(trace.child.id())[..] {
+                    [injector, ..] => break injector,
+                    [] => std::hint::spin_loop(),
+                }
+            };
+            // An attach of both takes some 10 ms, a detach as long.
+            let when = if random(2) == 0 {
+                std::thread::sleep(Duration::from_micros(random(25_000)));
+                "attach"
+            } else {
+                // One may have ended meanwhile.
+                let _ = (0..4).all(|_| trace.find("attached").is_ok());
+                trace.interrupt();
+                std::thread::sleep(Duration::from_micros(random(12_000)));
+                "detach"
+            };
+            // SAFETY: kills a process that this test started, by its id, which it has until it was waited for.
+            let kill = |pid: i32| unsafe { libc::kill(pid, libc::SIGKILL) };
+            match victim {
+                Victim::Skep => trace.kill(),
+                Victim::Injector => {
+                    kill(injector);
+                    let status = wait(&mut trace.child, Duration::from_secs(30)).code();
+                    assert!(status.is_some(), "skep died of the injector's death");
+                }
+                Victim::Target => {
+                    targets[0].child.kill().expect("kill");
+                    targets[0].child.wait().expect("wait");
+                    // A second signal would kill it.
+                    if when == "attach" {
+                        trace.interrupt();
+                    }
+                    let status = wait(&mut trace.child, Duration::from_secs(30)).code();
+                    assert!(status.is_some(), "skep died of the target's death");
+                    targets[0] = start();
+                }
+            }
+            drop(trace);
+            done += 1;
+            let at = format!("kill {done}, of {victim:?} in {when}");
+            for target in &mut targets {
+                // One may have done all its calls.
+                if target.child.try_wait().expect("wait").is_some() {
+                    exact(std::mem::replace(target, start()), &at);
+                }
+            }
+            // An injector whose controller was killed may be at work still.
+            let end = Instant::now() + Duration::from_secs(10);
+            let all = |targets: &[Target; 2]| targets.iter().flat_map(|t| blocked(t.pid())).collect::<Vec<_>>();
+            while all(&targets).iter().any(|mask| mask.bytes().any(|digit| digit != b'0')) {
+                assert!(Instant::now() < end, "signals stay blocked, {at}: {:?}", all(&targets));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        // What was left is undone by the next session, whose end restores the text.
+        for mut target in targets {
+            let mut trace = Trace::pid(&object("test/count.bpf.o"), target.pid());
+            if let Ok(line) = trace.find("attached") {
+                trace.interrupt();
+                let ended = trace.finish();
+                assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+                if target.child.try_wait().expect("wait").is_none() {
+                    let now = text(target.pid(), address(&line))[..16].to_vec();
+                    assert_eq!(original.get_or_insert_with(|| now.clone()), &now, "text differs after {done} kills");
+                }
+            }
+            exact(target, &format!("after {done} kills"));
+        }
+    }
+    println!("{kills} kills: {by_victim:?} of skep, of the injector, of a target");
+}
+
+/// Numbers below a given one that look random.
+fn random() -> impl FnMut(u64) -> u64 {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(std::process::id());
+    move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
     }
 }
 

@@ -25,6 +25,7 @@ mod elf_file;
 mod error;
 mod follow;
 mod frames;
+mod gate;
 mod go;
 mod guards;
 mod injector;

@@ -2,6 +2,9 @@
 //!
 //! No signal takes part: a thread is sent through `syscall` instructions and is caught when it enters and leaves the call
 //! (`PTRACE_SYSCALL`). A trap would be a forced signal, which resets the handler of a target that blocks or ignores it.
+//!
+//! Whenever the tracer is killed, the thread goes back to what it was at by itself (`gate`): its registers are set before its
+//! signal mask when it is borrowed, and after it when it is given back.
 
 use std::io;
 use std::ops::Range;
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::AttachError;
 use super::error::errno_text;
+use super::gate::Gate;
 use super::procfs::{self, Mapping};
 use super::ptrace::{self, Regs, Stop, Tid};
 use super::world::World;
@@ -29,7 +33,9 @@ pub struct Remote<'w> {
     tid: Tid,
     saved: Regs,
     mask: u64,
-    gate: u64,
+    /// Its signal mask while it is borrowed.
+    held: u64,
+    gate: Gate,
     done: bool,
 }
 
@@ -37,7 +43,6 @@ impl<'w> Remote<'w> {
     /// Borrows a thread. `maps` are the target's mappings.
     pub fn begin(world: &'w mut World, tid: Option<Tid>, maps: &[Mapping]) -> Result<Remote<'w>, AttachError> {
         let pid = world.pid;
-        let gate = find_gate(world, maps)?;
         let tid = tid.or_else(|| world.threads().next()).ok_or(AttachError::Exited { pid })?;
         let lost = |_: io::Error| AttachError::Exited { pid };
         let mut saved = ptrace::regs(tid).map_err(lost)?;
@@ -48,8 +53,19 @@ impl<'w> Remote<'w> {
         // Nothing may interrupt what we run but faults of its own, which cannot be held back.
         let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
         let held = faults.iter().fold(u64::MAX, |held, signal| held & !(1 << (signal - 1))) | mask;
-        ptrace::set_signal_mask(tid, held).map_err(lost)?;
-        Ok(Remote { world, tid, saved, mask, gate, done: false })
+        let gate = Gate::make(world, maps, &saved, mask)?;
+        let mut remote = Remote { world, tid, saved, mask, held, gate, done: false };
+        remote.rest().map_err(lost)?;
+        Ok(remote)
+    }
+
+    /// Has the thread stand where it lets go of itself if it runs.
+    fn rest(&mut self) -> io::Result<()> {
+        let mut regs = self.saved;
+        regs.rip = self.gate.restore();
+        regs.orig_rax = u64::MAX;
+        ptrace::set_regs(self.tid, &regs)?;
+        ptrace::set_signal_mask(self.tid, self.held)
     }
 
     /// Gives the thread its registers and signal mask back.
@@ -62,10 +78,12 @@ impl<'w> Remote<'w> {
             return Ok(());
         }
         let lost = |_: io::Error| AttachError::Exited { pid: self.world.pid };
-        ptrace::set_regs(self.tid, &self.saved).map_err(lost)?;
         ptrace::set_signal_mask(self.tid, self.mask).map_err(lost)?;
+        ptrace::set_regs(self.tid, &self.saved).map_err(lost)?;
         // From an interrupt stop the kernel restarts the call that we broke into; from a syscall stop it would not.
-        self.world.resettle(self.tid)
+        let settled = self.world.resettle(self.tid);
+        self.gate.clear(self.world);
+        settled
     }
 
     /// Runs the thread to its next syscall stop, and returns its registers there.
@@ -104,7 +122,7 @@ impl<'w> Remote<'w> {
         let pid = self.world.pid;
         let lost = |_: io::Error| AttachError::Exited { pid };
         let mut regs = self.saved;
-        regs.rip = self.gate;
+        regs.rip = self.gate.call();
         regs.rax = number as u64;
         regs.orig_rax = u64::MAX;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
@@ -127,7 +145,7 @@ impl<'w> Remote<'w> {
         let lost = |_: io::Error| AttachError::Exited { pid };
         // Past the red zone, aligned as at a function's entry.
         let sp = (self.saved.rsp.wrapping_sub(512) & !15).wrapping_sub(8);
-        self.world.memory.write(sp, &self.gate.to_le_bytes())?;
+        self.world.memory.write(sp, &self.gate.landing().to_le_bytes())?;
         let mut regs = self.saved;
         regs.rip = function;
         regs.rsp = sp;
@@ -142,12 +160,11 @@ impl<'w> Remote<'w> {
         let deadline = Instant::now() + FUNCTION_PATIENCE;
         let result = loop {
             match self.run_to_syscall(deadline, others) {
-                Ok(mut regs) if regs.rip == self.gate.wrapping_add(2) && regs.rsp == sp.wrapping_add(8) => {
-                    // It has returned to the gate and is about to make a call numbered by its result: no call at all.
-                    let result = regs.orig_rax;
-                    regs.orig_rax = u64::MAX;
-                    ptrace::set_regs(self.tid, &regs).map_err(lost)?;
-                    break self.run_to_syscall(deadline, others).map(|_| result);
+                Ok(regs) if regs.rip == self.gate.unmask() => {
+                    // It has returned to the gate, and is about to let go of itself.
+                    let done = self.run_to_syscall(deadline, others);
+                    self.rest().map_err(lost)?;
+                    break done.map(|_| regs.rbx);
                 }
                 Ok(_) => {}
                 Err(error) => break Err(error),
@@ -205,31 +222,6 @@ fn sequence_abort(world: &World, tid: Tid, rip: u64) -> Option<u64> {
     let length = memory.word(sequence.checked_add(16)?).ok()?;
     let abort = memory.word(sequence.checked_add(24)?).ok()?;
     (rip.wrapping_sub(start) < length).then_some(abort)
-}
-
-/// A `syscall` instruction in the target: the vdso has one, else the C library.
-fn find_gate(world: &World, maps: &[Mapping]) -> Result<u64, AttachError> {
-    let vdso = maps.iter().filter(|m| m.name == "[vdso]");
-    let code = maps.iter().filter(|m| m.executable() && m.name.starts_with('/'));
-    for mapping in vdso.chain(code) {
-        let mut at = mapping.range.start;
-        while at < mapping.range.end {
-            let chunk = world.memory.read_up_to(at, (mapping.range.end - at).min(1 << 16) as usize);
-            if let Some(offset) = chunk.windows(2).position(|pair| pair == [0x0f, 0x05]) {
-                return Ok(at + offset as u64);
-            }
-            // One byte of overlap, for an instruction across the chunks.
-            at = at.saturating_add((chunk.len() as u64).saturating_sub(1).max(1));
-            if chunk.len() < 2 {
-                break;
-            }
-        }
-    }
-    Err(AttachError::Unsuitable {
-        pid: world.pid,
-        command: procfs::status(world.pid).map_or_else(|_| String::new(), |status| status.name),
-        reason: "it has no `syscall` instruction to borrow".into(),
-    })
 }
 
 /// A pair of sockets, one end in the target, to hand it descriptors.
