@@ -53,13 +53,19 @@ pub fn scratch() -> PathBuf {
 
 /// Builds a program of `tests/targets` (`.c` with cc, `.cc` with c++) and returns its path.
 pub fn build(source: &str, flags: &[&str]) -> PathBuf {
-    let tag: String = flags.concat().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+    build_with(if source.ends_with(".cc") { "g++" } else { "gcc" }, source, flags)
+}
+
+/// As [`build`], with a compiler of that name.
+pub fn build_with(compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+    // Programs are known by their sources' names.
+    let other = if ["gcc", "g++"].contains(&compiler) { "" } else { compiler };
+    let tag: String = [other, &flags.concat()].concat().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
     let stem = source.split('.').next().unwrap_or(source);
     let out = scratch().join(format!("{stem}{tag}"));
     if out.exists() {
         return out;
     }
-    let compiler = if source.ends_with(".cc") { "g++" } else { "gcc" };
     // Tests run in parallel: build aside, then rename.
     let part = out.with_extension(format!("{:?}", std::thread::current().id()).replace(['(', ')'], ""));
     let path = root().join("tests/targets").join(source);

@@ -1,8 +1,9 @@
-// Threads that call probed functions; says its sum, and waits to be let go.
+// Threads that call probed functions, once they are let go. usage: soak THREADS ROUNDS [sealed]
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 
 __attribute__((noinline, noclone)) uint64_t probed(uint64_t a, uint64_t b) { __asm__ volatile("" : "+r"(a), "+r"(b)); return a + b; }
 __attribute__((noinline, noclone)) uint64_t evented(uint64_t n) { __asm__ volatile("" : "+r"(n)); return n ^ 1; }
@@ -27,6 +28,9 @@ int main(int argc, char **argv)
 	uint64_t sums[64], sum = 0;
 	int n = argc > 2 ? atoi(argv[1]) : 1;
 	rounds = argc > 2 ? strtoull(argv[2], 0, 0) : 1;
+	// PR_SET_MDWE; an old kernel does not know it.
+	if (argc > 3)
+		prctl(65, 1, 0, 0, 0);
 	puts("ready");
 	fflush(stdout);
 	getchar();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use skep_tests::{Target, Trace, build, object, root, scratch, skep, skip};
+use skep_tests::{Target, Trace, build, build_with, is_root, object, root, scratch, skep, skep_bin, skip};
 
 #[test]
 fn real_programs() {
@@ -20,9 +20,28 @@ fn real_programs() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
+/// How programs of our own are built for the table.
+const COMPILED: [(&str, &str, &[&str]); 5] = [
+    ("{static}", "gcc", &["-static"]),
+    ("{static-pie}", "gcc", &["-static-pie"]),
+    ("{no-pie}", "gcc", &["-no-pie"]),
+    ("{musl}", "musl-gcc", &[]),
+    ("{musl-static}", "musl-gcc", &["-static"]),
+];
+
 fn one(name: &str, function: &str, minimum: u64, arg1: &str, command: &str) -> Result<(), String> {
     let program = command.split(' ').next().unwrap_or_default();
-    let command = command.replace("{static}", &build("static.c", &["-static"]).to_string_lossy());
+    let musl = Command::new("musl-gcc").arg("--version").output().is_ok_and(|out| out.status.success());
+    if command.contains("{musl") && !musl {
+        skip(&format!("{name}: musl-gcc is not installed"));
+        return Ok(());
+    }
+    let mut command = command.to_owned();
+    for (place, compiler, flags) in COMPILED {
+        if command.contains(place) {
+            command = command.replace(place, &build_with(compiler, "static.c", flags).to_string_lossy());
+        }
+    }
     let command = command.replace("{rust}", env!("CARGO_BIN_EXE_rusty"));
     if program.starts_with('/') && !std::path::Path::new(program).exists() {
         skip(&format!("{name}: {program} is not installed"));
@@ -116,4 +135,48 @@ fn go_programs() {
     }
     let (lines, status) = target.finish();
     assert_eq!((lines, status.code()), (vec!["wrong 0".to_owned()], Some(0)));
+}
+
+/// Processes as containers have them, traced from outside: names of files mean those that the target sees. And one that may not
+/// make code of what it has written.
+#[test]
+fn contained_programs() {
+    let program = build("soak.c", &["-static"]);
+    let counted = |target: Target, pid: u32, what: &str| {
+        let mut trace = Trace::pid(&object("test/soak.bpf.o"), pid);
+        let attached = trace.attached(4);
+        let (_, status) = target.finish();
+        let done = trace.finish();
+        assert!(status.success(), "{what}: {status}");
+        for program in ["on_entry", "on_return", "inside", "on_event"] {
+            assert_eq!(done.count(program, "hits"), 2000, "{what}, {program}: {}", done.stderr);
+        }
+        attached[0]["module"].as_str().unwrap_or_default().to_owned()
+    };
+    let target = Target::start(&program, &["2", "1000", "sealed"]);
+    let pid = target.pid();
+    counted(target, pid, "no writable memory becomes executable");
+
+    if !is_root() {
+        return skip("containers: only root makes them here");
+    }
+    let inside = scratch().join("inside");
+    std::fs::create_dir_all(&inside).expect("folder");
+    std::fs::copy(&program, inside.join("soak")).expect("copy");
+    let words = ["-pmf", "chroot", inside.to_str().expect("path"), "/soak", "2", "1000"];
+    let target = Target::start("unshare".as_ref(), &words);
+    let children = format!("/proc/{0}/task/{0}/children", target.pid());
+    let children = std::fs::read_to_string(children).expect("children");
+    let pid = children.trim().parse().expect("unshare has one child");
+    counted(target, pid, "another root, another pid namespace");
+
+    // Without a way to write memory there is a refusal, and no harm.
+    let target = Target::start(&program, &["2", "1000"]);
+    let command = "mount --bind -o ro /proc /proc && exec \"$@\"";
+    let mut trace = Command::new("unshare");
+    trace.args(["-m", "sh", "-c", command, "sh"]).arg(skep_bin()).arg("trace").arg(object("test/soak.bpf.o"));
+    let out = trace.args(["--pid", &target.pid().to_string()]).output().expect("unshare");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(2) && err.contains("/mem") && err.contains("Read-only"), "{err}");
+    assert!(target.finish().1.success());
 }
