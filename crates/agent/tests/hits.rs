@@ -653,6 +653,7 @@ fn functions_with_return_probes_alone_are_entered_in_few_registers() {
         unsafe { blob().0(site, stack.regs()) }
     };
     let first = world.proc.stubs;
+    // SAFETY: the table of this world.
     let entry = |n: usize| unsafe { &*(world.proc.rets as *const RetEntry).add(n) };
     let leave = |stack: &mut asked::Stack, n: u32| {
         // SAFETY: as above; the function has returned.
