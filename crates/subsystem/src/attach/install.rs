@@ -360,7 +360,7 @@ impl Mapper<'_, '_> {
         memory.write(private.section, &section)?;
         addresses.description = private.section + unwind::description(&section);
         let (section, objects, go_stacks) = (private.section, private.objects, private.go_stacks);
-        self.write_sites(&session.agent, agent, block, block_at, plan, 0, private.go_stacks)?;
+        self.write_sites((&session.agent, agent), (block, block_at), plan, 0, private.go_stacks)?;
         Ok(Mapped { addresses, block_at, agent, agent_text, section, objects, scratch, go_stacks, maps, handler })
     }
 
@@ -376,10 +376,8 @@ impl Mapper<'_, '_> {
     /// Writes the code of the sites behind the first `known` ones.
     fn write_sites(
         &self,
-        image: &AgentImage,
-        agent: u64,
-        block: &Block,
-        block_at: u64,
+        (image, agent): (&AgentImage, u64),
+        (block, block_at): (&Block, u64),
         plan: &Plan,
         known: usize,
         stacks: u64,
@@ -410,7 +408,7 @@ impl Mapper<'_, '_> {
     ) -> Result<Vec<MappedMap>, AttachError> {
         self.map_code(plan)?;
         let Installed { block, block_at, agent, go_stacks, .. } = installed;
-        self.write_sites(&session.agent, *agent, block, *block_at, plan, known, *go_stacks)?;
+        self.write_sites((&session.agent, *agent), (block, *block_at), plan, known, *go_stacks)?;
         let mut channel = None;
         let mut maps = Vec::new();
         for (n, map) in session.maps.iter().enumerate() {
