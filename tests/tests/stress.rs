@@ -131,6 +131,7 @@ fn instructions(file: &Path, dynamic: bool, functions: usize, each: usize, rando
         .collect();
     assert!(!symbols.is_empty(), "{} has no symbols", file.display());
     let mut places = BTreeSet::new();
+    let mut taken = BTreeSet::new();
     for _ in 0..functions {
         let (at, size, name) = symbols[random.below(symbols.len())];
         let (start, stop) = (format!("--start-address={at}"), format!("--stop-address={}", at + size));
@@ -140,7 +141,12 @@ fn instructions(file: &Path, dynamic: bool, functions: usize, each: usize, rando
             continue;
         }
         for _ in 0..each {
-            places.insert(format!("{name}+{}", starts[random.below(starts.len())] - at));
+            let start = starts[random.below(starts.len())];
+            // Two probes need room for two jumps.
+            if taken.range(start.saturating_sub(16)..start + 16).next().is_none() {
+                taken.insert(start);
+                places.insert(format!("{name}+{}", start - at));
+            }
         }
     }
     places
@@ -148,7 +154,7 @@ fn instructions(file: &Path, dynamic: bool, functions: usize, each: usize, rando
 
 #[test]
 fn any_instruction_of_libraries_and_programs() {
-    let wanted = number("SKEP_OFFSETS", 240);
+    let wanted = number("SKEP_OFFSETS", 320);
     let mut random = Random(number("SKEP_OFFSETS_SEED", 1) as u64 | 1);
     let rusty = Path::new(env!("CARGO_BIN_EXE_rusty"));
     let data = scratch().join("data");
@@ -159,10 +165,15 @@ fn any_instruction_of_libraries_and_programs() {
         let folders = ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu"];
         folders.map(|folder| Path::new(folder).join(name)).into_iter().find(|path| path.exists())
     };
-    let targets: [(Option<PathBuf>, &[&str], bool); 3] = [
+    let switches = scratch().join("switches");
+    let source = skep_tests::root().join("crates/subsystem/tests/attach/switches.c");
+    let status = Command::new("gcc").args(["-O2", "-w"]).arg(source).arg("-o").arg(&switches).status().expect("gcc");
+    assert!(status.success(), "gcc could not build the switches");
+    let targets: [(Option<PathBuf>, &[&str], bool); 4] = [
         (library("libc.so.6"), &["/usr/bin/sort", &data], true),
         (library("libcrypto.so.3"), &["/usr/bin/openssl", "dgst", "-sha256", "-hmac", "key", &data], true),
         (Some(rusty.to_owned()), &[&rusty.to_string_lossy()], false),
+        (Some(switches.clone()), &[&switches.to_string_lossy(), "20"], false),
     ];
     let (mut jumps, mut attached, mut asked) = (0, 0, 0);
     let mut reasons = BTreeMap::<String, usize>::new();
@@ -175,8 +186,8 @@ fn any_instruction_of_libraries_and_programs() {
         let want: Vec<String> = String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect();
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // A few hundred at a time.
-        for left in (0..wanted / 3).step_by(240) {
-            let functions = (wanted / 3 - left).min(240).div_ceil(2);
+        for left in (0..wanted / 4).step_by(240) {
+            let functions = (wanted / 4 - left).min(240).div_ceil(2);
             let places = instructions(&file, dynamic, functions, 2, &mut random);
             let mut args = vec![object("test/cost_entry.bpf.o").into_os_string()];
             args.extend(places.iter().flat_map(|place| ["--func".into(), format!("{name}:{place}").into()]));
@@ -191,8 +202,11 @@ fn any_instruction_of_libraries_and_programs() {
             let refused = |place: &&String| done.stderr.contains(&format!("`{}`", hexed(place)));
             let silent: Vec<_> = places.iter().filter(|p| !is_attached(&done, p) && !refused(p)).collect();
             assert!(silent.is_empty(), "{name}: neither attached nor refused: {silent:?}: {}", done.stderr);
-            for reason in done.stderr.lines().filter_map(|l| l.split_once(" cannot take a jump: ")) {
-                let words = reason.1.split([';', '`', '+']).next().unwrap_or_default();
+            let refused = done.stderr.lines().filter_map(|l| Some(l.split_once(" cannot take a jump: ")?.1.to_owned()));
+            let lines = done.kind("attached");
+            let traps = lines.iter().filter_map(|line| line["why_no_jump"].as_str().map(str::to_owned));
+            for reason in refused.chain(traps) {
+                let words = reason.split([';', '`', '+']).next().unwrap_or_default();
                 *reasons.entry(words.replace(|c: char| c.is_ascii_digit(), "")).or_default() += 1;
             }
             (jumps, attached, asked) = (jumps + by_jump, attached + there, asked + places.len());
@@ -200,7 +214,7 @@ fn any_instruction_of_libraries_and_programs() {
     }
     println!("{asked} instructions: {attached} attached, {jumps} of them by a jump; why others are refused:");
     reasons.iter().for_each(|(reason, n)| println!("{n:6} {reason}"));
-    assert!(jumps * 100 >= asked * 40, "{jumps} of {asked} instructions take a jump");
+    assert!(jumps * 100 >= asked * 80, "{jumps} of {asked} instructions take a jump");
 }
 
 /// A place as `skep` writes it.

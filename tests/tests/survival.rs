@@ -82,7 +82,7 @@ fn text(pid: u32, address: u64) -> Vec<u8> {
 
 #[test]
 fn attach_and_detach_many_times_on_a_busy_process() {
-    let cycles: usize = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let cycles: usize = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
     let program = build("calls.c", &[]);
     // Many threads that never pause would leave skep itself no processor.
     for (threads, pace, eighths) in [("1", "", 3), ("4", "", 3), ("16", "pace", 1), ("64", "pace", 1)] {

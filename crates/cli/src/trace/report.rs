@@ -49,9 +49,9 @@ impl<'a> Report<'a> {
 
     /// A probe is in place.
     pub fn attached(&mut self, pid: u32, program: &str, placed: &Placed) -> Result<(), OutError> {
-        let Placed { symbol, module, address, method } = placed;
+        let Placed { symbol, module, address, method, why_no_jump } = placed;
         if self.json {
-            self.out.json(&Line(vec![
+            let mut line = vec![
                 ("kind", "attached".into()),
                 ("time_ns", monotonic_ns().into()),
                 ("program", program.into()),
@@ -60,10 +60,14 @@ impl<'a> Report<'a> {
                 ("module", module.as_str().into()),
                 ("address", format!("{address:#x}").into()),
                 ("method", method.name().into()),
-            ]))
+            ];
+            line.extend(why_no_jump.as_ref().map(|why| ("why_no_jump", why.as_str().into())));
+            self.out.json(&Line(line))
         } else {
             let whose = if self.only.is_none() { format!(" of process {pid}") } else { String::new() };
-            say(format_args!("attached {program} to {symbol} in {module} at {address:#x}{whose} ({})", method.name()));
+            let why = why_no_jump.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            let how = method.name();
+            say(format_args!("attached {program} to {symbol} in {module} at {address:#x}{whose} ({how}{why})"));
             Ok(())
         }
     }

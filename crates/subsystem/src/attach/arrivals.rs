@@ -1,7 +1,8 @@
 //! Branches from anywhere in a module into the middle of a window.
 //!
 //! Compilers branch within functions, but hand-written code shares tails and heads: glibc's `mempcpy` jumps to the fourth
-//! byte of `memmove`. So the whole text of a module is searched before any of it is patched.
+//! byte of `memmove`. So the whole text of a module is searched before any of it is patched, and all its data for pointers,
+//! as computed jumps go by (see [`super::jumps`]).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -27,6 +28,9 @@ pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)]) -> 
     for text in module.code() {
         long_branches(memory, &text, &inner, &mut found);
     }
+    for data in module.data() {
+        pointers(memory, &data, &inner, &mut found);
+    }
     for (window, range) in windows {
         if let Some(branch) = short_branch(memory, module, range) {
             found.insert(*window, branch);
@@ -35,8 +39,29 @@ pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)]) -> 
     found
 }
 
-/// Looks at every byte that could begin a branch with 32 bits of distance. Finding one that is none only means a window
-/// that is not used, and is rare.
+/// Looks at every aligned word.
+fn pointers(memory: &Memory, data: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
+    let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
+    let mut at = data.start;
+    while at < data.end {
+        let bytes = memory.read_up_to(at, (data.end - at).min(CHUNK) as usize);
+        if bytes.is_empty() {
+            return;
+        }
+        for (n, word) in bytes.chunks_exact(8).enumerate() {
+            let pointer = word.try_into().map_or(0, u64::from_le_bytes);
+            if (low..=high).contains(&pointer)
+                && let Some(window) = inner.get(&pointer)
+            {
+                found.insert(*window, at + n as u64 * 8);
+            }
+        }
+        at += bytes.len() as u64;
+    }
+}
+
+/// Looks at every byte that could begin a branch with 32 bits of distance, or an instruction that names an address so (`lea`).
+/// Finding one that is none only means a window that is not used, and is rare.
 fn long_branches(memory: &Memory, text: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
     let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
     let mut at = text.start;
@@ -47,6 +72,7 @@ fn long_branches(memory: &Memory, text: &Range<u64>, inner: &HashMap<u64, u64>, 
             let skip = match opcode {
                 0xe8 | 0xe9 => 1,
                 0x0f if second & 0xf0 == 0x80 => 2,
+                0x8d if second & 0xc7 == 0x05 => 2,
                 _ => continue,
             };
             let Some(distance) = window.get(skip..skip + 4).and_then(|b| b.try_into().ok()) else { continue };

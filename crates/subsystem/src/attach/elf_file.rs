@@ -82,8 +82,6 @@ pub struct ElfFile {
     pub segments: Vec<Segment>,
     /// Its functions, by address.
     pub symbols: Vec<Symbol>,
-    /// Has it C++-style exception tables?
-    pub exceptions: bool,
     /// Address of the table that finds call frame information.
     pub eh_frame_hdr: Option<u64>,
     /// Address and size of call frame information; static programs have no table for it.
@@ -120,7 +118,6 @@ impl ElfFile {
             .find(|p| p.p_type(LE) == elf::PT_GNU_EH_FRAME)
             .map(|p| p.p_vaddr(LE));
         let sections = header.sections(LE, data)?;
-        let exceptions = sections.section_by_name(LE, b".gcc_except_table").is_some();
         let eh_frame = sections.section_by_name(LE, b".eh_frame").map(|(_, s)| (s.sh_addr(LE), s.sh_size(LE)));
         let go = GO.iter().any(|name| sections.section_by_name(LE, name).is_some());
         let versions = sections.versions(LE, data)?;
@@ -180,7 +177,7 @@ impl ElfFile {
             }
         }
         symbols.sort_by(|a, b| (a.address, !a.function, &a.name).cmp(&(b.address, !b.function, &b.name)));
-        Ok(ElfFile { segments, symbols, exceptions, eh_frame_hdr, eh_frame, go, data: variables })
+        Ok(ElfFile { segments, symbols, eh_frame_hdr, eh_frame, go, data: variables })
     }
 
     /// The symbols that a name means: `NAME`, or `NAME@VERSION`. Each address once; a global one hides local ones.
@@ -217,6 +214,12 @@ impl ElfFile {
         let within = |s: &&Symbol| s.function && s.address + s.size.max(1) > address;
         // Aliases share an address; a label in between hides nothing.
         before.iter().rev().take(64).find(within)
+    }
+
+    /// The symbols at an address.
+    pub fn at(&self, address: u64) -> impl Iterator<Item = &Symbol> {
+        let start = self.symbols.partition_point(|s| s.address < address);
+        self.symbols.iter().skip(start).take_while(move |s| s.address == address)
     }
 
     /// The first symbol address above `address`.

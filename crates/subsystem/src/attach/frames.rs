@@ -25,6 +25,8 @@ const PCREL: u8 = 0x10;
 const DATAREL: u8 = 0x30;
 const SDATA4: u8 = 0x0b;
 const UDATA4: u8 = 0x03;
+/// Nothing is there.
+pub(super) const OMITTED: u8 = 0xff;
 
 /// Calls `visit` with the program counter of each frame, the innermost first, until it returns false. Returns true if the
 /// outermost frame was reached or `visit` ended it; false if the walk lost its way.
@@ -125,20 +127,20 @@ impl Frame {
 }
 
 /// Bytes read from the target, with the address of the next one.
-struct Reader<'b> {
-    bytes: &'b [u8],
-    address: u64,
+pub(super) struct Reader<'b> {
+    pub(super) bytes: &'b [u8],
+    pub(super) address: u64,
 }
 
 impl<'b> Reader<'b> {
-    fn take(&mut self, n: usize) -> Option<&'b [u8]> {
+    pub(super) fn take(&mut self, n: usize) -> Option<&'b [u8]> {
         let (head, rest) = self.bytes.split_at_checked(n)?;
         self.bytes = rest;
         self.address = self.address.wrapping_add(n as u64);
         Some(head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }
 
@@ -146,7 +148,7 @@ impl<'b> Reader<'b> {
         Some(u16::from_le_bytes(self.take(2)?.try_into().ok()?))
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
@@ -154,7 +156,7 @@ impl<'b> Reader<'b> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    fn uleb(&mut self) -> Option<u64> {
+    pub(super) fn uleb(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;
@@ -181,7 +183,7 @@ impl<'b> Reader<'b> {
     }
 
     /// A pointer in one of the encodings that compilers use; `data` is the base of relative ones.
-    fn pointer(&mut self, encoding: u8, data: u64) -> Option<u64> {
+    pub(super) fn pointer(&mut self, encoding: u8, data: u64) -> Option<u64> {
         let here = self.address;
         let value = match encoding & 0x0f {
             0x00 | 0x04 | 0x0c => self.u64()?,
@@ -199,11 +201,19 @@ impl<'b> Reader<'b> {
 }
 
 /// What a common entry says.
-struct Common {
+pub(super) struct Common {
     code_align: u64,
     data_align: i64,
-    encoding: u8,
-    sized: bool,
+    /// How addresses in descriptions are written.
+    pub(super) encoding: u8,
+    /// Its descriptions have a part of their own, whose size they tell.
+    pub(super) sized: bool,
+    /// How that part writes the address of an exception table, if it has one.
+    pub(super) table: Option<u8>,
+    /// The address of the function that reads the tables, or of a word that holds it.
+    pub(super) reader: Option<(u64, bool)>,
+    /// It is about the frames of signals.
+    signal: bool,
     program: Vec<u8>,
 }
 
@@ -220,6 +230,10 @@ fn row_at(memory: &Memory, module: &Module, pc: u64) -> Option<Row> {
     let mut reader = Reader { address: reader.address, bytes: reader.take(len)? };
     let back = reader.address;
     let common = common(memory, back.checked_sub(reader.u32()?.into())?)?;
+    // Where the question ends: whoever is in a handler can be anywhere.
+    if common.signal {
+        return None;
+    }
     let start = reader.pointer(common.encoding, 0)?;
     let size = reader.pointer(common.encoding & 0x0f, 0)?;
     if pc.wrapping_sub(start) >= size {
@@ -296,7 +310,8 @@ fn search(memory: &Memory, section: u64, size: u64, pc: u64) -> Option<u64> {
     }
 }
 
-fn common(memory: &Memory, address: u64) -> Option<Common> {
+/// Reads a common entry.
+pub(super) fn common(memory: &Memory, address: u64) -> Option<Common> {
     let bytes = memory.read_up_to(address, RECORD);
     let mut reader = Reader { bytes: &bytes, address };
     let len = reader.u32()? as usize;
@@ -319,6 +334,7 @@ fn common(memory: &Memory, address: u64) -> Option<Common> {
         return None;
     }
     let mut encoding = 0;
+    let (mut table, mut personality, mut signal) = (None, None, false);
     let sized = augmentation.first() == Some(&b'z');
     if sized {
         let len = usize::try_from(reader.uleb()?).ok()?;
@@ -326,20 +342,20 @@ fn common(memory: &Memory, address: u64) -> Option<Common> {
         for letter in augmentation.iter().skip(1) {
             match letter {
                 b'R' => encoding = data.u8()?,
-                b'L' => drop(data.u8()?),
+                b'L' => table = Some(data.u8()?).filter(|kind| *kind != OMITTED),
                 b'P' => {
-                    // Indirect or not, only its size matters.
                     let kind = data.u8()?;
-                    data.pointer(kind & 0x7f, 0)?;
+                    personality = Some((data.pointer(kind & 0x7f, 0)?, kind & 0x80 != 0));
                 }
-                // A signal frame is where the question ends: whoever is in a handler can be anywhere.
+                b'S' => signal = true,
                 _ => return None,
             }
         }
     } else if !augmentation.is_empty() {
         return None;
     }
-    Some(Common { code_align, data_align, encoding, sized, program: reader.bytes.to_vec() })
+    let program = reader.bytes.to_vec();
+    Some(Common { code_align, data_align, encoding, sized, table, reader: personality, signal, program })
 }
 
 /// Runs a description's program up to `offset` into the function.
@@ -471,7 +487,16 @@ mod tests {
 
     #[test]
     fn programs() {
-        let common = Common { code_align: 1, data_align: -8, encoding: 0, sized: false, program: Vec::new() };
+        let common = Common {
+            code_align: 1,
+            data_align: -8,
+            encoding: 0,
+            sized: false,
+            table: None,
+            reader: None,
+            signal: false,
+            program: Vec::new(),
+        };
         let mut row = Row { cfa: None, rules: [Rule::Same; COUNT] };
         // def_cfa rsp+8; offset ra 1; advance 1; def_cfa_offset 16; offset rbp 2; advance 3; def_cfa_register rbp
         let program = [0x0c, 7, 8, 0x90, 1, 0x41, 0x0e, 16, 0x86, 2, 0x43, 0x0d, 6];

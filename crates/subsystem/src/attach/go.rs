@@ -17,7 +17,7 @@ use super::plan::{self, Plan};
 use super::procfs;
 use super::request::ProbeSpec;
 use super::site::{self, Window};
-use super::symbols::{Found, Loaded, Module, Modules};
+use super::symbols::{Found, Module, Modules};
 use super::world::{Memory, World};
 
 use skep_runtime::session::SITE_LINKS;
@@ -70,12 +70,12 @@ impl Plan {
     pub(super) fn add_leaves(
         &mut self,
         world: &World,
+        modules: &Modules,
         module: &Module,
-        loaded: &Loaded,
         found: Found,
         probe: &ProbeSpec,
     ) -> Result<(), AttachError> {
-        let windows = plan::with_function(world, module, loaded, &found, site::leaves)?;
+        let windows = plan::with_function(world, modules, module, &found, site::leaves)?;
         let known = |plan: &Plan, window: &Window| {
             plan.sites.iter().position(|site| site.window.leaves && site.ip == window.address)
         };
@@ -219,7 +219,7 @@ mod tests {
                 text: &file[at..file.len().min(at + symbol.size as usize + 32)],
                 sized: true,
                 next: elf.next_after(end - 1).unwrap_or(end + 64),
-                exceptions: elf.exceptions,
+                arrivals: &|| Ok(Vec::new()),
                 inner_symbols: &inner,
             };
             all += 1;

@@ -86,7 +86,7 @@ impl Plan {
                 for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
                     let address = symbol.address.wrapping_add(loaded.bias);
                     let found = Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false };
-                    self.guard(world, module, found, guard)?;
+                    self.guard(world, modules, module, found, guard)?;
                     there.push(name);
                 }
             }
@@ -123,7 +123,7 @@ impl Plan {
             for symbol in loaded.elf.find(FIND).into_iter().filter(|s| s.function && !s.ifunc) {
                 let address = symbol.address.wrapping_add(loaded.bias);
                 let found = Found { module: index, name: FIND.to_owned(), address, offset: 0, ifunc: false };
-                let _ = self.guard(world, module, found, guard::UNWIND);
+                let _ = self.guard(world, modules, module, found, guard::UNWIND);
             }
         }
         self.check_arrivals(world, modules);
@@ -148,7 +148,14 @@ impl Plan {
     }
 
     /// Guards one function.
-    fn guard(&mut self, world: &World, module: &Module, found: Found, guard: u32) -> Result<(), String> {
+    fn guard(
+        &mut self,
+        world: &World,
+        modules: &Modules,
+        module: &Module,
+        found: Found,
+        guard: u32,
+    ) -> Result<(), String> {
         if guard != guard::UNWIND {
             self.hazards.extend(hazards(&world.memory, found.address));
         }
@@ -160,8 +167,7 @@ impl Plan {
             site.guard = guard;
             return Ok(());
         }
-        let loaded = module.loaded().ok_or_else(|| format!("`{name}` cannot be read"))?;
-        let window = self.find_jump(world, module, loaded, &found).map_err(|error| error.to_string())?;
+        let window = self.find_jump(world, modules, module, &found).map_err(|error| error.to_string())?;
         self.push(world, found, window).guard = guard;
         Ok(())
     }

@@ -30,6 +30,8 @@ mod go;
 mod guards;
 mod injector;
 mod install;
+mod jumps;
+mod landing;
 mod leftover;
 mod patch;
 mod place_code;

@@ -11,13 +11,14 @@ use super::arrivals;
 use super::code::{self, Trampoline};
 use super::go;
 use super::guards;
+use super::jumps;
 use super::patch::Change;
 use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
 use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec, Registers};
 use super::site::{self, BodyCopy, Function, Refusal, Window};
-use super::symbols::{Found, Loaded, Module, Modules};
+use super::symbols::{Found, Module, Modules};
 use super::world::World;
 
 /// Bytes that a site's code may take; trampolines begin at multiples of it.
@@ -298,10 +299,16 @@ impl Plan {
         }
         let ip = found.address.wrapping_add(found.offset);
         let symbol = found.display();
-        let placed = Placed { symbol: symbol.clone(), module: module.path.clone(), address: ip, method: Method::Jump };
+        let placed = Placed {
+            symbol: symbol.clone(),
+            module: module.path.clone(),
+            address: ip,
+            method: Method::Jump,
+            why_no_jump: None,
+        };
         let link = (probe.link, probe.kind);
         if loaded.elf.go && probe.kind == ProbeKind::Return {
-            self.add_leaves(world, module, loaded, found, probe)?;
+            self.add_leaves(world, modules, module, found, probe)?;
             return Ok(placed);
         }
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == ip) {
@@ -312,31 +319,32 @@ impl Plan {
                 return Err(AttachError::TooManyLinks { symbol, address: ip, limit: SITE_LINKS });
             }
             site.add_link(link, probe.registers);
-            return Ok(Placed { method: site.window.method(), ..placed });
+            let why_no_jump = site.window.trap.then(|| site.why_no_jump.clone());
+            return Ok(Placed { method: site.window.method(), why_no_jump, ..placed });
         }
-        let (window, why_no_jump) = match self.find_jump(world, module, loaded, &found) {
+        let (window, why_no_jump) = match self.find_jump(world, modules, module, &found) {
             Err(AttachError::NoJump { reason, .. }) => {
-                (self.find_trap(world, module, loaded, &found, &reason)?, reason)
+                (self.find_trap(world, modules, module, &found, &reason)?, reason)
             }
             other => (other?, String::new()),
         };
         let method = window.method();
         let site = self.push(world, found, window);
         site.add_link(link, probe.registers);
-        site.why_no_jump = why_no_jump;
+        site.why_no_jump.clone_from(&why_no_jump);
         site.go = loaded.elf.go;
-        Ok(Placed { method, ..placed })
+        Ok(Placed { method, why_no_jump: (method == Method::Int3).then_some(why_no_jump), ..placed })
     }
 
     /// A window for a jump that is clear of all other sites.
     pub(super) fn find_jump(
         &self,
         world: &World,
+        modules: &Modules,
         module: &Module,
-        loaded: &Loaded,
         found: &Found,
     ) -> Result<Window, AttachError> {
-        let window = find_window(world, module, loaded, found, site::window)?;
+        let window = find_window(world, modules, module, found, site::window)?;
         match self.too_near(found.address.wrapping_add(found.offset), &window) {
             None => Ok(window),
             Some(reason) => Err(no_jump(module, found, reason)),
@@ -347,8 +355,8 @@ impl Plan {
     fn find_trap(
         &self,
         world: &World,
+        modules: &Modules,
         module: &Module,
-        loaded: &Loaded,
         found: &Found,
         reason: &str,
     ) -> Result<Window, AttachError> {
@@ -358,7 +366,7 @@ impl Plan {
         }
         let why_not = match guards::traps_kill(module, found.module) {
             Some(why) => why.to_owned(),
-            None => match find_window(world, module, loaded, found, site::trap_window) {
+            None => match find_window(world, modules, module, found, site::trap_window) {
                 Ok(window) => match self.too_near(found.address.wrapping_add(found.offset), &window) {
                     None => return Ok(window),
                     // The same that keeps a jump away.
@@ -423,15 +431,13 @@ impl Plan {
             let Some(module) = modules.get(index) else { continue };
             let jumps = self.sites.iter().filter(|site| !site.window.trap && !site.checked);
             let of_module = jumps.filter(|site| site.found.module == index);
-            let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.inner())).collect();
+            let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.behind())).collect();
             let branches = arrivals::find(&world.memory, module, &windows);
             for site in of_module {
-                let (Some(branch), Some(loaded)) = (branches.get(&site.window.address), module.loaded()) else {
-                    continue;
-                };
-                let reason = format!("the branch at {branch:#x} leads into it");
+                let Some(branch) = branches.get(&site.window.address) else { continue };
+                let reason = format!("a branch or pointer at {branch:#x} leads into it");
                 let instead = match site.guard {
-                    guard::NONE => self.find_trap(world, module, loaded, &site.found, &reason),
+                    guard::NONE => self.find_trap(world, modules, module, &site.found, &reason),
                     _ => Err(no_jump(module, &site.found, &reason)),
                 };
                 match instead {
@@ -443,11 +449,12 @@ impl Plan {
         for (ip, window, reason) in changed {
             if let Some(site) = self.sites.iter_mut().find(|site| site.ip == ip) {
                 site.window = window;
-                site.why_no_jump = reason;
+                site.why_no_jump.clone_from(&reason);
             }
             for placed in self.outcomes.iter_mut().filter_map(|outcome| outcome.result.as_mut().ok()) {
                 if placed.address == ip {
                     placed.method = Method::Int3;
+                    placed.why_no_jump = Some(reason.clone());
                 }
             }
         }
@@ -601,22 +608,23 @@ fn choose(world: &mut World, maps: &[Mapping], chooser: u64) -> Option<u64> {
 /// Reads a function and finds the window in it.
 fn find_window(
     world: &World,
+    modules: &Modules,
     module: &Module,
-    loaded: &Loaded,
     found: &Found,
     finder: fn(&Function, u64) -> Result<Window, Refusal>,
 ) -> Result<Window, AttachError> {
-    with_function(world, module, loaded, found, |function| finder(function, found.offset))
+    with_function(world, modules, module, found, |function| finder(function, found.offset))
 }
 
 /// Reads a function and finds something in it.
 pub(super) fn with_function<T>(
     world: &World,
+    modules: &Modules,
     module: &Module,
-    loaded: &Loaded,
     found: &Found,
     finder: impl FnOnce(&Function) -> Result<T, Refusal>,
 ) -> Result<T, AttachError> {
+    let loaded = module.loaded().ok_or_else(|| no_jump(module, found, "its file cannot be read"))?;
     let start = found.address.wrapping_sub(loaded.bias);
     let symbols = loaded.elf.symbols.iter();
     let size = symbols.filter(|s| s.address == start).map(|s| s.size).max().unwrap_or(0);
@@ -628,12 +636,13 @@ pub(super) fn with_function<T>(
     let inner: Vec<u64> =
         loaded.elf.inside(start, end).into_iter().map(|address| address.wrapping_add(loaded.bias)).collect();
     let text = world.memory.read_up_to(found.address, (end - start) as usize + 32);
+    let range = found.address..found.address + (end - start);
     let function = Function {
-        range: found.address..found.address + (end - start),
+        arrivals: &|| jumps::arrivals(&world.memory, modules, module, &range, &inner),
+        range: range.clone(),
         text: &text,
         sized: size != 0,
         next: next.wrapping_add(loaded.bias),
-        exceptions: loaded.elf.exceptions,
         inner_symbols: &inner,
     };
     finder(&function).map_err(|refusal| match refusal {

@@ -175,6 +175,8 @@ pub struct Placed {
     pub address: u64,
     /// How.
     pub method: Method,
+    /// Why it is no jump.
+    pub why_no_jump: Option<String>,
 }
 
 /// What became of one probe. A symbol found in several libraries yields one outcome for each, all with the same link.

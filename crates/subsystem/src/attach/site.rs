@@ -28,8 +28,8 @@ pub struct Function<'a> {
     pub sized: bool,
     /// Address of the next symbol after the end.
     pub next: u64,
-    /// Does its module have exception tables, whose landing pads are places where control may arrive?
-    pub exceptions: bool,
+    /// Finds the places where control may arrive other than by direct branches, if they can be known.
+    pub arrivals: &'a dyn Fn() -> Result<Vec<u64>, String>,
     /// Addresses of symbols inside it.
     pub inner_symbols: &'a [u64],
 }
@@ -268,10 +268,11 @@ fn push(address: u64) -> Vec<u8> {
     code
 }
 
-/// Is the room that a jump needs behind a function's last instruction only padding?
+/// Is the room that a jump needs, behind an instruction that does not go on, only padding? It may be the function's end, or
+/// the space before a place in it that is aligned.
 fn padded(function: &Function, address: u64, len: u64) -> bool {
     let (end, jump_end) = (address + len, address + JUMP as u64);
-    if !function.sized || end < function.range.end || function.next < jump_end {
+    if !function.sized || function.next < jump_end {
         return false;
     }
     let offset = (end - function.range.start) as usize;
@@ -279,7 +280,8 @@ fn padded(function: &Function, address: u64, len: u64) -> bool {
     let mut at = end;
     while at < jump_end {
         let step = match rest.first() {
-            Some(0xcc | 0x00) => 1,
+            Some(0xcc) => 1,
+            Some(0) if at >= function.range.end => 1,
             Some(_) => {
                 let insn = Decoder::with_ip(64, rest, at, DecoderOptions::NONE).decode();
                 match insn.mnemonic() {
@@ -323,11 +325,22 @@ fn check_arrivals(function: &Function, insns: &[Instruction], window: &Window, m
             return no_jump("one of its first instructions refers to them");
         }
     }
-    let boundaries = window.insns.len() > 1 && window.insns[0].len() < JUMP;
-    if !window.entry && boundaries && (indirect || function.exceptions) {
-        return no_jump("a jump table or an exception handler of the function might lead there");
+    let end = window.address + window.len;
+    let spills = window.len < JUMP as u64 && end < function.range.end;
+    let boundaries = spills || window.insns.len() > 1 && window.insns[0].len() < JUMP;
+    if !boundaries || window.entry && !indirect {
+        return Ok(());
     }
-    Ok(())
+    match (function.arrivals)() {
+        Ok(places) => match places.iter().find(|place| inner.contains(place)) {
+            Some(place) => {
+                no_jump(format!("a jump table or an exception leads to +{:#x}", place - function.range.start))
+            }
+            None => Ok(()),
+        },
+        Err(_) if window.entry && !spills => Ok(()),
+        Err(why) => no_jump(why),
+    }
 }
 
 fn branch_target(insn: &Instruction) -> Option<u64> {
@@ -336,9 +349,9 @@ fn branch_target(insn: &Instruction) -> Option<u64> {
 }
 
 impl Window {
-    /// Addresses behind the first byte that threads may stand at, and must not once the text is patched.
-    pub fn inner(&self) -> Range<u64> {
-        self.address + 1..self.address + if self.trap { 1 } else { self.len }
+    /// Addresses behind the first byte that nobody must go to once the text is patched.
+    pub fn behind(&self) -> Range<u64> {
+        self.address + 1..self.taken().end
     }
 
     /// Addresses whose instructions are no longer run there.
@@ -444,7 +457,7 @@ mod tests {
 
     fn function(text: &[u8], len: u64) -> Function<'_> {
         let range = 0x7000_0000..0x7000_0000 + len;
-        Function { text, sized: true, next: range.end + 16, exceptions: false, inner_symbols: &[], range }
+        Function { text, sized: true, next: range.end + 16, arrivals: &|| Ok(Vec::new()), inner_symbols: &[], range }
     }
 
     fn reason(text: &[u8], len: u64, offset: u64) -> String {
@@ -499,6 +512,13 @@ mod tests {
         near.next = near.range.start + 16;
         near.sized = false;
         assert!(window(&near, 0).is_err());
+        // Inside: ret; a long nop; then what a branch leads to, or a jump table.
+        let text = [0x75, 0x07, 0xc3, 0x0f, 0x1f, 0x44, 0x00, 0x00, 0x90, 0x31, 0xc0, 0xc3];
+        let f = function(&text, 12);
+        assert_eq!(window(&f, 2).unwrap().behind(), 0x7000_0003..0x7000_0007);
+        assert!(window(&Function { arrivals: &|| Ok(vec![0x7000_0003]), ..f }, 2).is_err());
+        assert!(reason(&[0x75, 0x01, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3], 9, 2).contains("leads into it"));
+        assert!(reason(&[0xc3, 0x00, 0x00, 0x00, 0x00, 0xc3], 6, 0).contains("only 1 bytes"));
         assert!(reason(&[0x31, 0xc0, 0xc3, 0x55, 0x90, 0x90], 3, 0).contains("only 3 bytes"));
     }
 
@@ -574,7 +594,14 @@ mod tests {
         assert_eq!(window(&f, 2).unwrap_err(), Refusal::MidInstruction { before: 1, after: 4 });
         let w = window(&f, 1).unwrap();
         assert_eq!((w.address, w.len, w.entry), (0x7000_0001, 7, false));
-        assert!(window(&Function { exceptions: true, ..f }, 1).is_err());
+        // A landing pad, or a jump that is not understood.
+        let arriving = |places: Result<Vec<u64>, String>, offset: u64| {
+            window(&Function { arrivals: &|| places.clone(), ..function(&text, 10) }, offset)
+        };
+        assert!(arriving(Ok(vec![0x7000_0004]), 1).is_err());
+        assert!(arriving(Ok(vec![0x7000_0001, 0x7000_0008]), 1).is_ok());
+        assert!(arriving(Err("unknown".into()), 1).is_err());
+        assert!(arriving(Err("unknown".into()), 0).is_ok());
         assert!(matches!(window(&function(&text, 10), 10), Err(Refusal::NoJump(_))));
     }
 }

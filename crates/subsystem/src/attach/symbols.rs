@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::AttachError;
 use super::elf_file::{ElfFile, Segment, Symbol, nearest};
+use super::landing::Pieces;
 use super::procfs::{Auxv, Mapping, at};
 use super::request::ProbeTarget;
 use super::world::Memory;
@@ -31,6 +32,8 @@ pub struct Loaded {
     pub elf: Arc<ElfFile>,
     /// What to add to the file's addresses.
     pub bias: u64,
+    /// Found when it is asked for.
+    pieces: OnceCell<Option<Pieces>>,
 }
 
 /// A function found.
@@ -271,7 +274,7 @@ impl Module {
             .get_or_init(|| {
                 let elf = read(&self.open()?)?;
                 let bias = self.mappings.iter().find_map(|m| bias(m, &elf.segments))?;
-                Some(Loaded { elf, bias })
+                Some(Loaded { elf, bias, pieces: OnceCell::new() })
             })
             .as_ref()
     }
@@ -283,7 +286,7 @@ impl Module {
 
     /// Where its segments are. Some programs map parts of their own file a second time, far away (node does).
     pub fn span(&self) -> Range<u64> {
-        let Some(Loaded { elf, bias }) = self.loaded() else { return self.range.clone() };
+        let Some(Loaded { elf, bias, .. }) = self.loaded() else { return self.range.clone() };
         let start = elf.segments.iter().map(|s| s.address).min();
         let end = elf.segments.iter().map(|s| s.address.saturating_add(s.size)).max();
         match start.zip(end) {
@@ -301,6 +304,21 @@ impl Module {
     /// Its code.
     pub fn code(&self) -> impl Iterator<Item = Range<u64>> {
         self.mappings.iter().filter(|m| m.executable()).map(|m| m.range.clone())
+    }
+
+    /// All of it that is mapped from its file.
+    pub fn data(&self) -> impl Iterator<Item = Range<u64>> {
+        self.mappings.iter().map(|m| m.range.clone())
+    }
+
+    /// Does an address lie in what is mapped from its file and cannot be written?
+    pub fn is_constant(&self, address: u64) -> bool {
+        self.mappings.iter().any(|m| m.range.contains(&address) && !m.perms[1])
+    }
+
+    /// Its pieces of code and where exceptions land in them; `None` if that cannot be told.
+    pub fn pieces(&self, memory: &Memory, modules: &Modules) -> Option<&Pieces> {
+        self.loaded()?.pieces.get_or_init(|| Pieces::of(memory, modules, self)).as_ref()
     }
 
     /// Does code of it lie at that address?

@@ -1,5 +1,5 @@
 /* Calls a function from several threads. Commands on stdin: "run THREADS CALLS" prints a checksum; "busy THREADS" lets
- * threads call on until "stop", which prints their number of calls; "end". */
+ * threads call on until "stop", which prints their number of calls; "pace THREADS": so, too, but with pauses; "end". */
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -89,6 +89,8 @@ static void *busy(void *arg)
 			if (probed(i, 2) != 2 * i + 1 || tiny() != 7)
 				abort();
 		n += 100;
+		if (arg)
+			usleep(300);
 		if (n % 10000 == 0)
 			free(malloc(n % 777));
 	}
@@ -115,11 +117,11 @@ int main(void)
 				sum += *(double *)r;
 			}
 			printf("sum %.1f\n", sum);
-		} else if (sscanf(line, "busy %d", &n) == 1) {
+		} else if (sscanf(line, "busy %d", &n) == 1 || sscanf(line, "pace %d", &n) == 1) {
 			stop = 0;
 			calls = 0;
 			for (int i = 0; i < n; i++)
-				pthread_create(&threads[i], 0, busy, 0);
+				pthread_create(&threads[i], 0, busy, *line == 'p' ? line : 0);
 			puts("busy");
 		} else if (!strcmp(line, "stop\n")) {
 			stop = 1;
