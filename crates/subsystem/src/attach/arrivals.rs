@@ -20,15 +20,16 @@ const SHORT: u64 = 128 + 15;
 const LEAD: u64 = 2048;
 
 /// Finds, for the windows of one module (address and the addresses behind their first byte), a branch that leads into
-/// each: window's address to branch's address. Calls into the middle count, too.
-pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)]) -> HashMap<u64, u64> {
+/// each: window's address to branch's address. Calls into the middle count, too, and pointers if `pointed`: functions' entries
+/// need not look for them.
+pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)], pointed: bool) -> HashMap<u64, u64> {
     let inner: HashMap<u64, u64> =
         windows.iter().flat_map(|(window, inner)| inner.clone().map(move |address| (address, *window))).collect();
     let mut found = HashMap::new();
     for text in module.code() {
         long_branches(memory, &text, &inner, &mut found);
     }
-    for data in module.data() {
+    for data in module.data().filter(|_| pointed) {
         pointers(memory, &data, &inner, &mut found);
     }
     for (window, range) in windows {

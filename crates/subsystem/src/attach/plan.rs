@@ -432,7 +432,8 @@ impl Plan {
             let jumps = self.sites.iter().filter(|site| !site.window.trap && !site.checked);
             let of_module = jumps.filter(|site| site.found.module == index);
             let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.behind())).collect();
-            let branches = arrivals::find(&world.memory, module, &windows);
+            let pointed = of_module.clone().any(|site| !site.window.entry);
+            let branches = arrivals::find(&world.memory, module, &windows, pointed);
             for site in of_module {
                 let Some(branch) = branches.get(&site.window.address) else { continue };
                 let reason = format!("a branch or pointer at {branch:#x} leads into it");

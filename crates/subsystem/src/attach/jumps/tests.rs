@@ -113,7 +113,7 @@ impl Drop for Tracee {
 
 /// Where the linker says that an address may be jumped to.
 fn is_pointed_to(tracee: &Tracee, module: &Module, address: u64) -> bool {
-    !find(&tracee.memory, module, &[(address, address..address + 1)]).is_empty()
+    !find(&tracee.memory, module, &[(address, address..address + 1)], true).is_empty()
 }
 
 #[test]
