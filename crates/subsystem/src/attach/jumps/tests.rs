@@ -90,7 +90,7 @@ impl Tracee {
             assert!(Instant::now() < end && child.try_wait().unwrap().is_none(), "{command:?} does not wait");
             std::thread::sleep(Duration::from_millis(1));
         }
-        ptrace::seize(pid as i32, false).unwrap();
+        ptrace::seize(pid as i32, ptrace::Watch::Stops).unwrap();
         ptrace::interrupt(pid as i32).unwrap();
         let stop = ptrace::wait(pid as i32, end).unwrap();
         assert_eq!(stop, Some(Stop::Interrupted));
