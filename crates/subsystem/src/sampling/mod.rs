@@ -10,7 +10,7 @@ mod event;
 mod frames;
 mod ring;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -104,6 +104,10 @@ pub struct Sampler {
     links: Vec<Link>,
     kind: Kind,
     cpus: Vec<i32>,
+    /// Processes whose events there are: theirs, or inherited.
+    sampled: HashSet<u32>,
+    /// What was taken out of the rings, and not yet looked at.
+    pending: Vec<Record>,
     /// By CPU; the first event on it has it.
     rings: HashMap<i32, Ring>,
     /// Events that write to the rings, by process.
@@ -138,6 +142,8 @@ impl Sampler {
             links,
             kind: Kind { event, rate, stack, kernel: true },
             cpus: online_cpus().map_err(system("the list of CPUs"))?,
+            sampled: HashSet::new(),
+            pending: Vec::new(),
             rings: HashMap::new(),
             events: Vec::new(),
             epoll,
@@ -174,8 +180,15 @@ impl Sampler {
         self.code.get(&pid)
     }
 
-    /// Samples all threads of a process, and all threads and processes that they make, from now on.
+    /// Samples all threads of a process, and all threads and processes that they make, from now on. One that a sampled process
+    /// made is sampled already.
     pub fn add(&mut self, pid: u32) -> Result<(), SamplingError> {
+        self.take();
+        let made =
+            |r: &Record| matches!(r.what, What::Fork { pid: child, parent, .. } if child == pid && parent != pid);
+        if self.sampled.contains(&pid) || self.pending.iter().any(made) {
+            return Ok(());
+        }
         let gone = || SamplingError::NoSuchProcess { pid };
         let mut opened = 0;
         for tid in procfs::tasks(pid).map_err(|_| gone())? {
@@ -195,6 +208,7 @@ impl Sampler {
         if opened == 0 {
             return Err(gone());
         }
+        self.sampled.insert(pid);
         self.users.insert(pid, who(pid));
         self.code.insert(pid, CodeMap::of(pid));
         Ok(())
@@ -238,11 +252,16 @@ impl Sampler {
         self.events.iter().for_each(|e| event::disable(e.as_fd()));
     }
 
+    fn take(&mut self) {
+        let pending = &mut self.pending;
+        self.rings.values_mut().for_each(|ring| ring.take(|record| pending.push(record)));
+    }
+
     /// Runs the programs on all samples that are there. Runs that return non-zero are handed over as the session's records
     /// of samples are; returns how many samples there were.
     pub fn poll(&mut self, session: &Session, mut each: impl FnMut(Link, SampleRecord)) -> usize {
-        let mut records = Vec::new();
-        self.rings.values_mut().for_each(|ring| ring.take(|record| records.push(record)));
+        self.take();
+        let mut records = std::mem::take(&mut self.pending);
         // What one CPU saw tells where the code is that another one saw run.
         records.sort_by_key(|r| r.time);
         let mut count = 0;
@@ -269,10 +288,18 @@ impl Sampler {
                     if let Some(who) = self.users.get(&parent).copied() {
                         self.users.insert(pid, who);
                     }
-                    if pid != parent
-                        && let Some(code) = self.code.get(&parent).map(|code| code.fork(pid))
-                    {
+                    if pid == parent {
+                        continue;
+                    }
+                    self.sampled.insert(pid);
+                    if let Some(code) = self.code.get(&parent).map(|code| code.fork(pid)) {
                         self.code.insert(pid, code);
+                    }
+                }
+                What::Ended { pid, tid } => {
+                    if pid == tid {
+                        self.sampled.remove(&pid);
+                        self.unwinders.forget(pid);
                     }
                 }
                 What::Mapped { pid, start, len, offset, path } => {

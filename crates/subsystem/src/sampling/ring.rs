@@ -106,6 +106,8 @@ pub enum What {
     Comm { pid: u32, tid: u32, exec: bool, name: [u8; 16] },
     /// A thread was made, of a process that is there or of a new one; and by whom.
     Fork { pid: u32, parent: u32, tid: u32, maker: u32 },
+    /// A thread has ended.
+    Ended { pid: u32, tid: u32 },
     /// Executable memory was mapped.
     Mapped { pid: u32, start: u64, len: u64, offset: u64, path: String },
 }
@@ -178,6 +180,10 @@ impl Record {
             sys::PERF_RECORD_FORK => {
                 let ((pid, parent), (tid, maker)) = (words.pair()?, words.pair()?);
                 What::Fork { pid, parent, tid, maker }
+            }
+            sys::PERF_RECORD_EXIT => {
+                let ((pid, _), (tid, _)) = (words.pair()?, words.pair()?);
+                What::Ended { pid, tid }
             }
             sys::PERF_RECORD_MMAP2 => {
                 let (pid, _) = words.pair()?;
