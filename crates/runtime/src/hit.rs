@@ -152,7 +152,8 @@ unsafe fn enter_any(proc: &Proc, thread: &ThreadEntry, site: &Site, regs: *const
     }
 }
 
-/// What is still known of a hit when its program has run: all else has been forgotten meanwhile, which costs less than to keep it.
+/// What is needed of a hit when its program has run. It is not looked up in the slot's memory: a hit in a signal handler that came
+/// meanwhile may have written there.
 struct Over<'a> {
     thread: &'a ThreadEntry,
     site: *const Site,
@@ -198,8 +199,7 @@ unsafe fn express<'a>(
         if retval != 0 {
             conclude(env, retval);
         }
-        // Before the slot may be another thread's.
-        let over = Over { thread: held.thread(), site: env.site, regs: env.regs.cast_mut() };
+        let over = Over { thread: thread.entry, site, regs };
         held.release_kept(over.thread);
         Some(over)
     }

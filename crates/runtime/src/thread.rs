@@ -536,7 +536,8 @@ impl<'a> Thread<'a> {
 /// Counts a run that begins. What others wrote there does not matter: odd is a run.
 #[inline(always)]
 fn begin(slot: &Slot) {
-    slot.taken.store(slot.taken.load(Relaxed) | 1, Release);
+    let taken = slot.taken.load(Relaxed).wrapping_add(1) | 1;
+    slot.taken.store(taken, Release);
     // What the run reads is read behind that, for this processor; for others see the head of this module.
     compiler_fence(Ordering::SeqCst);
 }
@@ -594,7 +595,7 @@ impl Held {
 
     /// The thread that holds it.
     #[inline(always)]
-    pub(crate) fn thread<'a>(&self) -> &'a ThreadEntry {
+    fn thread<'a>(&self) -> &'a ThreadEntry {
         // SAFETY: the slot is held, so its memory is this thread's, whose entry is in a table that stays, none of it at 0.
         unsafe {
             let entry = (*self.area).thread.load(Relaxed) as *const ThreadEntry;

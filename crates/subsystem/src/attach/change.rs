@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skep_runtime::session::{SLOTS_OFFSET, Slot, guard, owner_proc};
 
@@ -27,6 +27,8 @@ use super::world::World;
 
 /// How long threads are waited for that are in the middle of a hit.
 const LEAVE_US: [u64; 16] = [20, 20, 20, 50, 50, 50, 50, 100, 100, 100, 200, 500, 1000, 2000, 5000, 10_000];
+/// And how long in all: where many threads want few processors, it takes each of them its turn to stand still again.
+const LEAVE: Duration = Duration::from_millis(100);
 
 /// What became of a change.
 pub enum Changed {
@@ -57,9 +59,10 @@ impl Target {
                 load_unwinder(world, &maps, modules, dlopen)?;
             }
         }
+        let start = Instant::now();
         let mut calm = is_calm(world, session, &agent)?;
         for moment in LEAVE_US {
-            if calm {
+            if calm || start.elapsed() > LEAVE {
                 break;
             }
             world.breathe(Duration::from_micros(moment))?;
