@@ -294,7 +294,7 @@ fn many_threads_running() -> Outcome {
 
 /// One in 16 attaches and lets go, the others change what an attached process carries: places are patched and restored in each.
 fn attach_detach_cycles() -> Outcome {
-    let cycles: u64 = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let cycles: u64 = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     // Threads that never pause leave the rest of the machine little.
     for (threads, pace, parts) in [(1, "busy", 1), (4, "busy", 1), (2, "pace", 28), (16, "pace", 28), (64, "pace", 6)] {
         let mut target = Target::start("calls")?;
