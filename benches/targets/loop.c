@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define FUNCTION(name, ...)                                                                                            \
 	uint64_t name(uint64_t, uint64_t);                                                                             \
@@ -23,6 +24,9 @@ FUNCTION(nops, ".byte 0x0f, 0x1f, 0x44, 0, 0\nmov %rdi, %rax\nshl $5, %rax\nsub 
 FUNCTION(tiny, "lea (%rdi), %rax\n");
 // A breakpoint of its own.
 FUNCTION(traps, "int3\nlea (%rdi), %rax\n");
+
+// A system call that does next to nothing, by the C library.
+static uint64_t parent(uint64_t a, uint64_t b) { return a + getppid() + b; }
 
 static void on_trap(int signal) { (void)signal; }
 
@@ -41,7 +45,8 @@ int main(void) {
 		static const struct {
 			const char *name;
 			uint64_t (*f)(uint64_t, uint64_t);
-		} all[] = {{"probed", probed}, {"pushes", pushes}, {"nops", nops}, {"tiny", tiny}, {"traps", traps}};
+		} all[] = {{"probed", probed}, {"pushes", pushes}, {"nops", nops}, {"tiny", tiny}, {"traps", traps},
+			 {"parent", parent}};
 		char *space = strchr(line, ' ');
 		long n = space ? atol(space + 1) : 10000;
 		uint64_t (*f)(uint64_t, uint64_t) = NULL;

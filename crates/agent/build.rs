@@ -52,6 +52,8 @@ fn main() {
         "-static-pie",
         "-Wl,--entry=skep_hit",
         "-Wl,--undefined=skep_leave",
+        "-Wl,--undefined=skep_call",
+        "-Wl,--undefined=skep_called",
         "-Wl,--undefined=skep_enter",
         "-Wl,--undefined=skep_return",
         "-Wl,--undefined=skep_guard",

@@ -507,3 +507,40 @@ fn handlers_and_children_unwind() {
         assert_eq!(done.kind("attached").len(), 2, "{what}");
     }
 }
+
+/// One target writes garbage over all memory that it may write, what it shares with the others included, while these work with
+/// maps of every kind.
+#[test]
+fn a_target_that_scribbles_harms_nobody_else() {
+    let seconds: u64 = std::env::var("SKEP_HOSTILE").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let (program, hostile) = (build("calls.c", &[]), build("scribble.c", &[]));
+    let (time, calls) = ((seconds * 1000).to_string(), (seconds * 3000).to_string());
+    let want = plain(&program, &["2", &calls]);
+    let start = || Target::start(&program, &["2", &calls, "go", "pace"]);
+    let mut targets: Vec<Target> = (0..4).map(|_| start()).collect();
+    let mut scribbler = Target::start(&hostile, &[&time, "go"]);
+    let object = object("test/hostile.bpf.o").into_os_string();
+    let pids = targets.iter().chain([&scribbler]).flat_map(|t| ["--pid".into(), t.pid().to_string().into()]);
+    let mut trace = Trace::start([object].into_iter().chain(pids));
+    trace.attached(10);
+    let began = Instant::now();
+    scribbler.go();
+    targets.iter_mut().for_each(Target::go);
+    for target in targets {
+        let (said, status) = target.finish();
+        assert_eq!((said, status.code()), (want.0.clone(), want.1));
+    }
+    let worked = began.elapsed();
+    // It has written over nothing of its own but in children.
+    let (_, status) = scribbler.finish();
+    assert_eq!(status.code(), Some(0), "{status}");
+    // All have ended: so does the trace, by itself.
+    let done = trace.finish();
+    assert_eq!(done.status.code(), Some(0), "{}", done.stderr);
+    assert!(done.plain.is_empty(), "lines that are not JSON: {:?}", done.plain.first());
+    let told = |what: &str| done.stderr.lines().filter(|line| line.contains(what)).count();
+    let (maps, rings) = (told("corrupt map"), told("corrupt ring"));
+    println!("{seconds} s: the others took {worked:.1?}; {maps} maps and {rings} rings were found corrupt");
+    assert!(maps > 0 && rings > 0, "{}", done.stderr);
+    assert!(done.stderr.lines().count() < 60, "too much is told: {}", done.stderr);
+}

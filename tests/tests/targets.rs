@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use skep_tests::{Target, Trace, build, build_with, is_root, object, root, scratch, skep, skep_bin, skip};
 
+#[path = "targets/syscalls.rs"]
+mod syscalls;
+
 #[test]
 fn real_programs() {
     let table = std::fs::read_to_string(root().join("tests/targets.tsv")).expect("table");

@@ -3,7 +3,7 @@
 //! The program counts in a per-CPU array. Events are of 64 bytes by a ring buffer, printed by `skep trace`: *polled*, the program
 //! wakes nobody; *woken*, it wakes the consumer where that sleeps. Ratios are those of the least figures. The second table is of
 //! places that are no entry with room for a jump; *bare trap* is a breakpoint of the program's own with a handler that does
-//! nothing.
+//! nothing. The third is of a system call, made by the C library.
 //!
 //! usage: `cargo run --release -p skep-benches --bin probes [ROUNDS]` (the kernel's column needs root)
 
@@ -39,6 +39,12 @@ const KINDS: [Kind; 5] = [
 /// Calls in a round, of what is cheap and of what is not.
 const CALLS: u32 = 300_000;
 const FEW: u32 = 20_000;
+
+/// Programs on either side of a system call.
+const SIDES: [Kind; 2] = [
+    kind("before a system call", "test/cost_call.bpf.o", 1, CALLS),
+    kind("behind a system call", "test/cost_called.bpf.o", 1, CALLS),
+];
 
 /// Functions of the target: see there.
 const FUNCTIONS: [&str; 3] = ["probed", "pushes", "nops"];
@@ -88,8 +94,9 @@ impl Target {
     fn traced(&mut self, kind: &Kind, function: &str, offset: u64, method: Option<&str>, calls: u32) -> f64 {
         let place = if offset == 0 { function.to_owned() } else { format!("{function}+{offset:#x}") };
         let pid = self.child.id().to_string();
-        let args = [object(kind.object).into_os_string(), "--func".into(), place.into(), "--pid".into(), pid.into()];
-        let mut trace = Trace::start(args);
+        let func = ["--func".into(), place.into()].into_iter().filter(|_| !kind.object.contains("cost_call"));
+        let args = [object(kind.object).into_os_string()].into_iter().chain(func);
+        let mut trace = Trace::start(args.chain(["--pid".into(), pid.into()]));
         for attached in trace.attached(kind.probes) {
             assert!(method.is_none_or(|method| attached["method"] == method), "{attached}");
         }
@@ -146,6 +153,8 @@ fn main() {
     println!();
     target.end();
     places(&program, kernel, rounds);
+    println!();
+    calls(&program, rounds);
     let _ = std::fs::remove_dir_all(scratch());
 }
 
@@ -216,5 +225,25 @@ fn places(program: &Path, kernel: Option<&OwnedFd>, rounds: usize) {
             call.1,
             by_skep.cell(call)
         );
+    }
+}
+
+/// The table of system calls.
+fn calls(program: &Path, rounds: usize) {
+    let mut bare = Figures::default();
+    let mut figures: [Figures; SIDES.len()] = Default::default();
+    let mut target = Target::start(program);
+    for _ in 0..rounds {
+        bare.0.push(target.batch("parent", CALLS));
+        for (kind, figures) in SIDES.iter().zip(&mut figures) {
+            figures.0.push(target.traced(kind, "parent", 0, Some("jump"), kind.calls));
+        }
+    }
+    target.end();
+    println!("| place | call | skep |");
+    println!("|---|---|---|");
+    let call = bare.both();
+    for (kind, figures) in SIDES.iter().zip(&mut figures) {
+        println!("| {} | {:.1} / {:.1} | {} |", kind.name, call.0, call.1, figures.cell(call));
     }
 }

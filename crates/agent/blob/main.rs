@@ -9,10 +9,11 @@ mod mem;
 
 use skep_ebpf::uapi::PtRegs;
 use skep_runtime::session::{EnterFn, GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo, Site, TrapFn};
-use skep_runtime::{enter, guard, hit, trap};
+use skep_runtime::{enter, guard, hit, syscall, trap};
 
 // The signatures are those that trampolines are made for.
 const _: (HitFn, EnterFn, HitFn) = (skep_hit, enter::enter, skep_leave);
+const _: [HitFn; 2] = [skep_call, skep_called];
 const _: (ReturnFn, GuardFn, TrapFn) = (skep_return, skep_guard, skep_trap);
 
 /// Called by the trampoline of a site.
@@ -33,6 +34,26 @@ unsafe extern "C" fn skep_hit(site: *const Site, regs: *mut PtRegs) -> u64 {
 unsafe extern "C" fn skep_leave(site: *const Site, regs: *mut PtRegs) -> u64 {
     // SAFETY: the trampoline's promise.
     unsafe { hit::leave(site, regs) }
+}
+
+/// Called by the trampoline of a place before a system call.
+///
+/// # Safety
+/// As [`syscall::enter`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skep_call(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the trampoline's promise.
+    unsafe { syscall::enter(site, regs) }
+}
+
+/// Called by the trampoline of a place behind a system call.
+///
+/// # Safety
+/// As [`syscall::exit`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skep_called(site: *const Site, regs: *mut PtRegs) -> u64 {
+    // SAFETY: the trampoline's promise.
+    unsafe { syscall::exit(site, regs) }
 }
 
 // Jumped to by the trampoline of a function that has return probes alone: another name of `enter`, without a jump to it.

@@ -1,6 +1,7 @@
 //! Hits through the blob in this process: counts, samples, signals, forks, jumps out of programs.
 
 mod asked;
+mod switched;
 mod world;
 
 use std::ffi::{CString, c_void};
@@ -337,27 +338,46 @@ fn return_entries_are_found_again_wherever_functions_return() {
 fn a_run_that_was_left_gives_its_slot_back() {
     let world = World::new(&[percpu()], &[(&counting(0), link_kind::ENTRY)], 1);
     world.call();
-    // What a program leaves behind when a signal handler jumps out of it: the entry active, the slot taken, and the
-    // stack pointer above the recorded one.
-    // SAFETY: the tables of this world; nobody else uses them now.
-    unsafe {
-        let threads = std::slice::from_raw_parts(world.proc.threads as *const ThreadEntry, THREADS as usize);
-        let entry = threads.iter().find(|t| t.key.load(Ordering::Relaxed) != 0).unwrap();
-        let slot = world.session.shared().slot(world.session.control(), 2).unwrap();
-        slot.owner.store(owner_word(5, entry.key.load(Ordering::Relaxed)), Ordering::Relaxed);
-        entry.active.store(3, Ordering::Relaxed);
-        let here = 0u8;
-        entry.sp.store(&raw const here as u64 - 8192, Ordering::Relaxed);
-        world.call();
-        assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (2, 0));
-        assert!(world.all_slots_free());
-        // The same on another thread's stack, far away: no proof, and the guards say it is gone.
-        entry.active.store(3, Ordering::Relaxed);
-        entry.sp.store(&raw const here as u64 + 4096, Ordering::Relaxed);
-        entry.guards.store(0, Ordering::Relaxed);
-        world.call();
-        assert_eq!((world.count(0, |c| &c.hits), world.count(0, |c| &c.missed)), (3, 0));
+    // What a program leaves behind when a signal handler jumps out of it: the thread taken, and the slot.
+    let thread = threads(&world).next().unwrap();
+    let key = thread.key.load(Ordering::Relaxed);
+    let slot = world.session.shared().slot(world.session.control(), 2).unwrap();
+    let leaves = |guards: *const u64| {
+        slot.owner.store(owner_word(5, key), Ordering::Relaxed);
+        thread.active.store(3, Ordering::Relaxed);
+        thread.guards.store(guards as u64, Ordering::Relaxed);
+    };
+    let counts = || (world.count(0, |c| &c.hits), world.count(0, |c| &c.missed));
+    /// Guards of a run with its registers behind them.
+    #[repr(C)]
+    struct Frames {
+        guards: [u64; 2],
+        regs: PtRegs,
     }
+    let mut frames = Frames { guards: [0; 2], regs: PtRegs::default() };
+    let at = &raw const frames.guards as u64;
+    let sp = &raw const frames.regs as u64;
+    let whole = [sp, key ^ at];
+    // Its frames are whole, and the present hit is elsewhere: it may go on some time.
+    frames.guards = whole;
+    leaves(frames.guards.as_ptr());
+    world.call();
+    assert_eq!((counts(), thread.guards.load(Ordering::Relaxed)), ((1, 1), at));
+    // Its frames are whole, and the present hit's lie over them.
+    // SAFETY: site and registers are of this process.
+    assert_eq!(unsafe { blob().0(&raw const *world.site, &raw mut frames.regs) }, 0);
+    assert_eq!(counts(), (2, 1));
+    assert!(world.all_slots_free());
+    // Other things stand where its guards were, or nothing can.
+    frames.guards = whole;
+    frames.guards[1] ^= 2;
+    leaves(frames.guards.as_ptr());
+    world.call();
+    assert_eq!(counts(), (3, 1));
+    leaves(std::ptr::without_provenance(8));
+    world.call();
+    assert_eq!(counts(), (4, 1));
+    assert!(world.all_slots_free());
 }
 
 #[test]
@@ -725,7 +745,7 @@ fn a_run_that_a_child_inherits_is_its_parents() {
     let thread = threads(&world).next().unwrap();
     let kept = shared.slot(control, thread.last.load(Ordering::Relaxed)).unwrap();
     // As in the middle of a run.
-    thread.active.store(thread.last.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    thread.guards.store(&raw const world as u64, Ordering::Relaxed);
     kept.taken.fetch_or(1, Ordering::Relaxed);
     // SAFETY: the child makes hits and `_exit`s.
     unsafe {

@@ -25,6 +25,8 @@ pub mod asm;
 pub mod btf;
 #[cfg(feature = "alloc")]
 pub mod program;
+#[cfg(feature = "alloc")]
+pub mod syscall;
 
 pub use errno::Errno;
 pub use insn::Insn;

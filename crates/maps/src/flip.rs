@@ -63,7 +63,9 @@ impl View<'_> {
         let named = &self.record(slot).held;
         // Taking the lock is a release, behind which this cannot go.
         named.store(e.idx.wrapping_add(1), Ordering::Relaxed);
-        let taken = sync::take(e.lock(), slot);
+        let holds =
+            |other: u32| other != slot && self.record(other).held.load(Ordering::Acquire) == e.idx.wrapping_add(1);
+        let taken = sync::take(self, e.lock(), slot, holds);
         if !taken {
             named.store(0, Ordering::Release);
         }

@@ -7,7 +7,7 @@
 
 use crate::header::View;
 use crate::pool::{Empty, Record};
-use crate::sync::{AtomicU64, Ordering, SPINS};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Levels that the largest map needs.
 const LEVELS: usize = 6;
@@ -85,10 +85,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A word of the lowest level with a bit set. `record` is that of the slot that looks, and `turn` where it begins.
-    pub(crate) fn find_hint(self, record: &Record, turn: u32) -> Result<u32, Empty> {
+    /// A word of the lowest level with a bit set. `record` is that of the slot that looks, `turn` where it begins, and `tries`
+    /// how often it may.
+    pub(crate) fn find_hint(self, record: &Record, turn: u32, tries: &mut u32) -> Result<u32, Empty> {
         let (levels, count) = levels(self.h.bits_off, self.h.elems);
-        'look: for _ in 0..SPINS {
+        'look: while let Some(left) = tries.checked_sub(1) {
+            *tries = left;
             let (mut at, mut above) = (0u32, None);
             for (n, level) in levels.iter().take(count).enumerate().rev() {
                 let word = self.word(*level, at);

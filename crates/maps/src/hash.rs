@@ -36,7 +36,8 @@
 //! # What a hostile process can do
 //!
 //! Links are indices, checked against the header each time; walks and retries have a budget ([`View::max_walk`]); locks are
-//! waited for so long and then `-EBUSY`. So whoever scribbles over a map makes it return wrong values, and no more.
+//! waited for so long and then `-EBUSY`, and taken from who cannot be their holder (`sync.rs`); a chain that is found to be a
+//! ring is emptied. So whoever scribbles over a map makes it return wrong values, and no more.
 //!
 //! As in the kernel's preallocated maps an element's memory always belongs to the map: a program that still holds the
 //! address of a deleted value reads or writes whatever stands there now. An update writes the value somewhere else, so that the
@@ -50,14 +51,15 @@ use skep_ebpf::uapi::update::{ANY, EXIST, NOEXIST};
 
 use crate::header::View;
 use crate::key::{Key, by_size};
-#[cfg(feature = "control")]
-use crate::pool::END;
-use crate::pool::{Elem, Empty, LINKED, Record};
+use crate::pool::{END, Elem, Empty, LINKED, Record};
 use crate::sync::{self, AtomicU32, FREE, Guard, Ordering, fence, owner_of};
 use crate::{flip, mem, spin};
 
-/// Elements one walk may visit. No honest chain is as long.
-const MAX_WALK: u32 = 1 << 16;
+/// Elements one walk may visit. No honest chain is as long: there are as many buckets as elements.
+const MAX_WALK: u32 = 1 << 12;
+
+/// Elements that are looked at where a chain may be a ring.
+pub(crate) const MAX_RING: u32 = 1 << 14;
 
 #[repr(C)]
 pub(crate) struct Bucket {
@@ -118,17 +120,28 @@ impl<'a> View<'a> {
 
     /// Locks the bucket of a hash for `slot`, in a way that its recovery finds.
     pub(crate) fn lock(self, slot: u32, hash: u32) -> Option<Guard<'a>> {
-        self.lock_by(slot, hash, Guard::acquire)
+        let name = self.bucket_name(hash);
+        let take = |word: &AtomicU32| sync::take(self, word, slot, self.locks_bucket(slot, name));
+        Guard::named(&self.bucket(hash).lock, (&self.record(slot).bucket, name), take)
     }
 
     /// As [`View::lock`], if the bucket is not locked right now.
     pub(crate) fn try_lock(self, slot: u32, hash: u32) -> Option<Guard<'a>> {
-        self.lock_by(slot, hash, Guard::try_acquire)
+        let name = self.bucket_name(hash);
+        let take =
+            |word: &AtomicU32| word.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        Guard::named(&self.bucket(hash).lock, (&self.record(slot).bucket, name), take)
     }
 
-    fn lock_by(self, slot: u32, hash: u32, take: fn(&'a AtomicU32, u32) -> Option<Guard<'a>>) -> Option<Guard<'a>> {
-        let name = (hash & self.h.mask).wrapping_add(1);
-        Guard::named(&self.bucket(hash).lock, slot, (&self.record(slot).bucket, name), take)
+    /// What a slot that locks the bucket of a hash has in its record.
+    #[inline]
+    fn bucket_name(self, hash: u32) -> u32 {
+        (hash & self.h.mask).wrapping_add(1)
+    }
+
+    /// Can a slot have locked a bucket? Not the one that asks.
+    fn locks_bucket(self, me: u32, name: u32) -> impl Fn(u32) -> bool {
+        move |slot| slot != me && self.record(slot).bucket.load(Ordering::Acquire) == name
     }
 
     /// # Safety
@@ -218,13 +231,41 @@ unsafe fn find_locked<'a, K: Key>(
             return Some((e, from));
         }
         from = v.link(e);
-        steps = steps.checked_sub(1)?;
+        let Some(left) = steps.checked_sub(1) else {
+            cut_ring(v, bucket, bucket.head(key.hash));
+            return None;
+        };
+        steps = left;
+    }
+}
+
+/// Empties a chain of a locked bucket if it comes back to itself, which only somebody who scribbles makes it do: nobody is
+/// to go round in it again. Its elements are lost to the map.
+#[cold]
+#[inline(never)]
+fn cut_ring(v: View<'_>, bucket: &Bucket, head: &AtomicU32) {
+    let (mut from, mut mark) = (head, u32::MAX);
+    // A mark is set at each power of two: a ring comes by one that is in it.
+    for n in 1..MAX_RING {
+        let Some(e) = v.linked(from.load(Ordering::Acquire)) else { return };
+        if e.idx == mark {
+            bucket.take_out(head, END);
+            return;
+        }
+        if n.is_power_of_two() {
+            mark = e.idx;
+        }
+        from = v.link(e);
     }
 }
 
 /// The link of a bucket that leads to an element; with the bucket locked it stays that way.
 pub(crate) fn link_to<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>) -> Option<&'a AtomicU32> {
-    let mut steps = v.max_walk();
+    link_within(v, bucket, e, &mut v.max_walk())
+}
+
+/// As [`link_to`], in so many steps at most. A chain that is a ring is emptied.
+pub(crate) fn link_within<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>, steps: &mut u32) -> Option<&'a AtomicU32> {
     for head in &bucket.heads {
         let mut from = head;
         while let Some(at) = v.linked(from.load(Ordering::Acquire)) {
@@ -232,7 +273,11 @@ pub(crate) fn link_to<'a>(v: View<'a>, bucket: &'a Bucket, e: Elem<'_>) -> Optio
                 return Some(from);
             }
             from = v.link(at);
-            steps = steps.checked_sub(1)?;
+            let Some(left) = steps.checked_sub(1) else {
+                cut_ring(v, bucket, head);
+                return None;
+            };
+            *steps = left;
         }
     }
     None
@@ -321,8 +366,9 @@ pub(crate) unsafe fn with_locked<'a, K: Key>(
     let bucket = v.bucket(key.hash);
     let named = &v.record(slot).bucket;
     // Taking the lock is a release, behind which this cannot go.
-    named.store((key.hash & v.h.mask).wrapping_add(1), Ordering::Relaxed);
-    let taken = sync::take(&bucket.lock, slot);
+    let name = v.bucket_name(key.hash);
+    named.store(name, Ordering::Relaxed);
+    let taken = sync::take(v, &bucket.lock, slot, v.locks_bucket(slot, name));
     let result = if taken {
         // SAFETY: as above.
         let result = change(Locked { bucket, key }, unsafe { find_locked(v, bucket, key) });

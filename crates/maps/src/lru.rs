@@ -24,6 +24,8 @@ const NEW: i64 = 1;
 
 /// Elements one eviction may look at.
 const MAX_LOOK: u32 = 1 << 17;
+/// Links that it may follow in the chains of those it wants to take.
+const MAX_STEPS: u32 = 1 << 14;
 
 fn touch(e: Elem<'_>) {
     let used = &e.node().used;
@@ -153,9 +155,11 @@ fn batch(v: View<'_>) -> u32 {
 fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
     let record = v.record(slot);
     let (mut at, mut left) = (record.sweep.load(Ordering::Relaxed), record.sweep_left.load(Ordering::Relaxed));
+    // Chains of honest maps are short; of others they may all be rings.
+    let mut steps = MAX_STEPS;
     let mut looks = v.h.elems.saturating_mul(2).saturating_add(64).min(MAX_LOOK);
     let found = loop {
-        if looks == 0 {
+        if looks == 0 || steps == 0 {
             break None;
         }
         looks -= 1;
@@ -172,15 +176,30 @@ fn evict<'a>(v: View<'a>, slot: u32) -> Option<Elem<'a>> {
         if v.take_if_free(slot, e) {
             break Some(e);
         }
-        if e.node().owner.load(Ordering::Acquire) != LINKED || e.node().used.swap(0, Ordering::Relaxed) != 0 {
+        let owner = e.node().owner.load(Ordering::Acquire);
+        if owner != LINKED && v.take_if_forsaken(slot, e, owner) {
+            break Some(e);
+        }
+        if owner != LINKED || e.node().used.swap(0, Ordering::Relaxed) != 0 {
             continue;
         }
         let hash = e.node().hash.load(Ordering::Acquire);
         let (bucket, Some(_guard)) = (v.bucket(hash), v.try_lock(slot, hash)) else { continue };
-        if let Some(from) = hash::link_to(v, bucket, e) {
+        let most = v.max_walk().min(steps);
+        let mut walk = most;
+        let from = hash::link_within(v, bucket, e, &mut walk);
+        steps -= most - walk;
+        if let Some(from) = from {
             Record::name(&record.journal, e);
             e.node().owner.store(owner_of(slot), Ordering::Release);
             bucket.take_out(from, v.link(e).load(Ordering::Relaxed));
+            break Some(e);
+        }
+        // What is linked is in the chain of its bucket, while nobody else has that locked: this one says so, and is in none.
+        let same = e.node().owner.load(Ordering::Acquire) == LINKED && e.node().hash.load(Ordering::Acquire) == hash;
+        if same && walk != 0 {
+            Record::name(&record.journal, e);
+            e.node().owner.store(owner_of(slot), Ordering::Release);
             break Some(e);
         }
     };

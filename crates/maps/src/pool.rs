@@ -24,7 +24,7 @@ use core::marker::PhantomData;
 
 use crate::free::{first_from, turn};
 use crate::header::View;
-use crate::sync::{AtomicU32, FREE, Ordering, SPINS, owner_of};
+use crate::sync::{AtomicU32, DOUBTS, FREE, Ordering, SPINS, is_owner, owner_of};
 
 /// Owner word of an element that a bucket reaches.
 pub(crate) const LINKED: u32 = 1 << 31;
@@ -219,6 +219,24 @@ impl<'a> View<'a> {
         self.take(slot, e)
     }
 
+    /// Takes an element that names an owner who does not name it: somebody has scribbled over one of them.
+    #[inline]
+    pub(crate) fn take_if_forsaken(self, slot: u32, e: Elem<'_>, owner: u32) -> bool {
+        let named = |record: &Record| {
+            let words = [&record.journal, &record.other, &record.spare, &record.held];
+            words.into_iter().any(|word| word.load(Ordering::Acquire) == e.idx.wrapping_add(1))
+        };
+        // Whoever it is may have given it back and taken it again meanwhile, but not each time.
+        for _ in 0..DOUBTS {
+            let honest = is_owner(self, owner) && named(self.record(owner.wrapping_sub(1)));
+            if honest || e.node().owner.load(Ordering::Acquire) != owner {
+                return false;
+            }
+        }
+        Record::name(&self.record(slot).journal, e);
+        e.node().owner.compare_exchange(owner, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
     #[cold]
     fn pop_kept_by_others(self, slot: u32) -> Result<Elem<'a>, Empty> {
         for other in 0..=self.h.nslots {
@@ -237,11 +255,13 @@ impl<'a> View<'a> {
     fn pop_hinted(self, slot: u32) -> Result<Elem<'a>, Empty> {
         let (record, turn) = (self.record(slot), turn(slot));
         let mut near = record.near.load(Ordering::Relaxed);
-        for _ in 0..SPINS {
+        let mut tries = SPINS;
+        while let Some(left) = tries.checked_sub(1) {
+            tries = left;
             let hints = self.hints(near);
             let bits = hints.map_or(0, |hints| hints.load(Ordering::Acquire));
             let (Some(hints), true) = (hints, bits != 0) else {
-                near = self.find_hint(record, turn)?;
+                near = self.find_hint(record, turn, &mut tries)?;
                 continue;
             };
             let bit = first_from(bits, turn);

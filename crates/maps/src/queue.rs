@@ -28,11 +28,16 @@ struct State {
     count: u32,
 }
 
+/// What the word says: the first value's index, and how many there are.
+pub(crate) fn says(v: View<'_>) -> (u32, u32) {
+    let word = word(v).load(Ordering::Acquire);
+    ((word >> 32) as u32, word as u32)
+}
+
 impl State {
     /// What the word says, if it can be so.
     fn read(v: View<'_>) -> State {
-        let word = word(v).load(Ordering::Acquire);
-        let (first, count) = ((word >> 32) as u32, word as u32);
+        let (first, count) = says(v);
         State { first: if first < v.h.max_entries { first } else { 0 }, count: count.min(v.h.max_entries) }
     }
 
@@ -70,7 +75,7 @@ pub(crate) unsafe fn push(v: View<'_>, slot: u32, value: *const u8, flags: u64) 
     if flags & NOEXIST != 0 || flags > EXIST {
         return Errno::EINVAL.neg();
     }
-    let Some(_guard) = Guard::acquire(lock(v), slot) else { return Errno::EBUSY.neg() };
+    let Some(_guard) = Guard::acquire(v, lock(v), slot) else { return Errno::EBUSY.neg() };
     let mut state = State::read(v);
     if state.count == v.h.max_entries {
         if flags & EXIST == 0 {
@@ -91,7 +96,7 @@ pub(crate) unsafe fn push(v: View<'_>, slot: u32, value: *const u8, flags: u64) 
 /// `out` is writable for `value_size` bytes, and the region is writable.
 pub(crate) unsafe fn get(v: View<'_>, slot: u32, out: *mut u8, take: bool) -> i64 {
     let size = v.h.value_size as usize;
-    let guard = Guard::acquire(lock(v), slot);
+    let guard = Guard::acquire(v, lock(v), slot);
     let state = State::read(v);
     if guard.is_none() || state.count == 0 {
         // SAFETY: the caller's promise.

@@ -18,7 +18,7 @@ use skep_ebpf::Errno;
 
 use crate::header::{PAGE, View};
 use crate::mem;
-use crate::sync::{AtomicU32, AtomicU64, FREE, Ordering, owner_of, take};
+use crate::sync::{AtomicU32, AtomicU64, FREE, Ordering, owner_of, take, unnamed};
 
 /// Flag of submit, discard and output: do not wake the consumer.
 pub const NO_WAKEUP: u64 = 1;
@@ -33,6 +33,9 @@ pub(crate) const DISCARD: u32 = 1 << 30;
 
 /// Longest record that the kernel reserves.
 const MAX_RECORD: u64 = (u32::MAX / 4) as u64;
+
+/// Records that one reservation moves `pending` over: many more than it adds.
+const MAX_STEPS: u32 = 1 << 14;
 
 /// A ring's control words and data.
 #[derive(Clone, Copy)]
@@ -97,13 +100,15 @@ impl<'a> Ring<'a> {
         end.wrapping_sub(self.advance(pos)) <= self.mask
     }
 
-    /// Moves `pending` over the committed records behind it.
+    /// Moves `pending` over the committed records behind it, or over some of them: whoever writes it may have put it far back.
     fn advance(&self, producer: u64) -> u64 {
         let mut pos = self.pending.load(Ordering::Relaxed);
         if producer.wrapping_sub(pos) > self.mask.wrapping_add(1) {
             return pos;
         }
-        while pos != producer {
+        let mut steps = MAX_STEPS;
+        while pos != producer && steps != 0 {
+            steps -= 1;
             let len = self.record(pos).len.load(Ordering::Acquire);
             if len & BUSY != 0 {
                 break;
@@ -129,7 +134,7 @@ pub(crate) fn reserve(v: View<'_>, slot: u32, size: u64) -> *mut u8 {
     if size > MAX_RECORD || span(size) > ring.mask + 1 {
         return null_mut();
     }
-    if !take(ring.lock, slot) {
+    if !take(v, ring.lock, slot, unnamed(slot)) {
         return null_mut();
     }
     let pos = ring.producer.load(Ordering::Relaxed);

@@ -12,7 +12,7 @@ const SIZE: usize = 4;
 /// Bits of the holder's slot, plus 1.
 const SLOT_BITS: u32 = 13;
 /// What the controller writes into a lock.
-pub(crate) const CONTROLLER: u32 = u32::MAX;
+pub const CONTROLLER: u32 = u32::MAX;
 /// How often a lock is tried: about ten milliseconds, since a holder may have lost its processor.
 const SPINS: u32 = 1 << 18;
 

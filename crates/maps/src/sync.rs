@@ -1,8 +1,16 @@
 //! The atomics that maps are built of, in one place so that a model checker's can stand in, and the owner lock.
+//!
+//! # What a hostile process can do to who waits
+//!
+//! Locks stand where any process may write, and a word that is written there need not be a holder's. Who waits looks
+//! whether it can be: whether there is such a slot, and (where slots name in their records what they lock, before they
+//! do) whether that one names this lock. If not, the lock is taken over. What looks like a holder that does not go on, since it
+//! is stopped or since somebody wrote it so, is waited for in full only a few times in a row, by all maps that share a place in
+//! a small table: that is the process's own, where others cannot write.
 
 pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
-use crate::header::CONTROL_SLOT;
+use crate::header::{CONTROL_SLOT, View};
 
 /// The value of a lock that nobody holds, and the owner word of an element in the free list.
 pub(crate) const FREE: u32 = 0;
@@ -11,33 +19,76 @@ pub(crate) const FREE: u32 = 0;
 /// needs while it runs, short enough that a stopped one does not hang the others.
 pub(crate) const SPINS: u32 = 1 << 16;
 
+/// How often in a row a lock, or an element, must name a slot that does not name it. In an honest map the slot has given it
+/// back between one look and the next, and taken it again before the third: not so often.
+pub(crate) const DOUBTS: u32 = 64;
+
+/// Waits in vain, one behind the other, before they become shorter.
+const FORGIVEN: u8 = 4;
+/// And where they become no shorter: some 16 tries, in which a holder that runs is done.
+const SHORTEST: u8 = FORGIVEN + 6;
+
+/// Waits in vain since one was not.
+static IN_VAIN: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
+
+fn in_vain(v: View<'_>) -> &'static AtomicU8 {
+    let page = v.data.addr() >> 12;
+    // The index is below the length.
+    &IN_VAIN[(page ^ page >> 6) & 63]
+}
+
 /// What a slot writes into locks and owner words.
 pub(crate) const fn owner_of(slot: u32) -> u32 {
     slot.wrapping_add(1)
 }
 
-/// Takes the lock for `slot`; false if it stayed taken, or if this slot holds it already (a program that interrupted
-/// itself would wait for ever).
+/// True if a lock's word is what a slot of this map writes there.
+pub(crate) fn is_owner(v: View<'_>, word: u32) -> bool {
+    let slot = word.wrapping_sub(1);
+    slot < v.h.nslots || slot == CONTROL_SLOT
+}
+
+/// Can a slot hold a lock of which nothing is known but its owner? Whoever asks does not: he would have to have
+/// interrupted himself. There may be several controllers.
+pub(crate) fn unnamed(me: u32) -> impl Fn(u32) -> bool {
+    move |slot| slot != me || me == CONTROL_SLOT
+}
+
+/// Takes the lock for `slot`; false if it stayed taken. `holds` says of another slot, or of this one, whether it can be
+/// the holder.
 #[inline]
-pub(crate) fn take(word: &AtomicU32, slot: u32) -> bool {
-    word.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() || wait(word, slot)
+pub(crate) fn take(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -> bool {
+    let free = word.compare_exchange(FREE, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+    free || wait(v, word, slot, holds)
 }
 
 #[cold]
 #[inline(never)]
-fn wait(word: &AtomicU32, slot: u32) -> bool {
-    let me = owner_of(slot);
-    for _ in 0..SPINS {
-        match word.load(Ordering::Relaxed) {
-            FREE => {
-                if word.compare_exchange(FREE, me, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                    return true;
-                }
+fn wait(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -> bool {
+    let in_vain = in_vain(v);
+    let before = in_vain.load(Ordering::Relaxed);
+    let shorter = before.clamp(FORGIVEN, SHORTEST) - FORGIVEN;
+    let mut doubts = 0;
+    for _ in 0..SPINS >> (2 * shorter) {
+        let found = word.load(Ordering::Acquire);
+        let open = if found == FREE || !is_owner(v, found) {
+            true
+        } else if holds(found.wrapping_sub(1)) || word.load(Ordering::Acquire) != found {
+            doubts = 0;
+            false
+        } else {
+            doubts += 1;
+            doubts >= DOUBTS
+        };
+        if open && word.compare_exchange(found, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+            if before != 0 {
+                in_vain.store(before - 1, Ordering::Relaxed);
             }
-            owner if owner == me && slot != CONTROL_SLOT => return false,
-            _ => core::hint::spin_loop(),
+            return true;
         }
+        core::hint::spin_loop();
     }
+    in_vain.store(before.saturating_add(1).min(SHORTEST), Ordering::Relaxed);
     false
 }
 
@@ -49,9 +100,9 @@ pub(crate) struct Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    /// [`take`]s the lock; `None` if it could not be had.
-    pub(crate) fn acquire(word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
-        take(word, slot).then(|| Guard { word, named: None })
+    /// [`take`]s a lock that slots do not name; `None` if it could not be had.
+    pub(crate) fn acquire(v: View<'_>, word: &'a AtomicU32, slot: u32) -> Option<Guard<'a>> {
+        take(v, word, slot, unnamed(slot)).then(|| Guard { word, named: None })
     }
 
     /// Takes the lock if it is free right now.
@@ -60,25 +111,19 @@ impl<'a> Guard<'a> {
         got.ok().map(|_| Guard { word, named: None })
     }
 
-    /// As one of the above, with the lock's `name` written to `at` before, and until it is free again.
+    /// Takes the lock by `take`, with its `name` written to `at` before, and until it is free again.
     pub(crate) fn named(
         word: &'a AtomicU32,
-        slot: u32,
         (at, name): (&'a AtomicU32, u32),
-        take: fn(&'a AtomicU32, u32) -> Option<Guard<'a>>,
+        take: impl FnOnce(&'a AtomicU32) -> bool,
     ) -> Option<Guard<'a>> {
         // Taking the lock is a release, behind which this cannot go.
         at.store(name, Ordering::Relaxed);
-        match take(word, slot) {
-            Some(mut guard) => {
-                guard.named = Some(at);
-                Some(guard)
-            }
-            None => {
-                at.store(0, Ordering::Release);
-                None
-            }
+        if take(word) {
+            return Some(Guard { word, named: Some(at) });
         }
+        at.store(0, Ordering::Release);
+        None
     }
 }
 

@@ -1,7 +1,7 @@
 //! What one run of a program works with, and the private memory of a slot.
 
 use core::ptr::{null, null_mut};
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU64;
 
 use skep_ebpf::insn::{MAX_CALL_FRAMES, MAX_TAIL_CALLS, STACK_SIZE};
 use skep_ebpf::uapi::PtRegs;
@@ -75,8 +75,6 @@ pub struct SlotArea {
     pub(crate) ids: u64,
     /// See `thread.rs`. This and the next three are what others than the slot's holder look at.
     pub(crate) claim: AtomicU64,
-    /// The slot's number plus one.
-    pub(crate) active: AtomicU32,
     /// Address of the holder's entry.
     pub(crate) thread: AtomicU64,
     /// Address of the slot's words, and what is its owner there for who has the claim.

@@ -53,7 +53,7 @@ pub unsafe extern "C" fn hit(site: *const Site, regs: *mut PtRegs) -> u64 {
 unsafe fn hit_entry(proc: &Proc, thread: Thread<'_>, site: &Site, on_entry: u64, regs: *mut PtRegs) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
-        let Some(over) = express(proc, thread, site, on_entry, link_kind::ENTRY, regs) else {
+        let Some(over) = express(proc, thread, site, on_entry, link_kind::ENTRY, regs, regs.cast()) else {
             return hit_any(site, regs);
         };
         let site = &*over.site;
@@ -152,27 +152,29 @@ unsafe fn enter_any(proc: &Proc, thread: &ThreadEntry, site: &Site, regs: *const
     }
 }
 
-/// What is needed of a hit when its program has run. It is not looked up in the slot's memory: a hit in a signal handler that came
-/// meanwhile may have written there.
-struct Over<'a> {
+/// What is needed of a hit when its program has run. It is looked up in the slot, where nobody else has written meanwhile: a
+/// function that keeps it in registers saves as many of its callers'.
+pub(crate) struct Over<'a> {
     thread: &'a ThreadEntry,
     site: *const Site,
-    regs: *mut PtRegs,
+    regs: *const PtRegs,
 }
 
 /// Delivers a hit to the only link of a kind, on the slot that the thread keeps: nearly all hits. `None` if it is not so,
 /// and nothing was done.
 ///
 /// # Safety
-/// As [`hit`]; `link` is the site's [`on_entry`](Site::on_entry) or [`on_return`](Site::on_return), as `kind` says.
+/// As [`hit`]; `link` is the site's [`on_entry`](Site::on_entry) or [`on_return`](Site::on_return), as `kind` says; `ctx` is
+/// a context of its program's type.
 #[inline(always)]
-unsafe fn express<'a>(
+pub(crate) unsafe fn express<'a>(
     proc: &'a Proc,
     thread: Thread<'a>,
     site: &Site,
     link: u64,
     kind: u32,
     regs: *mut PtRegs,
+    ctx: *mut u8,
 ) -> Option<Over<'a>> {
     let mut guards = MaybeUninit::<Guards>::uninit();
     // SAFETY: the caller's promise; the link is in the control arena, and the slot is held.
@@ -192,14 +194,14 @@ unsafe fn express<'a>(
         let retval = match link.image(proc.control()) {
             Some(image) => {
                 bump(&row(env, link).hits);
-                native::run_here(held.area, image, link, regs, proc)
+                native::run_here(held.area, image, link, ctx, proc)
             }
             None => without_image(env, link),
         };
         if retval != 0 {
             conclude(env, retval);
         }
-        let over = Over { thread: thread.entry, site, regs };
+        let over = Over { thread: held.thread(), site: env.site, regs: env.regs };
         held.release_kept(over.thread);
         Some(over)
     }
@@ -264,7 +266,7 @@ unsafe fn conclude(env: &mut Env, retval: u64) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn judge(env: &Env, link: &Link, ip: u64, verdict: u64) {
+pub(crate) unsafe fn judge(env: &Env, link: &Link, ip: u64, verdict: u64) {
     // The kernel begins an event's results with 1.
     let verdict = if link.flags & link_flags::EVENT == 0 { verdict } else { verdict & 1 };
     if verdict != 0 {
@@ -279,7 +281,7 @@ unsafe fn judge(env: &Env, link: &Link, ip: u64, verdict: u64) {
 /// As [`each`].
 #[cold]
 #[inline(never)]
-unsafe fn all_missed(proc: &Proc, site: &Site, kind: u32) {
+pub(crate) unsafe fn all_missed(proc: &Proc, site: &Site, kind: u32) {
     // SAFETY: the caller's promise.
     unsafe { each(proc, site, kind, |_, index| lost(proc, index, |c| &c.missed)) };
 }
@@ -308,7 +310,7 @@ pub unsafe extern "C" fn ret(proc: *const Proc, entry: u32, regs: *mut PtRegs) -
         }
         let Some(thread) = ret_entry::thread(e) else { return ret_any(proc, entry, e, regs) };
         ret_entry::free_own(thread.entry, e);
-        match express(proc, thread, site, site.on_return.load(Relaxed), link_kind::RETURN, regs) {
+        match express(proc, thread, site, site.on_return.load(Relaxed), link_kind::RETURN, regs, regs.cast()) {
             Some(over) => (*over.regs).rip,
             None => deliver_any(proc, site, regs, entry, used),
         }
@@ -329,7 +331,7 @@ pub unsafe extern "C" fn leave(site: *const Site, regs: *mut PtRegs) -> u64 {
             return 0;
         }
         match thread::current(proc, regs as u64) {
-            Some(thread) if express(proc, thread, site, on_return, link_kind::RETURN, regs).is_some() => {}
+            Some(thread) if express(proc, thread, site, on_return, link_kind::RETURN, regs, regs.cast()).is_some() => {}
             Some(thread) => drop(deliver(proc, thread, site, link_kind::RETURN, regs, (*regs).rip, null())),
             None => all_missed(proc, site, link_kind::RETURN),
         }
@@ -399,7 +401,7 @@ unsafe fn each(proc: &Proc, site: &Site, kind: u32, mut f: impl FnMut(&Link, u32
 
 /// The link `index`, if it is on and of this kind.
 #[inline(always)]
-fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
+pub(crate) fn on(control: &Control, index: u32, kind: u32) -> Option<&Link> {
     control.link(index).filter(|link| link.kind == kind && link.state.load(Acquire) != link_state::OFF)
 }
 
@@ -411,7 +413,7 @@ fn is_on(link: &Link, kind: u32) -> bool {
 
 /// Indices of the site's links.
 #[inline(always)]
-fn site_links(site: &Site) -> impl Iterator<Item = u32> {
+pub(crate) fn site_links(site: &Site) -> impl Iterator<Item = u32> {
     let n = (site.nlinks.load(Acquire) as usize).min(SITE_LINKS);
     // SAFETY: there are that many. Most sites have one link: a loop that compilers do not unroll.
     let (mut at, end) = unsafe { (site.links.as_ptr(), site.links.as_ptr().add(n)) };
@@ -503,7 +505,7 @@ unsafe fn deliver(
 /// As [`each`].
 #[cold]
 #[inline(never)]
-unsafe fn refused(proc: &Proc, site: &Site, kind: u32, refusal: Refusal) -> bool {
+pub(crate) unsafe fn refused(proc: &Proc, site: &Site, kind: u32, refusal: Refusal) -> bool {
     let counter: fn(&LinkCount) -> &AtomicU64 = match refusal {
         Refusal::Missed => |c| &c.missed,
         Refusal::NoSlot => |c| &c.no_slot,
@@ -528,7 +530,7 @@ fn bump(counter: &AtomicU64) {
 ///
 /// # Safety
 /// As [`run`].
-unsafe fn prepare(proc: &Proc, env: &mut Env, site: &Site, link: &Link, regs: *mut PtRegs) {
+pub(crate) unsafe fn prepare(proc: &Proc, env: &mut Env, site: &Site, link: &Link, regs: *mut PtRegs) {
     (env.site, env.link, env.regs) = (site, link, regs);
     env.settle(proc, link);
 }
@@ -538,7 +540,7 @@ unsafe fn prepare(proc: &Proc, env: &mut Env, site: &Site, link: &Link, regs: *m
 /// # Safety
 /// `env` is complete, and of the process `proc`; `link` is in the table of `control`, its control arena.
 #[inline(always)]
-unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link) -> Option<u64> {
+pub(crate) unsafe fn run(proc: &Proc, control: &Control, env: &mut Env, link: &Link) -> Option<u64> {
     // SAFETY: arenas and process block are mapped, and the slot is held.
     unsafe {
         if !proc.alive() {

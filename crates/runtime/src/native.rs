@@ -10,8 +10,6 @@ use core::arch::naked_asm;
 use core::hint::cold_path;
 use core::mem::{offset_of, transmute};
 
-use skep_ebpf::uapi::PtRegs;
-
 use crate::env::{Env, Modes, NESTED_STACK, SAVED_FRAMES, STACK_BYTES, STACK_TOTAL, SlotArea};
 use crate::image::{self, CODE_OFFSET, Image};
 use crate::session::{Link, Proc};
@@ -83,33 +81,29 @@ fn settle<T: Copy + PartialEq>(place: &mut T, value: T) {
 /// are set. Not 0 if the budget was spent.
 ///
 /// # Safety
-/// As [`run`]; `area` is the slot's, whose environment it is, `link` and `regs` are what is set, and `proc` is the process.
+/// As [`run`]; `area` is the slot's, whose environment it is, `link` is what is set, `ctx` is the context to run on, and `proc`
+/// is the process.
 #[inline(always)]
-pub(crate) unsafe fn run_here(
-    area: *mut SlotArea,
-    image: *const Image,
-    link: &Link,
-    regs: *mut PtRegs,
-    proc: &Proc,
-) -> u64 {
+pub(crate) unsafe fn run_here(area: *mut SlotArea, image: *const Image, link: &Link, ctx: *mut u8, proc: &Proc) -> u64 {
     // SAFETY: the caller's promises.
     unsafe {
         let env = &raw mut (*area).env;
         let flags = (*image).flags;
-        if flags & (image::NATIVE | image::UNWINDS) != image::NATIVE
-            || !(*env).modes.is_native()
-            || (*image).nmaps > proc.nmaps
-        {
-            return run_otherwise(&mut *env, image);
+        if !(*env).modes.is_native() || (*image).nmaps > proc.nmaps {
+            return run_otherwise(&mut *env, image, ctx);
         }
-        if flags & image::ALONE == 0 {
+        if flags & (image::NATIVE | image::UNWINDS | image::ALONE) != image::NATIVE | image::ALONE {
+            if flags & (image::NATIVE | image::UNWINDS) != image::NATIVE {
+                return run_otherwise(&mut *env, image, ctx);
+            }
             cold_path();
             (*env).settle(proc, link);
+            (*env).ctx = ctx;
             (*env).prog_type = (*image).prog_type;
             (*env).fuel = u64::MAX;
         }
         let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
-        code(env, regs.cast(), area as u64 + STACK_TOTAL as u64)
+        code(env, ctx, area as u64 + STACK_TOTAL as u64)
     }
 }
 
@@ -119,11 +113,12 @@ pub(crate) unsafe fn run_here(
 /// As [`run`], at a probed place.
 #[cold]
 #[inline(never)]
-unsafe fn run_otherwise(env: &mut Env, image: *const Image) -> u64 {
+unsafe fn run_otherwise(env: &mut Env, image: *const Image, ctx: *mut u8) -> u64 {
     // SAFETY: the caller's promises; the link is that of the run.
     unsafe {
         let (control, proc) = (&*env.control, &*env.proc);
         env.settle(proc, &*env.link);
+        env.ctx = ctx;
         let image = if env.modes.executes {
             image
         } else {

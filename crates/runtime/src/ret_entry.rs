@@ -18,11 +18,11 @@
 //!   cannot have them all.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicU32, compiler_fence};
+use core::sync::atomic::compiler_fence;
 
-use crate::read;
 use crate::session::{KEPT_RETS, NONE, Proc, RetEntry, STUB_SIZE, Site, ThreadEntry};
 use crate::thread::{STANDS, Thread};
+use crate::{own, read};
 
 /// Bytes of the call at the start of a stub.
 pub(crate) const STUB_CALL: u64 = 6;
@@ -37,7 +37,7 @@ const SWEEP: u32 = 128;
 #[inline(always)]
 pub(crate) unsafe fn take_first(proc: &Proc, thread: &ThreadEntry, site: &Site, sp: u64, ret: u64) -> Option<u32> {
     let [first, ..] = &thread.rets;
-    if !clear_first(&thread.rets_free) {
+    if !own::clear_first(&thread.rets_free) {
         return None;
     }
     // SAFETY: the caller's promise.
@@ -79,55 +79,9 @@ unsafe fn begin(proc: &Proc, index: u32, site: &Site, sp: u64, ret: u64) -> Opti
 fn kept(thread: &ThreadEntry) -> Option<u32> {
     thread.rets.iter().enumerate().find_map(|(place, kept)| {
         let free = thread.rets_free.load(Relaxed);
-        let taken = free & 1 << place != 0 && swap(&thread.rets_free, free, free & !(1 << place));
+        let taken = free & 1 << place != 0 && own::swap(&thread.rets_free, free, free & !(1 << place));
         taken.then(|| kept.load(Relaxed).wrapping_sub(1))
     })
-}
-
-/// Clears bit 0 of a word that a thread shares with its own signal handlers: one instruction, but not locked. True if the bit
-/// was set.
-#[inline(always)]
-fn clear_first(word: &AtomicU32) -> bool {
-    let was: u8;
-    // SAFETY: the word is valid; the instruction writes it and the flags.
-    unsafe {
-        core::arch::asm!(
-            "btr dword ptr [{word}], 0",
-            "setc {was}",
-            word = in(reg) word.as_ptr(), was = out(reg_byte) was,
-            options(nostack),
-        );
-    }
-    was != 0
-}
-
-/// Sets bits of such a word.
-#[inline(always)]
-fn set(word: &AtomicU32, bits: u32) {
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "or dword ptr [{word}], {bits:e}",
-            word = in(reg) word.as_ptr(), bits = in(reg) bits,
-            options(nostack),
-        );
-    }
-}
-
-/// A compare-and-swap of such a word.
-#[inline(always)]
-fn swap(word: &AtomicU32, old: u32, new: u32) -> bool {
-    let done: u8;
-    // SAFETY: the word is valid; the instruction writes it, the flags, and eax.
-    unsafe {
-        core::arch::asm!(
-            "cmpxchg dword ptr [{word}], {new:e}",
-            "sete {done}",
-            word = in(reg) word.as_ptr(), new = in(reg) new, done = out(reg_byte) done, inout("eax") old => _,
-            options(nostack),
-        );
-    }
-    done != 0
 }
 
 /// The calling thread, if it is the one that keeps the entry, which is in use by a function that has returned.
@@ -146,7 +100,7 @@ pub(crate) unsafe fn thread<'a>(entry: &RetEntry) -> Option<Thread<'a>> {
 #[inline(always)]
 pub(crate) fn free_own(thread: &ThreadEntry, entry: &RetEntry) {
     entry.used.store(entry.used.load(Relaxed).wrapping_add(1), Release);
-    set(&thread.rets_free, 1 << (entry.home.load(Relaxed) & (KEPT_RETS as u64 - 1)));
+    own::set(&thread.rets_free, 1 << (entry.home.load(Relaxed) & (KEPT_RETS as u64 - 1)));
 }
 
 /// What stands in [`RetEntry::home`] of an entry that the thread keeps in a place.
@@ -164,7 +118,7 @@ pub(crate) unsafe fn free(proc: &Proc, thread: Option<&ThreadEntry>, index: u32,
     if let Some(thread) = thread {
         let place = entry.home.load(Relaxed).wrapping_sub(home(thread, 0));
         if place < KEPT_RETS as u64 {
-            return set(&thread.rets_free, 1 << place);
+            return own::set(&thread.rets_free, 1 << place);
         }
     }
     // SAFETY: the caller's promise.
@@ -191,8 +145,8 @@ unsafe fn give(proc: &Proc, thread: Option<&ThreadEntry>, index: u32, entry: &Re
             // In this order a signal handler in between sees the place as free, or as taken.
             entry.home.store(home, Relaxed);
             compiler_fence(SeqCst);
-            if swap(kept, was, index + 1) {
-                return set(&thread.rets_free, 1 << place);
+            if own::swap(kept, was, index + 1) {
+                return own::set(&thread.rets_free, 1 << place);
             }
         }
     }

@@ -103,6 +103,10 @@ pub mod link_flags {
     pub const CHAINED: u32 = 4;
     /// The program runs around a function whose types are known: its context is the function's [`Arguments`](super::Arguments).
     pub const TYPED: u32 = 8;
+    /// At a system call: the context is a raw tracepoint's, the address of the registers and a word.
+    pub const RAW: u32 = 16;
+    /// It is for where system calls return, and not for where they are made.
+    pub const EXIT: u32 = 32;
     /// So many words of the arguments are on the stack, at most: four bits from here.
     pub const STACK_WORDS: u32 = 8;
 }
@@ -126,6 +130,10 @@ pub struct Link {
     pub cell: u64,
     /// Where the function's arguments are; looked at with [`link_flags::TYPED`].
     pub arguments: Arguments,
+    /// The number of the system call that it is for; [`NONE`] for all, and where there is none.
+    pub call: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 /// Words of a function's arguments that programs around it can see.
@@ -379,6 +387,10 @@ pub struct Site {
     pub on_return: AtomicU64,
     /// Where the trampoline goes on if [`EnterFn`] has nothing to say; 0 if it does not ask.
     pub slow: u64,
+    /// The number of the system call that it is before or behind; [`NONE`] if that is not known, and where there is none.
+    pub call: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
 /// See [`Site::on_entry`].
@@ -464,13 +476,11 @@ pub struct TrapState {
 pub struct ThreadEntry {
     /// TLS base (or thread id with bit 63 set); 0 when unused.
     pub key: AtomicU64,
-    /// The slot that the thread runs a program on, plus one; 0 for none.
+    /// The slot that the thread runs a program on, or is about to take, plus one; 0 for none, or the one that it keeps.
     pub active: AtomicU32,
     /// The slot that it held last.
     pub last: AtomicU32,
-    /// Stack pointer when it began to run.
-    pub sp: AtomicU64,
-    /// Address of the run's guards on the thread's stack.
+    /// Address of the guards, on the thread's stack, of the run that has the thread; 0 for none.
     pub guards: AtomicU64,
     /// Address of the private memory of the slot that the thread keeps between runs; 0 for none. The slot is the thread's as
     /// long as its claim says so.

@@ -2,9 +2,12 @@
 //!
 //! # Invariants
 //!
-//! * A thread writes `sp`, `guards` (the address of its [`Guards`]) and then `active` of its entry *before* it takes the
-//!   slot named there, and clears `active` *after* it has released it. So whatever a signal interrupts, the entry names
-//!   every slot that the thread may be running on.
+//! * A thread runs one program at a time, though its contexts come in any order: signal handlers nest, and handlers that switch
+//!   coroutines resume what was interrupted before what interrupted it. So a run *has* the thread: it puts the address of its
+//!   [`Guards`] into the entry's `guards` in place of a 0, by one instruction, and puts the 0 back when all else is done.
+//! * Who has the thread writes `active` *before* it takes the slot named there, and clears it *after* it has released it; where
+//!   `active` is 0 the run is on the slot that the thread keeps. So whatever a signal interrupts, the entry names every slot
+//!   that the thread may be running on.
 //! * A slot is taken and released by its owner, and only in the process that took it: a forked child returns from
 //!   programs that its parent began, and must leave the parent's slot alone. The kernel wipes the table of threads in a
 //!   child: no entry there has a key, and none is active.
@@ -19,26 +22,28 @@
 //! load is tried. It is believed if it gives the thread that was seen there: the same one, or one that has taken over both its
 //! stack and its TLS. What this asks of a program: a thread that had such a base does not exchange it for an address that cannot be
 //! read and then go on, on the same page of its stack. Functions built with stack protectors would not survive that either.
+//! And threads that run at the same time have bases of their own, as those of all C libraries do: two that a bare `clone` made with one base
+//! (`CLONE_VM` without `CLONE_SETTLS` or `CLONE_VFORK`) would be taken for one that is in two places, and could share a slot.
 //!
 //! # Kept slots
 //!
 //! Taking a slot costs two locked instructions, more than all else that a hit does. So a thread keeps the slot of its last
 //! run, if it is one of the lower half of the table: others have the upper half. Between runs such a slot has an owner
-//! and a claim, and an even `taken`. Its thread begins a run by plain stores, `active` first, and then looks whether the
-//! claim is still its own. A thread that finds no free slot takes one that another thread of the process keeps: it changes
-//! the claim, has `membarrier` make all processors agree, and only then looks whether that thread is active: if it is,
+//! and a claim, and an even `taken`. Its thread begins a run by instructions that are not locked, `guards` first, and then looks
+//! whether the claim is still its own. A thread that finds no free slot takes one that another thread of the process keeps: it changes
+//! the claim, has `membarrier` make all processors agree, and only then looks whether a run has that thread: if so,
 //! it may have seen the old claim, and gets it back. Likewise the controller, before it looks whether slots are in use.
 //!
 //! # Runs that were left
 //!
-//! A signal handler that interrupted a program can leave it for good by `siglongjmp`. The next hit of the thread finds
-//! `active` set and must tell that from a hit while the program still waits: below the handler, or, where handlers
+//! A signal handler that interrupted a program can leave it for good by `siglongjmp`. The next hit of the thread finds that a run
+//! has it and must tell that from a hit while the program still waits: below the handler, or, where handlers
 //! switch coroutines, on any other stack. Taking the slot of a run that is not over would let two runs share memory, so
-//! "left" needs a proof that the recorded frames are gone: the present hit's own frames lie over them, or the guards in
-//! the recorded `Guards` have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
+//! "left" needs a proof that the recorded frames are gone: the present hit's own frames lie over them, or the [`Guards`]
+//! there have been overwritten. A run that was left and whose frames nothing has touched yet costs the thread
 //! its hits until something does.
 //!
-//! The hit that finds a run left first becomes what `sp` and `guards` describe, then gives back what the run held: so a
+//! The hit that finds a run left first takes the thread from it, then gives back what the run held: so a
 //! hit that interrupts it is missed, and if it is left in turn the next one begins again.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -48,7 +53,7 @@ use skep_ebpf::uapi::PtRegs;
 
 use crate::env::{Env, SlotArea};
 use crate::session::{Proc, Slot, ThreadEntry, owner_proc, owner_word};
-use crate::{read, sys};
+use crate::{own, read, sys};
 
 /// Entries looked at before a thread is given up: the table is full around its place.
 const PROBES: u32 = 128;
@@ -84,11 +89,33 @@ pub(crate) struct Thread<'a> {
 /// What a run leaves on the stack of its thread, to be found by a later hit if it is still there.
 #[repr(C)]
 pub(crate) struct Guards {
-    low: u64,
-    high: u64,
+    /// Address of the registers of the hit, where its frames end.
+    sp: u64,
+    /// See [`Guards::word`].
+    word: u64,
 }
 
 impl Guards {
+    /// What stands beside the address of the registers in guards at `address`, of the thread `key`. (An address that is another's
+    /// belongs to guards that have been overwritten: it does not matter what it says.)
+    #[inline(always)]
+    fn word(key: u64, address: u64) -> u64 {
+        key ^ address
+    }
+
+    /// These are those of a run of the thread `key`, with the registers at `sp`.
+    ///
+    /// # Safety
+    /// They are the caller's.
+    #[inline(always)]
+    unsafe fn set(this: *mut Guards, key: u64, sp: u64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*this).sp, sp);
+            core::ptr::write_volatile(&raw mut (*this).word, Guards::word(key, this as u64));
+        }
+    }
+
     /// Where these guards lie, others do no more.
     ///
     /// # Safety
@@ -96,10 +123,21 @@ impl Guards {
     #[inline(always)]
     pub(crate) unsafe fn clear(this: *mut Guards) {
         // SAFETY: the caller's promise.
-        unsafe {
-            core::ptr::write_volatile(&raw mut (*this).low, 0);
-            core::ptr::write_volatile(&raw mut (*this).high, 0);
+        unsafe { core::ptr::write_volatile(&raw mut (*this).word, 0) };
+    }
+
+    /// True if the run with guards at `old` was left: see the head of this module. The present hit's frames reach from `new`,
+    /// its own guards, which are not set, to the registers at `sp`.
+    #[cold]
+    #[inline(never)]
+    fn left(old: u64, key: u64, sp: u64, new: *const Guards) -> bool {
+        let mut found = Guards { sp: 0, word: 0 };
+        // SAFETY: as many bytes into a local.
+        if !unsafe { read::read((&raw mut found).cast(), old, size_of::<Guards>()) } {
+            return true;
         }
+        let end = |sp: u64| sp.saturating_add(size_of::<PtRegs>() as u64);
+        found.word != Guards::word(key, old) || old < end(sp) && (new as u64) < end(found.sp)
     }
 }
 
@@ -132,12 +170,6 @@ fn owner(proc: &Proc, key: u64) -> u64 {
     } else {
         owner_word(proc.index, 0) | 1 << 43 | (key & 0xffff_ffff)
     }
-}
-
-/// The guard that a thread's [`Guards`] at this address carry.
-#[inline(always)]
-fn guard(key: u64, address: u64) -> u64 {
-    (key ^ address).wrapping_mul(0x736b_6571)
 }
 
 /// Where to look for a thread first.
@@ -261,22 +293,16 @@ impl<'a> Thread<'a> {
         (entry.key.load(Relaxed) == base).then_some(Thread { key: base, entry })
     }
 
-    /// Takes a slot. `sp` is the lowest address of the probed function's stack that the hit leaves alone; `guards`, which
-    /// are on this thread's stack below it, are set.
+    /// Takes a slot. `sp` is the lowest address of the probed function's stack that the hit leaves alone; `guards` are on this
+    /// thread's stack below it.
     ///
     /// # Safety
     /// In the process of `proc`, by this thread; `guards` live until the slot is released.
     pub(crate) unsafe fn take(self, proc: &'a Proc, sp: u64, guards: *mut Guards) -> Result<Held, Refusal> {
         // SAFETY: the caller's promise.
         unsafe {
-            if let Some(area) = self.kept() {
-                if let Some(held) = self.begin_on(area, sp, guards) {
-                    return Ok(held);
-                }
-                if !proc.alive() {
-                    return Err(Refusal::Missed);
-                }
-                self.forget(area);
+            if let Some(held) = self.take_kept(sp, guards) {
+                return Ok(held);
             }
             match self.take_any(proc, sp, guards) {
                 MISSED => Err(Refusal::Missed),
@@ -294,69 +320,49 @@ impl<'a> Thread<'a> {
     #[inline(always)]
     pub(crate) unsafe fn take_kept(self, sp: u64, guards: *mut Guards) -> Option<Held> {
         // SAFETY: the caller's promise.
-        unsafe { self.begin_on(self.kept()?, sp, guards) }
+        unsafe {
+            Guards::set(guards, self.key, sp);
+            if !self.instead_of(0, guards) {
+                return None;
+            }
+            let area = self.entry.kept.load(Relaxed) as *mut SlotArea;
+            if !area.is_null() && self.begin_on(area) {
+                return Some(Held { area });
+            }
+        }
+        self.leave();
+        None
     }
 
-    /// The memory of the slot that the thread keeps, unless a run is under way.
+    /// Has the run with these guards have the thread in place of another, or of none: `old` is 0. False if it was another.
     #[inline(always)]
-    fn kept(self) -> Option<*mut SlotArea> {
-        let area = self.entry.kept.load(Relaxed) as *mut SlotArea;
-        (self.entry.active.load(Relaxed) == 0 && !area.is_null()).then_some(area)
+    fn instead_of(self, old: u64, guards: *const Guards) -> bool {
+        own::exchange(&self.entry.guards, old, guards as u64)
+    }
+
+    /// No run has the thread any more.
+    #[inline(always)]
+    fn leave(self) {
+        compiler_fence(Ordering::SeqCst);
+        self.entry.guards.store(0, Relaxed);
     }
 
     /// Begins a run on the slot that the thread kept, if it still does.
     ///
     /// # Safety
-    /// As [`Thread::take_kept`]; the thread kept it.
+    /// As [`Thread::take_kept`]; the thread kept it, and the run has the thread.
     #[inline(always)]
-    unsafe fn begin_on(self, area: *mut SlotArea, sp: u64, guards: *mut Guards) -> Option<Held> {
-        let Thread { key, entry } = self;
+    unsafe fn begin_on(self, area: *mut SlotArea) -> bool {
         // SAFETY: the caller's promise; what a thread keeps is the memory of a slot, which knows where that is.
         unsafe {
-            self.announce((*area).active.load(Relaxed), sp, guards);
             let slot = &*((*area).slot.load(Relaxed) as *const Slot);
-            if entry.key.load(Relaxed) == key
-                && (*area).claim.load(Acquire) == key
-                && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed)
-            {
+            let still =
+                (*area).claim.load(Acquire) == self.key && slot.owner.load(Relaxed) == (*area).owner.load(Relaxed);
+            if still {
                 begin(slot);
-                return Some(Held { area });
             }
+            still
         }
-        compiler_fence(Ordering::SeqCst);
-        entry.active.store(0, Relaxed);
-        None
-    }
-
-    /// Writes down the run that begins. A hit in a signal handler in the middle may write the same words; from the moment
-    /// that they are seen unchanged it gives up.
-    ///
-    /// # Safety
-    /// As [`Thread::take`].
-    #[inline(always)]
-    unsafe fn announce(self, active: u32, sp: u64, guards: *mut Guards) {
-        let entry = self.entry;
-        let word = guard(self.key, guards as u64);
-        // SAFETY: the guards are the caller's.
-        unsafe {
-            core::ptr::write_volatile(&raw mut (*guards).low, word);
-            core::ptr::write_volatile(&raw mut (*guards).high, word);
-        }
-        loop {
-            entry.guards.store(guards as u64, Relaxed);
-            entry.sp.store(sp, Relaxed);
-            compiler_fence(Ordering::SeqCst);
-            entry.active.store(active, Relaxed);
-            compiler_fence(Ordering::SeqCst);
-            if entry.guards.load(Relaxed) == guards as u64 {
-                break;
-            }
-        }
-    }
-
-    /// The thread keeps this slot no more. A hit in a signal handler may have found another one meanwhile.
-    fn forget(self, kept: *mut SlotArea) {
-        let _ = self.entry.kept.compare_exchange(kept as u64, 0, Relaxed, Relaxed);
     }
 
     /// As [`Thread::take`], when it keeps none, or runs a program already: the address of the slot's memory.
@@ -369,33 +375,40 @@ impl<'a> Thread<'a> {
         let Thread { key, entry } = self;
         // SAFETY: the caller is in the process of `proc`.
         unsafe {
+            if !proc.alive() {
+                return MISSED;
+            }
             let (control, shared) = (proc.control(), proc.shared());
             let me = owner(proc, key);
-            if entry.active.load(Relaxed) != 0 {
+            Guards::clear(guards);
+            let old = entry.guards.load(Relaxed);
+            if old != 0 && !Guards::left(old, key, sp, guards) {
+                return MISSED;
+            }
+            Guards::set(guards, key, sp);
+            if !self.instead_of(old, guards) {
+                // Another context of this thread came meanwhile.
                 Guards::clear(guards);
-                if !left(entry, key, sp, guards) {
-                    return MISSED;
+                return MISSED;
+            }
+            if old != 0 {
+                self.recover(proc, me);
+            }
+            // What it kept, another thread has taken, or is about to; or a hit in between has found one, which is as good as any.
+            let area = entry.kept.load(Relaxed) as *mut SlotArea;
+            if !area.is_null() {
+                if self.begin_on(area) {
+                    return area as u64;
                 }
-                let word = guard(key, guards as u64);
-                core::ptr::write_volatile(&raw mut (*guards).low, word);
-                core::ptr::write_volatile(&raw mut (*guards).high, word);
-                // While the two do not belong together the guards alone count.
-                entry.sp.store(0, Relaxed);
-                compiler_fence(Ordering::SeqCst);
-                entry.guards.store(guards as u64, Relaxed);
-                compiler_fence(Ordering::SeqCst);
-                entry.sp.store(sp, Relaxed);
-                // A hit in a signal handler here may have done it all until a moment ago.
-                let active = entry.active.load(Relaxed);
-                if active != 0 {
-                    self.recover(proc, active - 1, me);
+                // Who disputes it may have to give it back: it would be nobody's, if it were not kept.
+                if (*area).claim.load(Acquire) & DISPUTED == 0 {
+                    entry.kept.store(0, Relaxed);
                 }
             }
             let mut index = entry.last.load(Relaxed);
             if index >= control.nslots {
                 index = 0;
             }
-            self.announce(index + 1, sp, guards);
 
             // The lower half can be kept; who has a slot of it keeps it until then.
             let keeping = proc.keeps != 0 && control.keeps != 0;
@@ -437,6 +450,7 @@ impl<'a> Thread<'a> {
             }
             compiler_fence(Ordering::SeqCst);
             entry.active.store(0, Relaxed);
+            self.leave();
             NO_SLOT
         }
     }
@@ -454,7 +468,7 @@ impl<'a> Thread<'a> {
                 return false;
             }
             let Some(other) = search(proc, keeper, false) else { return false };
-            let uses = || other.active.load(Acquire) != 0;
+            let uses = || other.guards.load(Acquire) != 0;
             // Who does not keep it is in a run on it.
             if other.kept.load(Relaxed) != proc.area(index) as u64
                 || uses()
@@ -492,7 +506,6 @@ impl<'a> Thread<'a> {
             env.counts = proc.shared().count(proc.control(), 0, index).map_or(core::ptr::null(), |row| row);
             env.modes.executes = proc.executes != 0;
             (&raw mut (*area).env).write(env);
-            (*area).active.store(index + 1, Relaxed);
             (*area).thread.store(&raw const *self.entry as u64, Relaxed);
             (*area).owner.store(owner(proc, self.key), Relaxed);
             (*area).slot.store(&raw const *slot as u64, Relaxed);
@@ -504,16 +517,23 @@ impl<'a> Thread<'a> {
     /// Gives back what a run that was left still held.
     ///
     /// # Safety
-    /// The run on slot `index` was begun by this thread, and left.
+    /// The run that had the thread before the caller's was left.
     #[cold]
-    unsafe fn recover(self, proc: &Proc, index: u32, me: u64) {
+    unsafe fn recover(self, proc: &Proc, me: u64) {
+        let Thread { key, entry } = self;
         // SAFETY: in the process of `proc`; a claim by this thread says that the area is still that run's.
         unsafe {
+            let kept = entry.kept.load(Relaxed) as *const SlotArea;
+            let index = match entry.active.load(Relaxed) {
+                0 if kept.is_null() => return,
+                0 => (*kept).env.slot,
+                active => active - 1,
+            };
             if let Some(slot) = proc.shared().slot(proc.control(), index) {
                 let claim = claim(proc, index);
-                if claim.load(Acquire) == self.key | DISPUTED {
-                    claim.store(self.entry.keeper.load(Relaxed), Release);
-                } else if claim.load(Acquire) == self.key {
+                if claim.load(Acquire) == key | DISPUTED {
+                    claim.store(entry.keeper.load(Relaxed), Release);
+                } else if claim.load(Acquire) == key {
                     (*proc.area(index)).nreserved = 0; // the maps tell what was reserved
                     (*proc.area(index)).lock = 0; // others see that its holder is gone
                     if slot.owner.load(Acquire) == me {
@@ -526,10 +546,12 @@ impl<'a> Thread<'a> {
                     slot.owner.store(0, Release);
                 }
             }
+            if kept as u64 == proc.area(index) as u64 {
+                entry.kept.store(0, Relaxed);
+            }
         }
-        self.forget(proc.area(index));
         compiler_fence(Ordering::SeqCst);
-        self.entry.active.store(0, Relaxed);
+        entry.active.store(0, Relaxed);
     }
 }
 
@@ -578,8 +600,17 @@ impl Held {
         // SAFETY: the caller's promise.
         unsafe {
             let thread = self.thread();
-            let kept = thread.kept.load(Relaxed) == self.area as u64;
-            self.finish(thread, kept);
+            if !self.ends(thread) {
+                return;
+            }
+            if thread.kept.load(Relaxed) != self.area as u64 {
+                (*self.area).claim.store(0, Release);
+                (*self.slot()).owner.store(0, Release);
+            }
+            compiler_fence(Ordering::SeqCst);
+            thread.active.store(0, Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            thread.guards.store(0, Relaxed);
         }
     }
 
@@ -590,59 +621,42 @@ impl Held {
     #[inline(always)]
     pub(crate) unsafe fn release_kept(self, thread: &ThreadEntry) {
         // SAFETY: the caller's promise.
-        unsafe { self.finish(thread, true) };
+        if unsafe { self.ends(thread) } {
+            compiler_fence(Ordering::SeqCst);
+            thread.guards.store(0, Relaxed);
+        }
+    }
+
+    /// The run is over. False in a child that was forked since: it is not the child's.
+    ///
+    /// # Safety
+    /// As [`Held::release`].
+    #[inline(always)]
+    unsafe fn ends(&self, thread: &ThreadEntry) -> bool {
+        let mine = thread.guards.load(Relaxed) != 0;
+        if mine {
+            // SAFETY: the slot is held.
+            unsafe { end(&*self.slot()) };
+        }
+        mine
+    }
+
+    #[inline(always)]
+    fn slot(&self) -> *const Slot {
+        // SAFETY: the slot is held, so its memory is this thread's.
+        unsafe { (*self.area).slot.load(Relaxed) as *const Slot }
     }
 
     /// The thread that holds it.
     #[inline(always)]
-    fn thread<'a>(&self) -> &'a ThreadEntry {
-        // SAFETY: the slot is held, so its memory is this thread's, whose entry is in a table that stays, none of it at 0.
+    pub(crate) fn thread<'a>(&self) -> &'a ThreadEntry {
+        // SAFETY: as above, and its entry is in a table that stays, none of it at 0.
         unsafe {
             let entry = (*self.area).thread.load(Relaxed) as *const ThreadEntry;
             core::hint::assert_unchecked(!entry.is_null());
             &*entry
         }
     }
-
-    #[inline(always)]
-    unsafe fn finish(self, entry: &ThreadEntry, kept: bool) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if entry.active.load(Relaxed) != 0 {
-                let slot = &*((*self.area).slot.load(Relaxed) as *const Slot);
-                end(slot);
-                if !kept {
-                    (*self.area).claim.store(0, Release);
-                    slot.owner.store(0, Release);
-                }
-            }
-            compiler_fence(Ordering::SeqCst);
-            entry.active.store(0, Relaxed);
-        }
-    }
-}
-
-/// True if the run that `entry` names as active was left: see the head of this module. The present hit's frames reach from
-/// `guards` to the registers at `sp`.
-///
-/// # Safety
-/// `entry` is the calling thread's.
-#[cold]
-#[inline(never)]
-unsafe fn left(entry: &ThreadEntry, key: u64, sp: u64, guards: *const Guards) -> bool {
-    let end = |sp: u64| sp.saturating_add(size_of::<PtRegs>() as u64);
-    let (then, now) = (entry.sp.load(Relaxed), sp);
-    let (old, new) = (entry.guards.load(Relaxed), guards as u64);
-    if old < end(now) && new < end(then) {
-        return true;
-    }
-    let word = guard(key, old);
-    [core::mem::offset_of!(Guards, low), core::mem::offset_of!(Guards, high)].into_iter().any(|at| {
-        let mut found = 0u64;
-        // SAFETY: eight bytes into a local.
-        let ok = unsafe { read::read((&raw mut found).cast(), old.wrapping_add(at as u64), 8) };
-        !ok || found != word
-    })
 }
 
 /// Gives back what a slot holds in the maps of the session.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use skep_ebpf::syscall::{self, Syscall};
 use skep_ebpf::uapi::ProgType;
 
 /// When a probe fires.
@@ -33,6 +34,38 @@ pub enum What {
     Symbol(String),
     /// An offset in the module's file.
     FileOffset(u64),
+    /// System calls.
+    Syscalls(Syscalls),
+}
+
+/// System calls, as tracepoints name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Syscalls {
+    /// The only one; none for all.
+    pub call: Option<Syscall>,
+    /// Where they return, and not where they are made.
+    pub exit: bool,
+}
+
+impl Syscalls {
+    /// Bytes of the record that programs are given.
+    pub fn record(&self) -> u32 {
+        match (self.exit, self.call) {
+            (true, _) => 24,
+            (false, Some(call)) => 16 + call.arguments * 8,
+            (false, None) => 64,
+        }
+    }
+}
+
+impl fmt::Display for Syscalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.exit { "sys_exit" } else { "sys_enter" })?;
+        match self.call {
+            Some(call) => write!(f, "_{}", call.name),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Place {
@@ -45,7 +78,7 @@ impl Place {
     pub fn symbol(&self) -> Option<&str> {
         match &self.what {
             What::Symbol(name) => Some(name),
-            What::FileOffset(_) => None,
+            What::FileOffset(_) | What::Syscalls(_) => None,
         }
     }
 }
@@ -58,6 +91,7 @@ impl fmt::Display for Place {
         match &self.what {
             What::Symbol(name) => f.write_str(name)?,
             What::FileOffset(offset) => write!(f, "{offset:#x}")?,
+            What::Syscalls(calls) => return calls.fmt(f),
         }
         if self.offset != 0 { write!(f, "+{:#x}", self.offset) } else { Ok(()) }
     }
@@ -84,7 +118,7 @@ pub enum Unplaceable {
     },
     /// Its section names a system call.
     #[error(
-        "section \"{section}\": the entry of a system call is an event inside the kernel; use a probe on libc's function"
+        "section \"{section}\": the kernel's own function of a system call; use tp/syscalls/sys_enter_NAME or sys_exit_NAME"
     )]
     Syscall {
         /// Section of the program.
@@ -129,6 +163,10 @@ pub fn place(section: &str, prog_type: ProgType) -> Result<Place, Unplaceable> {
     if prog_type == ProgType::Tracing && kind == "fmod_ret" {
         return Err(Unplaceable::ChangesResult { section: owned() });
     }
+    if let Some(calls) = rest.and_then(|rest| syscalls(prog_type, kind, rest)) {
+        let call = calls.map_err(|problem| Unplaceable::Malformed { section: owned(), problem })?;
+        return Ok(Place { when: When::Entry, module: None, what: What::Syscalls(call), offset: 0 });
+    }
     if prog_type != ProgType::Kprobe && !typed {
         return Err(Unplaceable::KernelOnly { section: owned(), prog_type });
     }
@@ -158,6 +196,29 @@ pub fn place(section: &str, prog_type: ProgType) -> Result<Place, Unplaceable> {
         return Err(malformed("expected the name of a function"));
     }
     Ok(place)
+}
+
+/// The system calls that a tracepoint's section names; `None` if it is another tracepoint.
+fn syscalls(prog_type: ProgType, kind: &str, rest: &str) -> Option<Result<Syscalls, &'static str>> {
+    let name = match (prog_type, kind) {
+        (ProgType::Tracepoint, "tp" | "tracepoint") => match rest.split_once('/')? {
+            ("raw_syscalls", name) => name,
+            ("syscalls", name) => {
+                let named = name.strip_prefix("sys_enter_").map(|call| (false, call));
+                let (exit, call) = named.or_else(|| Some((true, name.strip_prefix("sys_exit_")?)))?;
+                let found = syscall::named(call).ok_or("there is no system call of that name on x86-64");
+                return Some(found.map(|call| Syscalls { call: Some(call), exit }));
+            }
+            _ => return None,
+        },
+        (ProgType::RawTracepoint, "raw_tp" | "raw_tracepoint") => rest,
+        _ => return None,
+    };
+    match name {
+        "sys_enter" => Some(Ok(Syscalls { call: None, exit: false })),
+        "sys_exit" => Some(Ok(Syscalls { call: None, exit: true })),
+        _ => None,
+    }
 }
 
 /// The place of a symbol with an optional `+OFFSET`, or of a number that stands for an offset in the file.
@@ -212,6 +273,24 @@ mod tests {
     }
 
     #[test]
+    fn system_calls() {
+        let calls = |section, prog_type| match place(section, prog_type).map(|place| (place.to_string(), place.what)) {
+            Ok((name, What::Syscalls(calls))) => format!("{name} {}", calls.record()),
+            other => panic!("{section}: {other:?}"),
+        };
+        for (section, expected) in [
+            ("tp/syscalls/sys_enter_openat", "sys_enter_openat 48"),
+            ("tracepoint/syscalls/sys_exit_read", "sys_exit_read 24"),
+            ("?tp/raw_syscalls/sys_enter", "sys_enter 64"),
+            ("tracepoint/raw_syscalls/sys_exit", "sys_exit 24"),
+        ] {
+            assert_eq!(calls(section, ProgType::Tracepoint), expected);
+        }
+        assert_eq!(calls("raw_tp/sys_enter", ProgType::RawTracepoint), "sys_enter 64");
+        assert!(place("raw_tp/sched_switch", ProgType::RawTracepoint).is_err());
+    }
+
+    #[test]
     fn refusals() {
         for (section, part) in [
             ("kprobe", "names no function"),
@@ -243,6 +322,8 @@ mod tests {
             let error = typed(section).unwrap_err().to_string();
             assert!(error.contains(part), "{section}: {error}");
         }
+        let error = place("tp/syscalls/sys_enter_stat", ProgType::Tracepoint).unwrap_err().to_string();
+        assert!(error.contains("no system call of that name"), "{error}");
         let error = place("tp/sched/sched_switch", ProgType::Tracepoint).unwrap_err().to_string();
         assert!(error.contains("inside the kernel") && error.contains("tracepoint"), "{error}");
     }

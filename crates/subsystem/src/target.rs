@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget, Registers};
+use crate::attach::{AttachError, AttachRequest, ProbeKind, ProbeSpec, ProbeTarget, Registers, SyscallProbe};
 use crate::place::{Place, What, When};
 use crate::session::{Link, Session};
 
 /// The probe that fires a link at a place.
 pub fn probe(link: Link, place: &Place) -> ProbeSpec {
     let target = match (&place.what, &place.module) {
+        (What::Syscalls(calls), _) => {
+            ProbeTarget::Syscall(SyscallProbe { number: calls.call.map(|call| call.number), exit: calls.exit })
+        }
         (What::FileOffset(at), Some(module)) => {
             ProbeTarget::FileOffset { module: module.clone(), offset: at.saturating_add(place.offset) }
         }
@@ -41,7 +44,11 @@ pub fn request(
         if let Some(program) = link.and_then(|link| session.program_at(link.program())) {
             // What programs read of a function's arguments says nothing of registers.
             let typed = link.is_some_and(|link| session.is_typed(link.program()));
-            probe.registers = if typed { Registers::ALL } else { Registers::read_by(program.context()) };
+            probe.registers = match probe.target {
+                ProbeTarget::Syscall(_) => link.map_or(Registers::ALL, |link| session.helpers_read(link.program())),
+                _ if typed => Registers::ALL,
+                _ => Registers::read_by(program.context()),
+            };
         }
     }
     let mut request = memory.request(pid, proc_index, probes);

@@ -21,7 +21,19 @@ use skep_subsystem::spawn::Held;
 
 #[path = "attach/arenas.rs"]
 mod arenas;
+#[path = "attach/cycles.rs"]
+mod cycles;
+#[path = "attach/execs.rs"]
+mod execs;
+#[path = "attach/kills.rs"]
+mod kills;
+#[path = "attach/many.rs"]
+mod many;
 use arenas::Arenas;
+use cycles::attach_detach_cycles;
+use execs::{command_is_followed, exec_by_a_thread_is_followed, exec_of_a_running_process};
+use kills::{kill, kill_me_if_requested, killed_at_any_time, killed_controller, killed_injector};
+use many::{every_function_of_python, thousands_of_sites_while_running};
 
 type Test = fn() -> Outcome;
 type Outcome = Result<(), Box<dyn Error>>;
@@ -45,6 +57,7 @@ fn main() {
         ("library_functions", library_functions),
         ("command_is_followed", command_is_followed),
         ("killed_controller", killed_controller),
+        ("killed_injector", killed_injector),
         ("killed_at_any_time", killed_at_any_time),
         ("refusals", refusals),
         ("no_breakpoints_without_their_handler", no_breakpoints_without_their_handler),
@@ -292,88 +305,6 @@ fn many_threads_running() -> Outcome {
     equal("exit status", target.end()?, Some(5))
 }
 
-/// One in 16 attaches and lets go, the others change what an attached process carries: places are patched and restored in each.
-fn attach_detach_cycles() -> Outcome {
-    let cycles: u64 = std::env::var("SKEP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
-    // Threads that never pause leave the rest of the machine little.
-    for (threads, pace, parts) in [(1, "busy", 1), (4, "busy", 1), (2, "pace", 28), (16, "pace", 28), (64, "pace", 6)] {
-        let mut target = Target::start("calls")?;
-        target.ask(&format!("{pace} {threads}"))?;
-        let of = cycles * parts / 64;
-        let anew = cycle_anew(&mut target, of / 16)?;
-        let changed = cycle_changes(&mut target, of - of / 16)?;
-        let calls: u64 = target.ask("stop")?.strip_prefix("calls ").unwrap().parse()?;
-        equal("calls", calls > 0, true)?;
-        equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
-        equal("exit status", target.end()?, Some(5))?;
-        println!("{threads} threads ({pace}): {} attaches, {anew}; {} changes, {changed}", of / 16, of - of / 16);
-    }
-    Ok(())
-}
-
-/// How long something has taken: the median and the longest.
-fn spread(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    match times.as_slice() {
-        [] => "none".into(),
-        all => format!("median {:.2?}, worst {:.2?}", all[all.len() / 2], all[all.len() - 1]),
-    }
-}
-
-/// Attaches and detaches.
-fn cycle_anew(target: &mut Target, cycles: u64) -> Result<String, Box<dyn Error>> {
-    let probes = [entry_and_return("probed"), vec![symbol(2, ProbeKind::Entry, "tiny")]].concat();
-    let mut session = Session::new(&probes)?;
-    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().split(' ').next().unwrap(), 16)?;
-    let before = target.text(address);
-    let mut times = Vec::new();
-    for cycle in 0..cycles {
-        let start = Instant::now();
-        let attached = session.attach(target.pid(), &probes).map_err(|e| format!("cycle {cycle}: {e}"))?;
-        places(&attached)?;
-        session.injector.go(target.pid())?;
-        times.push(start.elapsed());
-        equal("patched", target.text(address) != before, true)?;
-        std::thread::sleep(Duration::from_micros(cycle % 5 * 100));
-        session.injector.detach(target.pid())?;
-        equal("text", target.text(address), before)?;
-    }
-    // What a thread was in at a detach stays mapped: rarely.
-    let left = skep_mappings(target.pid())? as u64 / 3;
-    equal("left mapped", left <= 4 + cycles / 4, true).map_err(|_| format!("{left} of {cycles} are left mapped"))?;
-    equal("hits", cycles == 0 || session.arenas.hits(0) > 0, true)?;
-    Ok(spread(times))
-}
-
-/// Changes the probes of a process that stays attached.
-fn cycle_changes(target: &mut Target, cycles: u64) -> Result<String, Box<dyn Error>> {
-    let probes = [entry_and_return("probed"), vec![symbol(2, ProbeKind::Entry, "tiny")]].concat();
-    let few = [symbol(3, ProbeKind::Entry, "deep")];
-    let all = [&probes[..], &few].concat();
-    let mut session = Session::new(&all)?;
-    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().split(' ').next().unwrap(), 16)?;
-    let before = target.text(address);
-    let mut times = Vec::new();
-    places(&session.attach(target.pid(), &few)?)?;
-    session.injector.go(target.pid())?;
-    for cycle in 0..cycles {
-        for wanted in [&all[..], &few] {
-            let start = Instant::now();
-            let Session { injector, arenas, agent } = &mut session;
-            let request = request_of(arenas, agent, target.pid(), wanted);
-            places(&injector.change(&request).map_err(|e| format!("change {cycle}: {e}"))?)?;
-            injector.go(target.pid())?;
-            times.push(start.elapsed());
-            equal("patched", target.text(address) != before, wanted.len() > 1)?;
-            std::thread::sleep(Duration::from_micros(cycle % 5 * 100));
-        }
-    }
-    session.injector.detach(target.pid())?;
-    equal("text", target.text(address), before)?;
-    equal("hits", cycles == 0 || session.arenas.hits(0) > 0, true)?;
-    Ok(spread(times))
-}
-
 fn unwinding() -> Outcome {
     let expected = "caught 500 cleaned 1000 plain 7500 jumped 500 sig 200 thread 44";
     let mut target = Target::start("unwind")?;
@@ -528,180 +459,6 @@ fn library_functions() -> Outcome {
     equal("exit status", target.end()?, Some(5))
 }
 
-fn command_is_followed() -> Outcome {
-    for (program, early) in [("early", 110), ("early-static", 110)] {
-        let probes = [entry_and_return("early"), vec![symbol(2, ProbeKind::Entry, "printf")]].concat();
-        let mut session = Session::new(&probes)?;
-        let out = built(&format!("{program}.out"));
-        let script = format!("trap '' TRAP; exec {} word > {}", built(program).display(), out.display());
-        let command: Vec<OsString> = ["sh", "-c", &script].iter().map(OsString::from).collect();
-        let mut held = Held::new(&command, session.injector.pid(), None)?;
-        let pid = held.pid();
-        let request = session.request(pid, &probes);
-        let mut injector = Injector::spawn()?;
-        injector.follow(&request)?;
-        held.release()?;
-        let (mut images, mut found) = (0, 0);
-        let mut ended = false;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !ended && Instant::now() < deadline {
-            for event in injector.events(100) {
-                match event {
-                    InjectorEvent::Attached(attached) => {
-                        images += 1;
-                        let placed = attached.probes.iter().filter(|p| p.result.is_ok()).count();
-                        let absent = |e: &AttachError| e.is_absence();
-                        equal(
-                            "only absences",
-                            attached.probes.iter().all(|p| p.result.as_ref().err().is_none_or(absent)),
-                            true,
-                        )?;
-                        found = placed;
-                        injector.go(pid)?;
-                    }
-                    InjectorEvent::Exec { .. } => {}
-                    InjectorEvent::Exited { .. } => ended = true,
-                    other => return Err(format!("{other:?}").into()),
-                }
-            }
-        }
-        equal("exit status", held.wait()?.code(), Some(42))?;
-        equal("images", images, 2)?;
-        equal("probes of the last", found, 3)?;
-        equal("output", fs::read_to_string(&out)?, "2 word\n".to_owned())?;
-        equal(program, (session.arenas.hits(0), session.arenas.hits(1)), (early, early))?;
-        session.injector.events(0);
-    }
-    Ok(())
-}
-
-/// In a process of its own: attaches to the process given in the environment, says so, and waits to be killed.
-fn kill_me_if_requested() {
-    let Ok(pid) = std::env::var("SKEP_KILL_ME") else { return };
-    let pid: u32 = pid.parse().unwrap();
-    let probes = entry_and_return("probed");
-    let kinds = [(0, false), (1, true)];
-    let agent = fs::read(std::env::var("SKEP_AGENT").unwrap()).unwrap();
-    let arenas = Arenas::new(&kinds).unwrap();
-    let mut injector = Injector::spawn().unwrap();
-    let request = AttachRequest {
-        pid,
-        proc_index: 0,
-        change: 0,
-        control: arenas.control(),
-        shared: arenas.shared(),
-        maps: vec![],
-        nslots: arenas::NSLOTS,
-        probes,
-        agent: Some(&agent),
-        children: false,
-        marker: None,
-    };
-    let attached = patiently(|| injector.attach(&request)).unwrap();
-    places(&attached).unwrap();
-    injector.go(pid).unwrap();
-    println!("attached {}", injector.pid());
-    arenas.disable_on(std::io::stdin());
-    std::thread::sleep(Duration::from_secs(1000));
-}
-
-fn killed_controller() -> Outcome {
-    let mut target = Target::start("calls")?;
-    target.ask("busy 3")?;
-    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().trim(), 16)?;
-    let before = target.text(address);
-    for with_injector in [false, true, true] {
-        let mut controller = Command::new(std::env::current_exe()?)
-            .env("SKEP_KILL_ME", target.pid().to_string())
-            .env("SKEP_AGENT", built("agent"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut lines = BufReader::new(controller.stdout.take().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line)?;
-        let injector: i32 = line.trim().strip_prefix("attached ").ok_or("no injector")?.parse()?;
-        equal("patched", target.text(address) != before, true)?;
-        if with_injector {
-            // The injector first: nobody is left to clean up. The controller's death is what disables its session; here
-            // it does so itself, since its enable word is no robust futex.
-            kill(injector);
-            drop(controller.stdin.take());
-            lines.read_line(&mut line)?;
-        }
-        controller.kill()?;
-        controller.wait()?;
-        if !with_injector {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while target.text(address) != before && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            equal("text", target.text(address), before)?;
-        }
-        let probes = entry_and_return("probed");
-        let (mut session, _) = attach(&target, &probes)?;
-        std::thread::sleep(Duration::from_millis(30));
-        session.injector.detach(target.pid())?;
-        equal("text", target.text(address), before)?;
-        equal("hits", session.arenas.hits(0) > 0 && session.arenas.hits(1) > 0, true)?;
-    }
-    equal("answer", target.ask("stop")?.starts_with("calls "), true)?;
-    equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
-    equal("exit status", target.end()?, Some(5))
-}
-
-/// Attaches, though the injector of a controller that was killed has not cleaned up yet. (A real session is dead as soon as
-/// its controller is, by a robust futex; the stand-in has none.)
-fn patiently(mut attach: impl FnMut() -> Result<Attached, AttachError>) -> Result<Attached, AttachError> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match attach() {
-            Err(AttachError::AlreadyProbed { .. } | AttachError::AlreadyTraced { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// The controller dies at some time between its start and the end of its attach; the injector undoes what there is.
-fn killed_at_any_time() -> Outcome {
-    let mut target = Target::start("calls")?;
-    target.ask("busy 3")?;
-    let address = u64::from_str_radix(target.ready.split("0x").nth(1).unwrap().trim(), 16)?;
-    let before = target.text(address);
-    let kills = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
-    let mut while_patched = 0;
-    for n in 0..kills {
-        let mut controller = Command::new(std::env::current_exe()?)
-            .env("SKEP_KILL_ME", target.pid().to_string())
-            .env("SKEP_AGENT", built("agent"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        std::thread::sleep(Duration::from_micros(n * 79_193 % 400_000));
-        while_patched += u32::from(target.text(address) != before);
-        controller.kill()?;
-        controller.wait()?;
-    }
-    equal("some in time", while_patched > 0, true)?;
-    let probes = entry_and_return("probed");
-    let mut session = Session::new(&probes)?;
-    places(&patiently(|| session.attach(target.pid(), &probes))?)?;
-    session.injector.go(target.pid())?;
-    session.injector.detach(target.pid())?;
-    equal("text", target.text(address), before)?;
-    equal("answer", target.ask("stop")?.starts_with("calls "), true)?;
-    equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
-    equal("exit status", target.end()?, Some(5))
-}
-
-fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    std::thread::sleep(Duration::from_millis(20));
-}
-
 fn refusals() -> Outcome {
     let target = Target::start("calls")?;
     let probes = entry_and_return("probed");
@@ -809,152 +566,5 @@ fn asleep_in_a_probed_function() -> Outcome {
         }
     }
     equal("left mapped", skep_mappings(target.pid())? > 0, true)?;
-    equal("exit status", target.end()?, Some(5))
-}
-
-fn exec_of_a_running_process() -> Outcome {
-    let mut target = Target::start("exec")?;
-    let probes = [symbol(0, ProbeKind::Entry, "before")];
-    let mut session = Session::new(&probes)?;
-    places(&session.attach(target.pid(), &probes)?)?;
-    session.injector.go(target.pid())?;
-    target.send(&format!("exec {}", built("early").display()))?;
-    let pid = target.pid();
-    let events = session.injector.events(5000);
-    let allowed = [InjectorEvent::Exec { pid }, InjectorEvent::Exited { pid }];
-    equal("events", events.iter().all(|e| allowed.contains(e)) && !events.is_empty(), true)?;
-    equal("hits", session.arenas.hits(0), 7)?;
-    equal("exit status", target.child.wait()?.code(), Some(42))
-}
-
-fn exec_by_a_thread_is_followed() -> Outcome {
-    let probes = [symbol(0, ProbeKind::Entry, "before"), symbol(1, ProbeKind::Entry, "early")];
-    let mut session = Session::new(&probes)?;
-    let input = built("exec.in");
-    fs::write(&input, format!("exec {}\n", built("early").display()))?;
-    let command = format!("exec {} < {} > /dev/null", built("exec").display(), input.display());
-    let command: Vec<OsString> = ["sh", "-c", &command].iter().map(OsString::from).collect();
-    let mut held = Held::new(&command, session.injector.pid(), None)?;
-    let pid = held.pid();
-    let mut injector = Injector::spawn()?;
-    injector.follow(&session.request(pid, &probes))?;
-    held.release()?;
-    let mut images = 0;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    'events: while Instant::now() < deadline {
-        for event in injector.events(100) {
-            match event {
-                InjectorEvent::Attached(_) => {
-                    images += 1;
-                    injector.go(pid)?;
-                }
-                InjectorEvent::Exec { .. } => {}
-                InjectorEvent::Exited { .. } => break 'events,
-                other => return Err(format!("{other:?}").into()),
-            }
-        }
-    }
-    equal("exit status", held.wait()?.code(), Some(42))?;
-    // The last image is attached to while it runs already, if it is not over before.
-    equal("images", (2..=3).contains(&images), true)?;
-    equal("hits", session.arenas.hits(0), 7)?;
-    session.injector.events(0);
-    Ok(())
-}
-
-/// Names of the functions that a file exports.
-fn exported(file: &str) -> Result<Vec<String>, Box<dyn Error>> {
-    let output = Command::new("nm").args(["-D", "--defined-only", file]).output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let functions = text.lines().filter(|line| line.contains(" T "));
-    Ok(functions.filter_map(|line| Some(line.split_whitespace().nth(2)?.split('@').next()?.to_owned())).collect())
-}
-
-const SCRIPT: &str = "
-import sys
-print('ready', flush=True)
-for line in sys.stdin:
-    if line.startswith('end'):
-        break
-    words = {}
-    for i in range(20000):
-        words[str(i * 7919 % 1000)] = words.get(str(i % 100), 0) + i
-    try:
-        raise ValueError(len(words))
-    except ValueError as e:
-        n = e.args[0]
-    print(n, sum(words.values()), '%.6f' % sum(x ** 0.5 for x in range(1000)), sorted(words)[:3], flush=True)
-sys.exit(6)
-";
-
-fn name_of(probe: &ProbeSpec) -> &str {
-    match &probe.target {
-        ProbeTarget::Symbol { name, .. } => name,
-        ProbeTarget::FileOffset { .. } => "",
-    }
-}
-
-fn every_function_of_python() -> Outcome {
-    let python = "/usr/bin/python3";
-    let names = exported(&fs::canonicalize(python)?.to_string_lossy())?;
-    let mut target = Target::spawn(Command::new(python).args(["-c", SCRIPT]))?;
-    let expected = target.ask("run")?;
-    for kind in [ProbeKind::Entry, ProbeKind::Return] {
-        let mut probes: Vec<ProbeSpec> = names.iter().map(|name| symbol(0, kind, name)).collect();
-        let mut session = Session::new(&probes[..1])?;
-        // The stand-in for the agent has no handler of breakpoints: functions that take nothing else are left out.
-        let attached = loop {
-            let error = match session.attach(target.pid(), &probes) {
-                Ok(attached) => break attached,
-                Err(e) => e.to_string(),
-            };
-            let before = probes.len();
-            probes.retain(|p| !error.contains(&format!("`{}`", name_of(p))) || !error.contains("breakpoint"));
-            if probes.len() == before {
-                return Err(error.into());
-            }
-        };
-        session.injector.go(target.pid())?;
-        let placed = attached.probes.iter().filter(|p| p.result.is_ok()).count();
-        // A function of Python's may begin with a call.
-        equal("almost all", placed * 100 >= names.len() * 90, true)
-            .map_err(|_| format!("{placed} of {}", names.len()))?;
-        for _ in 0..3 {
-            equal("answer", target.ask("run")?, expected.clone())?;
-        }
-        equal("many hits", session.arenas.hits(0) > 100_000, true)?;
-        session.injector.detach(target.pid())?;
-        equal("answer", target.ask("run")?, expected.clone())?;
-    }
-    equal("exit status", target.end()?, Some(6))
-}
-
-fn thousands_of_sites_while_running() -> Outcome {
-    let mut target = Target::start("calls")?;
-    let libc = fs::read_to_string(format!("/proc/{}/maps", target.pid()))?;
-    let libc = libc.split_whitespace().find(|word| word.contains("libc.so")).ok_or("no libc")?.to_owned();
-    let module = Some(libc.clone());
-    let spec = |name: &String, kind| {
-        let target = ProbeTarget::Symbol { name: name.clone(), offset: 0, module: module.clone() };
-        ProbeSpec { link: 0, kind, target, registers: Registers::ALL }
-    };
-    let names = exported(&libc)?;
-    for kind in [ProbeKind::Entry, ProbeKind::Return] {
-        target.ask("busy 4")?;
-        let probes: Vec<ProbeSpec> = names.iter().map(|name| spec(name, kind)).collect();
-        let mut session = Session::new(&probes[..1])?;
-        let attached = session.attach(target.pid(), &probes)?;
-        session.injector.go(target.pid())?;
-        let placed = attached.probes.iter().filter(|p| p.result.is_ok()).count();
-        equal("most", placed * 100 >= names.len() * 80, true).map_err(|_| format!("{placed} of {}", names.len()))?;
-        std::thread::sleep(Duration::from_millis(100));
-        let answer = target.ask("stop")?;
-        if !answer.starts_with("calls ") {
-            return Err(format!("{kind:?}: {answer:?}, {:?}", target.child.wait()).into());
-        }
-        equal("answer", target.ask("run 2 1000")?, format!("sum {}", checksum(2, 1000)))?;
-        equal("hits", session.arenas.hits(0) > 0, true)?;
-        session.injector.detach(target.pid())?;
-    }
     equal("exit status", target.end()?, Some(5))
 }

@@ -14,9 +14,9 @@ mod machine;
 mod runs;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use skep_ebpf::btf::Btf;
@@ -30,6 +30,33 @@ struct Corpus {
     objects: PathBuf,
 }
 
+/// The folder with what is in an archive: unpacked once, in cargo's folder or, where that is another user's, in the system's.
+fn unpacked(name: &str, archive: &Path, options: &[&str]) -> PathBuf {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
+    let cargo = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let new = format!("{name}.{}", std::process::id());
+    // SAFETY: it takes nothing and touches no memory.
+    let own = std::env::temp_dir().join(format!("skep-corpus-{}", unsafe { libc::geteuid() }));
+    for base in [cargo, own] {
+        let (out, new) = (base.join(name), base.join(&new));
+        if out.exists() {
+            return out;
+        }
+        if std::fs::create_dir_all(&new).is_err() {
+            continue;
+        }
+        let done = Command::new("tar").arg("xJf").arg(archive).args(options).arg("-C").arg(&new).status();
+        assert!(done.is_ok_and(|s| s.success()), "tar cannot unpack {}", archive.display());
+        if std::fs::rename(&new, &out).is_err() {
+            // Another run was first.
+            std::fs::remove_dir_all(&new).expect("what was unpacked in vain");
+        }
+        return out;
+    }
+    panic!("no folder to unpack {} in", archive.display());
+}
+
 impl Corpus {
     fn open() -> Option<Corpus> {
         let dir = std::env::var_os("SKEP_CORPUS")
@@ -39,25 +66,15 @@ impl Corpus {
             eprintln!("skipped: no corpus at {} (set SKEP_CORPUS)", dir.display());
             return None;
         }
-        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("corpus");
-        if !out.join("objects").exists() {
-            std::fs::create_dir_all(&out).expect("directory for the corpus");
-            let done = Command::new("tar").arg("xJf").arg(dir.join("objects.tar.xz")).arg("-C").arg(&out).status();
-            assert!(done.is_ok_and(|s| s.success()), "tar cannot unpack the corpus");
-        }
+        let out = unpacked("corpus", &dir.join("objects.tar.xz"), &[]);
         Some(Corpus { objects: out.join("objects"), dir })
     }
 
     /// Unpacks the objects that only 6.12 has judged.
     fn open_6_12() -> Option<(Corpus, PathBuf)> {
         let corpus = Corpus::open()?;
-        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("corpus-6.12");
-        if !out.exists() {
-            std::fs::create_dir_all(&out).expect("directory for the corpus");
-            let tar = corpus.dir.join("objects-6.12.tar.xz");
-            let done = Command::new("tar").arg("xJf").arg(tar).arg("--strip-components=1").arg("-C").arg(&out).status();
-            assert!(done.is_ok_and(|s| s.success()), "tar cannot unpack the corpus");
-        }
+        let tar = corpus.dir.join("objects-6.12.tar.xz");
+        let out = unpacked("corpus-6.12", &tar, &["--strip-components=1"]);
         Some((corpus, out))
     }
 

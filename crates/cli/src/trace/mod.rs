@@ -15,6 +15,7 @@ use std::collections::HashSet;
 
 use skep::Symbols;
 use skep::subsystem::attach::{Injector, ProbeSpec};
+use skep::subsystem::place::What;
 use skep::subsystem::session::{Options, Session};
 use skep::subsystem::signals::EndSignals;
 use skep::subsystem::target::probe;
@@ -118,7 +119,10 @@ fn slots(args: &Trace, executables: &Executables) -> u32 {
 /// Links every placement.
 fn link(session: &mut Session, placements: &[Placement]) -> Result<Vec<ProbeSpec>, Failure> {
     let one = |p: &Placement| {
-        let link = session.link(p.index, p.place.when, p.cookie)?;
+        let link = match &p.place.what {
+            What::Syscalls(calls) => session.link_syscalls(p.index, calls, p.cookie)?,
+            _ => session.link(p.index, p.place.when, p.cookie)?,
+        };
         Ok(probe(link, &p.place))
     };
     placements

@@ -1,8 +1,11 @@
 //! What a trace prints: one line per event, maps and a summary at the end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use skep::ebpf::btf::Btf;
 use skep::ebpf::btf::value::Value;
-use skep::subsystem::attach::Placed;
+use skep::ebpf::syscall;
+use skep::subsystem::attach::{Calls, Placed};
 use skep::subsystem::clock::monotonic_ns;
 use skep::subsystem::events::Event;
 use skep::subsystem::sampling::Event as Sampled;
@@ -13,6 +16,9 @@ use crate::out::{Out, OutError};
 use crate::places::Places;
 use crate::value::{self, Typed};
 use crate::{maps, say};
+
+/// Places that are named which are not watched.
+const SHOWN: usize = 5;
 
 /// How a traced process ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,11 +41,28 @@ pub struct Report<'a> {
     /// Its code, when it was last looked at, or all processes'.
     pub places: Places,
     reported: Vec<Counts>,
+    /// Counts at the last look, and whether it was told that they are not true.
+    looked: Vec<(Counts, bool)>,
+    /// How often a ring was found corrupt, by map; `None` is one of skep's own.
+    corrupt: BTreeMap<Option<usize>, u64>,
+    /// Maps that were found damaged.
+    damaged: BTreeSet<usize>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(json: bool, btf: Option<&'a Btf>, records: Vec<Option<u32>>) -> Report<'a> {
-        Report { out: Out::stdout(), json, btf, records, only: None, places: Places::default(), reported: Vec::new() }
+        Report {
+            out: Out::stdout(),
+            json,
+            btf,
+            records,
+            only: None,
+            places: Places::default(),
+            reported: Vec::new(),
+            looked: Vec::new(),
+            corrupt: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+        }
     }
 
     /// The object's types.
@@ -49,18 +72,14 @@ impl<'a> Report<'a> {
 
     /// A probe is in place.
     pub fn attached(&mut self, pid: u32, program: &str, placed: &Placed) -> Result<(), OutError> {
-        let Placed { symbol, module, address, method, why_no_jump } = placed;
+        let Placed { symbol, module, address, method, why_no_jump, calls } = placed;
+        if let Some(calls) = calls {
+            return self.attached_to_calls(pid, program, placed, calls);
+        }
         if self.json {
-            let mut line = vec![
-                ("kind", "attached".into()),
-                ("time_ns", monotonic_ns().into()),
-                ("program", program.into()),
-                ("pid", pid.into()),
-                ("symbol", symbol.as_str().into()),
-                ("module", module.as_str().into()),
-                ("address", format!("{address:#x}").into()),
-                ("method", method.name().into()),
-            ];
+            let mut line = place_line("attached", program, pid, symbol, module);
+            line.push(("address", format!("{address:#x}").into()));
+            line.push(("method", method.name().into()));
             line.extend(why_no_jump.as_ref().map(|why| ("why_no_jump", why.as_str().into())));
             self.out.json(&Line(line))
         } else {
@@ -70,6 +89,41 @@ impl<'a> Report<'a> {
             say(format_args!("attached {program} to {symbol} in {module} at {address:#x}{whose} ({how}{why})"));
             Ok(())
         }
+    }
+
+    /// A program is told of system calls.
+    fn attached_to_calls(&mut self, pid: u32, program: &str, placed: &Placed, calls: &Calls) -> Result<(), OutError> {
+        let Placed { symbol, module, method, .. } = placed;
+        let (watched, all) = (u64::from(calls.watched), u64::from(calls.watched) + calls.unwatched.len() as u64);
+        if self.json {
+            let mut line = place_line("attached", program, pid, symbol, module);
+            line.push(("places", watched.into()));
+            line.push(("method", method.name().into()));
+            self.out.json(&Line(line))?;
+            for place in &calls.unwatched {
+                let mut line = place_line("unwatched", program, pid, &place.symbol, &place.module);
+                line.push(("reason", place.reason.as_str().into()));
+                line.extend(place.number.map(|number| ("call", name(number).into())));
+                self.out.json(&Line(line))?;
+            }
+            return Ok(());
+        }
+        let whose = if self.only.is_none() { format!(" of process {pid}") } else { String::new() };
+        say(format_args!("attached {program} to {symbol} at {watched} of {all} places{whose}, in {module}"));
+        let (known, unknown): (Vec<_>, Vec<_>) = calls.unwatched.iter().partition(|place| place.number.is_some());
+        for place in known.iter().take(SHOWN) {
+            let call = place.number.map_or_else(String::new, name);
+            say(format_args!("note: {call} at {} in {} is not watched: {}", place.symbol, place.module, place.reason));
+        }
+        match known.len().saturating_sub(SHOWN) {
+            0 => {}
+            more => say(format_args!("note: nor are {more} others (--json names them)")),
+        }
+        if let Some(first) = unknown.first() {
+            let (n, at, module, why) = (unknown.len(), &first.symbol, &first.module, &first.reason);
+            say(format_args!("note: not watched: {n} of no fixed number, like that at {at} in {module}: {why}"));
+        }
+        Ok(())
     }
 
     /// A program runs on samples of a process.
@@ -137,8 +191,12 @@ impl<'a> Report<'a> {
                 }
             }
             Event::Corrupt { map, error } => {
-                let name = map.map_or("a ring of skep's own", |m| map_name(session, m));
-                say(format_args!("{name}: {error}; its contents were skipped"));
+                let times = self.corrupt.entry(map).or_default();
+                *times += 1;
+                if *times == 1 {
+                    let name = ring_name(session, map);
+                    say(format_args!("{name}: {error}; its contents were skipped: a traced process has written there"));
+                }
                 Ok(())
             }
         }
@@ -195,6 +253,33 @@ impl<'a> Report<'a> {
             }
         }
         self.out.line(text)
+    }
+
+    /// Tells, once for each, of maps that hold what no program writes, and of counters that cannot be true.
+    pub fn damage(&mut self, session: &Session) {
+        for (n, map) in session.maps().enumerate() {
+            if let Some(damage) = map.filter(|_| !self.damaged.contains(&n)).and_then(|map| map.damage()) {
+                let name = map_name(session, n);
+                say(format_args!("{name}: corrupt map: {damage}: a traced process has written there"));
+                self.damaged.insert(n);
+            }
+        }
+        self.looked.resize(session.programs().len(), Default::default());
+        for (i, (program, (before, told))) in session.programs().zip(&mut self.looked).enumerate() {
+            let now = session.program_counts(i);
+            if !*told && !may_follow(before, &now) {
+                say(format_args!("counters of {} are not true: a traced process has written there", program.name()));
+                *told = true;
+            }
+            *before = now;
+        }
+    }
+
+    /// Tells how often rings were corrupt.
+    pub fn corrupt(&self, session: &Session) {
+        for (map, times) in self.corrupt.iter().filter(|(_, times)| **times > 1) {
+            say(format_args!("{}: corrupt {times} times in all", ring_name(session, *map)));
+        }
     }
 
     /// Reports misses that are new.
@@ -285,6 +370,39 @@ impl<'a> Report<'a> {
         }
         Ok(())
     }
+}
+
+/// How lines about a program at a place begin.
+fn place_line<'a>(
+    kind: &'a str,
+    program: &'a str,
+    pid: u32,
+    symbol: &'a str,
+    module: &'a str,
+) -> Vec<(&'static str, Field<'a>)> {
+    vec![
+        ("kind", kind.into()),
+        ("time_ns", monotonic_ns().into()),
+        ("program", program.into()),
+        ("pid", pid.into()),
+        ("symbol", symbol.into()),
+        ("module", module.into()),
+    ]
+}
+
+fn ring_name(session: &Session, map: Option<usize>) -> &str {
+    map.map_or("a ring of skep's own", |m| map_name(session, m))
+}
+
+/// Can counters that were so be these within a minute? They only grow, and not by that much.
+fn may_follow(before: &Counts, now: &Counts) -> bool {
+    let all = |c: &Counts| [c.hits, c.missed, c.recursion_misses, c.no_slot, c.samples, c.lost, c.over_budget];
+    all(before).into_iter().zip(all(now)).all(|(before, now)| now >= before && now - before < 1 << 42)
+}
+
+/// The name of a system call.
+fn name(number: u32) -> String {
+    syscall::numbered(number).map_or_else(|| format!("call {number}"), |call| call.name.to_owned())
 }
 
 fn map_name(session: &Session, map: usize) -> &str {

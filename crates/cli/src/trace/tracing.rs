@@ -324,6 +324,7 @@ impl<'a> Tracing<'a> {
             if misses.elapsed() >= MISSES {
                 self.look_at_code();
                 self.report.misses(self.session)?;
+                self.report.damage(self.session);
                 self.report.out.flush()?;
                 misses = Instant::now();
             }
@@ -610,6 +611,8 @@ impl<'a> Tracing<'a> {
         }
         self.drain()?;
         self.report.misses(self.session)?;
+        self.report.damage(self.session);
+        self.report.corrupt(self.session);
         if self.sampling.is_folded() {
             self.sampling.print(self.session, &mut self.report)?;
         } else {

@@ -652,7 +652,7 @@ impl Map {
 }
 
 /// True for the types that keep elements in buckets.
-fn is_pool(t: MapType) -> bool {
+pub(super) fn is_pool(t: MapType) -> bool {
     is_hash(t) || matches!(t, MapType::LpmTrie | MapType::HashOfMaps)
 }
 

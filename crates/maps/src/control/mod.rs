@@ -1,6 +1,7 @@
 //! The control plane: creating maps, what `bpf(2)` does with them, reading rings, and cleaning up after the dead.
 
 mod arena;
+mod damage;
 mod hollow;
 mod layout;
 mod lpm;
@@ -14,6 +15,7 @@ use skep_ebpf::Errno;
 use skep_ebpf::uapi::MapType;
 
 pub use arena::{Arena, near};
+pub use damage::Damage;
 pub use hollow::is_hollow;
 pub use layout::{Layout, Options, layout, layout_with};
 pub use map::Map;

@@ -8,7 +8,7 @@ use super::{Arena, Map, RingError};
 use crate::header::{CONTROL_SLOT, MapHeader, View};
 use crate::mem;
 use crate::ringbuf::{BUSY, DISCARD, Ring, span};
-use crate::sync::{Guard, Ordering};
+use crate::sync::{FREE, Guard, Ordering};
 
 /// The consumer of a ring buffer: it keeps its own position, and trusts nothing it reads.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl RingConsumer {
             if available > size || !available.is_multiple_of(8) || step > available {
                 let error = RingError { position: self.position, length, available };
                 self.position = producer & !7;
-                resync(ring, self.position);
+                resync(view, ring, self.position);
                 return Err(error);
             }
             if header & DISCARD == 0 {
@@ -93,11 +93,14 @@ impl Map {
 }
 
 /// Makes the ring empty from `position` on.
-fn resync(ring: Ring<'_>, position: u64) {
-    // If the lock is held for ever, producers fail until it is recovered, and the next poll comes here again.
-    let _guard = Guard::acquire(ring.lock, CONTROL_SLOT);
+fn resync(view: View<'_>, ring: Ring<'_>, position: u64) {
+    // Who holds it for ever wrote the rest, too.
+    let guard = Guard::acquire(view, ring.lock, CONTROL_SLOT);
     ring.pending.store(position, Ordering::Relaxed);
     ring.seen.store(position, Ordering::Relaxed);
     ring.producer.store(position, Ordering::SeqCst);
     ring.consumer.store(position, Ordering::SeqCst);
+    if guard.is_none() {
+        ring.lock.store(FREE, Ordering::Release);
+    }
 }

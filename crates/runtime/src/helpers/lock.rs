@@ -20,7 +20,8 @@ fn over(env: &Env, holder: u32) -> bool {
     // SAFETY: as above.
     match unsafe { (*env.shared).slot(&*env.control, index) } {
         Some(slot) => slot.owner.load(Acquire) == 0 || spin::holder(index, slot.taken.load(Acquire)) != holder,
-        None => false,
+        // No slot's word: somebody has scribbled there.
+        None => holder != spin::CONTROLLER,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct AgentImage {
     pub ret: u64,
     /// `skep_leave`, relative to the base. Without it there are no probes at `ret`s.
     pub leave: Option<u64>,
+    /// `skep_call` and `skep_called`, relative to the base. Without them there are no probes at system calls.
+    pub calls: Option<(u64, u64)>,
     /// `skep_guard` and `skep_trap`, relative to the base. Without them there are no breakpoints.
     pub traps: Option<(u64, u64)>,
     /// Its code uses vector registers, which trampolines then save.
@@ -111,6 +113,7 @@ impl AgentImage {
             enter: symbol("skep_enter").ok(),
             ret: symbol("skep_return")?,
             leave: symbol("skep_leave").ok(),
+            calls: symbol("skep_call").ok().zip(symbol("skep_called").ok()),
             traps,
             vectors,
             segments,

@@ -299,5 +299,7 @@ fn make_site(proc: u64, links_at: u64, planned: &PlannedSite) -> Site {
         on_entry: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Entry)),
         on_return: AtomicU64::new(only(links_at, &planned.links, ProbeKind::Return)),
         slow: planned.slow_address(),
+        call: planned.call.as_ref().and_then(|call| call.number).unwrap_or(NONE),
+        reserved: 0,
     }
 }

@@ -25,8 +25,10 @@ use super::target::{Point, Target, load_unwinder};
 use super::unwind::{self, Unwinders};
 use super::world::World;
 
-/// How long threads are waited for that are in the middle of a hit.
+/// How long threads are waited for that are in the middle of a hit, first they alone.
 const LEAVE_US: [u64; 16] = [20, 20, 20, 50, 50, 50, 50, 100, 100, 100, 200, 500, 1000, 2000, 5000, 10_000];
+/// So often alone: they may wait for others.
+const ALONE: usize = 11;
 /// And how long in all: where many threads want few processors, it takes each of them its turn to stand still again.
 const LEAVE: Duration = Duration::from_millis(100);
 
@@ -59,26 +61,48 @@ impl Target {
                 load_unwinder(world, &maps, modules, dlopen)?;
             }
         }
-        let start = Instant::now();
-        let mut calm = is_calm(world, session, &agent)?;
-        for moment in LEAVE_US {
-            if calm || start.elapsed() > LEAVE {
-                break;
-            }
-            world.breathe(Duration::from_micros(moment))?;
+        let Some(mut planned) = self.plan(world, session, probes)? else { return Ok(Changed::Anew) };
+        // A hit that is under way sees the links as they were or as they are. Maps must not go under it, and who is looking for
+        // a breakpoint must find it.
+        let mut calm = false;
+        if planned.1.as_ref().is_ok_and(|plan| self.needs_calm(session, plan)) {
             calm = is_calm(world, session, &agent)?;
+            if !calm {
+                calm = await_calm(world, session, &agent)?;
+                let Some(again) = self.plan(world, session, probes)? else { return Ok(Changed::Anew) };
+                planned = again;
+            }
         }
+        let (modules, plan) = planned;
+        let done = plan.and_then(|plan| self.carry_out(world, session, &modules, plan, calm, first_return));
+        self.modules = Some(modules);
+        done
+    }
+
+    /// Plans the change, with the modules as they are now. `None` if the process has to be attached to anew.
+    #[expect(clippy::type_complexity, reason = "the modules are kept whatever becomes of the plan")]
+    fn plan(
+        &mut self,
+        world: &mut World,
+        session: &Session,
+        probes: &[ProbeSpec],
+    ) -> Result<Option<(Modules, Result<Plan, AttachError>)>, AttachError> {
         let (maps, modules) = self.look()?;
         let Some(earlier) = self.earlier(&modules) else {
             self.modules = Some(modules);
-            return Ok(Changed::Anew);
+            return Ok(None);
         };
         world.memory.show(self.patched.iter().flatten().map(|c| (c.address, c.old.clone())).collect());
         let planned = plan::grow(world, &maps, &modules, probes, &session.agent, earlier);
         world.memory.show(Vec::new());
-        let done = planned.and_then(|plan| self.carry_out(world, session, &modules, plan, calm, first_return));
-        self.modules = Some(modules);
-        done
+        Ok(Some((modules, planned)))
+    }
+
+    /// Is a change to be made while no thread is in the middle of a hit?
+    fn needs_calm(&self, session: &Session, plan: &Plan) -> bool {
+        let new = |site: &&PlannedSite| !self.sites.iter().any(|s| s.ip == site.ip);
+        let same_maps = self.installed.as_ref().is_some_and(|i| i.stale.is_empty() && i.has_maps_of(session));
+        !same_maps || plan.sites.iter().filter(new).any(|site| site.window.trap)
     }
 
     /// The modules now.
@@ -223,6 +247,25 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// Waits until no thread is in the middle of a hit, for a while; false if one still is.
+fn await_calm(world: &mut World, session: &Session, agent: &[Range<u64>]) -> Result<bool, AttachError> {
+    let start = Instant::now();
+    for (n, moment) in LEAVE_US.into_iter().enumerate() {
+        let moment = Duration::from_micros(moment);
+        match &patch::inside(world, agent)[..] {
+            inside @ [_, ..] if n < ALONE => world.breathe_by(inside, moment)?,
+            _ => world.breathe(moment)?,
+        }
+        if is_calm(world, session, agent)? {
+            return Ok(true);
+        }
+        if start.elapsed() > LEAVE {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 /// Is no thread in the middle of a hit? What the process says of its slots is as true as it is.

@@ -13,6 +13,9 @@
 use skep_runtime::session::STUB_SIZE;
 
 use super::request::Registers;
+pub use call::CallSide;
+
+mod call;
 
 /// Bytes of the instruction that a trampoline goes on with behind `skep_enter`.
 const RESTORE_RAX: u64 = 5;
@@ -57,6 +60,8 @@ pub struct Trampoline {
     pub stacks: Option<u64>,
     /// The probed instruction is a `ret`; `hit` is a `skep_leave`.
     pub leaves: bool,
+    /// The probed place is before or behind a system call; `hit` is a `skep_call` or `skep_called`.
+    pub call: Option<CallSide>,
 }
 
 /// Stacks in the area that [`Trampoline::stacks`] names, of [`GO_STACK`] bytes each. One that is in use begins with a 1.
@@ -229,6 +234,9 @@ impl Code {
 
 /// The code of a trampoline; the body copy is to follow it directly.
 pub fn trampoline(t: &Trampoline) -> Vec<u8> {
+    if let Some(call) = &t.call {
+        return call::trampoline(t, call);
+    }
     match (t.stacks, t.guard, t.inside) {
         (Some(stacks), ..) => in_go(t, stacks),
         (None, true, _) => at_guard(t),
@@ -480,7 +488,8 @@ mod tests {
                 [(Registers::ALL, true), (Registers::ALL, false), (Registers::NONE, true), (Registers::NONE, false)]
             {
                 let (site, ip, hit, enter, stacks, leaves) = (0x1122, 0x3344, 0x5566, None, None, false);
-                let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves };
+                let call = None;
+                let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves, call };
                 let code = trampoline(&t);
                 assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
                 let insns = decode(&code, 0x1000);
@@ -529,6 +538,7 @@ mod tests {
             vectors,
             stacks: None,
             leaves: false,
+            call: None,
         };
         let (asking, plain) = (with(Some(0x7788_99aa_bbcc)), with(None));
         let code = trampoline(&asking);
@@ -559,7 +569,19 @@ mod tests {
         let codes = run::place(kinds.iter().map(|&(inside, vectors, registers)| {
             let hit = run::function();
             let (site, ip, enter, guard, stacks, leaves) = (1, 0x3344, None, false, None, false);
-            trampoline(&Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves })
+            trampoline(&Trampoline {
+                site,
+                ip,
+                hit,
+                enter,
+                inside,
+                guard,
+                registers,
+                vectors,
+                stacks,
+                leaves,
+                call: None,
+            })
         }));
         for ((inside, _, registers), code) in kinds.into_iter().zip(codes) {
             let flags_in = [0x202u64, 0x203, 0x282, 0x242, 0x216, 0xa02, 0xad7, 0x602, 0xed7];
@@ -578,6 +600,43 @@ mod tests {
                     let changed = [r.rax, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11];
                     assert_eq!([&kept[..], &changed[..]].concat(), before[..15]);
                     assert_eq!(r.rsp, before[15]);
+                }
+            }
+        }
+        all_comes_back_at_system_calls();
+    }
+
+    /// As above, before and behind system calls. What the processor overwrites in the call may change before it.
+    fn all_comes_back_at_system_calls() {
+        let sides = [false, true].map(|exit| [Registers::NONE, Registers::STACK, Registers::ALL].map(|r| (exit, r)));
+        let kinds =
+            [false, true].map(|flags| sides.map(|side| side.map(|(exit, r)| (exit, r, flags)))).concat().concat();
+        let codes = run::place(kinds.iter().map(|&(exit, registers, flags)| {
+            let call = CallSide { number: Some(257), exit, flags, back: 0x3344 };
+            let (site, ip, hit, inside, call) = (1, 0x3340, run::function(), true, Some(call));
+            let (enter, guard, stacks, leaves, vectors) = (None, false, None, false, false);
+            let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves, call };
+            assert!(trampoline(&t).len() as u64 <= TRAMPOLINE_MAX);
+            trampoline(&t)
+        }));
+        for ((exit, registers, needed), code) in kinds.into_iter().zip(codes) {
+            for flags in [0x202u64, 0x203, 0x282, 0xa02, 0xad7, 0xed7].into_iter().filter(|f| needed || f & 0x400 == 0)
+            {
+                let mut seen = run::through(code, flags);
+                let [before, after] = &mut seen.general;
+                for n in [7, 14].into_iter().filter(|_| !exit) {
+                    (before[n], after[n]) = (0, 0);
+                }
+                assert_eq!(before, after);
+                if needed {
+                    assert_eq!(seen.flags & 0xcd5, flags & 0xcd5, "{flags:#x}");
+                }
+                let r = seen.regs;
+                if registers != Registers::NONE {
+                    assert_eq!((r.rip, r.rsp, r.rbp), (0x3344, before[15], before[1]));
+                }
+                if registers == Registers::ALL {
+                    assert_eq!([r.rbx, r.r12, r.rdi, r.r10], [before[0], before[2], before[10], before[13]]);
                 }
             }
         }
@@ -600,6 +659,7 @@ mod tests {
                 vectors: leaves,
                 stacks: Some(stacks),
                 leaves,
+                call: None,
             })
         }));
         let there = |insn: &Instruction| insn.memory_base() == Register::RSP || insn.stack_pointer_increment() != 0;
@@ -614,6 +674,7 @@ mod tests {
             vectors: false,
             stacks: Some(4),
             leaves: true,
+            call: None,
         };
         let insns = decode(&trampoline(&t), 0);
         let ours = |n: &usize| insns[*n].op0_register() == Register::RSP;

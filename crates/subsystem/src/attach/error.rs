@@ -125,6 +125,12 @@ pub enum AttachError {
         /** Nearest names. */
         near: Vec<String>,
     },
+    /// No code makes the system call.
+    #[error("`{call}`: nothing in the program or its libraries makes that system call")]
+    NoSyscall {
+        /// The tracepoint.
+        call: String,
+    },
     /// The symbol is not one to probe.
     #[error("`{symbol}` in {module} cannot be probed: {reason}")]
     Unprobeable {
@@ -240,7 +246,7 @@ impl AttachError {
 
     /// True if another image of the same process may well have what is missing here.
     pub fn is_absence(&self) -> bool {
-        matches!(self, AttachError::NoSymbol { .. } | AttachError::NoModule { .. })
+        matches!(self, AttachError::NoSymbol { .. } | AttachError::NoModule { .. } | AttachError::NoSyscall { .. })
     }
 }
 

@@ -94,12 +94,20 @@ impl Follow {
     pub fn join(pid: u32, session: Session, probes: Vec<ProbeSpec>) -> Result<(Follow, Attached), AttachError> {
         let prepared = target::prepare(pid, &probes);
         let mut world = World::stop_to_keep(pid, Keep::Family)?;
-        match Target::attach(&mut world, &session, &probes, Point::Running, prepared) {
+        let attached = Target::attach(&mut world, &session, &probes, Point::Running, prepared);
+        Follow::new(pid, session, probes, Keep::Family).standing(world, attached)
+    }
+
+    /// It stands still, attached to; or it is let go.
+    fn standing(
+        mut self,
+        mut world: World,
+        attached: Result<(Target, Attached), AttachError>,
+    ) -> Result<(Follow, Attached), AttachError> {
+        match attached {
             Ok((target, attached)) => {
-                let mut follow = Follow::new(pid, session, probes, Keep::Family);
-                follow.target = Some(target);
-                follow.world = Some(world);
-                Ok((follow, attached))
+                (self.target, self.world) = (Some(target), Some(world));
+                Ok((self, attached))
             }
             Err(error) => {
                 world.keep_nobody();
@@ -119,18 +127,7 @@ impl Follow {
         let mut world = World::stop_followed(pid, true, Keep::Family)?;
         let attached = restore(&mut world, parent)
             .and_then(|()| Target::attach(&mut world, &session, &probes, Point::Running, None));
-        match attached {
-            Ok((target, attached)) => {
-                let mut follow = Follow::new(pid, session, probes, Keep::Family);
-                follow.target = Some(target);
-                follow.world = Some(world);
-                Ok((follow, attached))
-            }
-            Err(error) => {
-                world.keep_nobody();
-                Err(error)
-            }
-        }
+        Follow::new(pid, session, probes, Keep::Family).standing(world, attached)
     }
 
     /// Lets a process run that has just been made and shares its parent's memory until it executes something, which is

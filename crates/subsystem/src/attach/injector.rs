@@ -129,7 +129,8 @@ impl Injector {
         match self.receive() {
             Ok(Answer::Event(event)) => self.pending.push_back(event),
             Ok(_) => {}
-            Err(_) => self.pending.push_back(InjectorEvent::InjectorGone),
+            // Told by the event of its end.
+            Err(_) => {}
         }
     }
 
@@ -195,15 +196,17 @@ impl Injector {
         let result = wire::receive(self.fd());
         match result {
             Ok(Some((answer, _))) => Ok(answer),
-            Ok(None) => {
-                self.gone = true;
-                Err(AttachError::Injector { reason: "it has ended".into() })
-            }
-            Err(error) => {
-                self.gone = true;
-                Err(AttachError::Injector { reason: error.to_string() })
-            }
+            Ok(None) => Err(self.lost("it has ended".into())),
+            Err(error) => Err(self.lost(error.to_string())),
         }
+    }
+
+    /// It is gone, which is an event, too: who finds out by a request must not wait for others.
+    fn lost(&mut self, reason: String) -> AttachError {
+        if !std::mem::replace(&mut self.gone, true) {
+            self.pending.push_back(InjectorEvent::InjectorGone);
+        }
+        AttachError::Injector { reason }
     }
 }
 

@@ -117,6 +117,12 @@ pub struct Installed {
 }
 
 impl Installed {
+    /// Are the session's maps those that are mapped?
+    pub fn has_maps_of(&self, session: &Session) -> bool {
+        let same = |(there, map): (&MappedMap, &MapFd)| MappedMap::identity(map).is_ok_and(|of| there.is(of, map));
+        self.maps.len() == session.maps.len() && self.maps.iter().zip(&session.maps).all(same)
+    }
+
     /// Where the control arena is mapped for execution, if it is.
     pub fn executed_at(&self) -> Option<u64> {
         self.addresses.executes.then_some(self.addresses.control)
@@ -238,6 +244,11 @@ pub fn grow(
     known: usize,
     calm: bool,
 ) -> Result<(), AttachError> {
+    let nothing_new = plan.areas.is_empty() && plan.sites.len() <= known;
+    if nothing_new && installed.stale.is_empty() && installed.has_maps_of(session) {
+        installed.block.set_change(session.change);
+        return Ok(());
+    }
     let mut remote = Remote::begin(world, None, maps)?;
     let mut mapper = Mapper { remote: &mut remote, regions: Vec::new(), code: Vec::new(), notes: Vec::new() };
     let result = mapper.map_more(session, installed, plan, known, calm);
@@ -384,6 +395,12 @@ impl Mapper<'_, '_> {
     ) -> Result<(), AttachError> {
         for (n, site) in plan.sites.iter().enumerate().skip(known) {
             let hit = match (site.guard, image.traps) {
+                _ if let Some(call) = &site.call => {
+                    let calls = image.calls.ok_or_else(|| AttachError::Agent {
+                        reason: format!("`{}` is probed at a system call, for which it lacks functions", site.symbol),
+                    })?;
+                    if call.exit { calls.1 } else { calls.0 }
+                }
                 _ if site.window.leaves => image.leave.ok_or_else(|| AttachError::Agent {
                     reason: format!("`{}` is probed at each `ret`, for which it lacks `skep_leave`", site.symbol),
                 })?,

@@ -112,6 +112,12 @@ impl Pieces {
         self.0.get(..end)?.iter().rev().take(8).find(|piece| piece.range.contains(&address))
     }
 
+    /// Where the first piece begins above an address.
+    pub fn next_after(&self, address: u64) -> Option<u64> {
+        let at = self.0.partition_point(|piece| piece.range.start <= address);
+        self.0.get(at).map(|piece| piece.range.start)
+    }
+
     /// Those that have to do with a range.
     pub fn touching(&self, range: &Range<u64>) -> impl Iterator<Item = &Piece> {
         // One that begins before it may reach into it.

@@ -44,6 +44,7 @@ mod server;
 mod sigtrap;
 mod site;
 mod symbols;
+mod syscalls;
 mod target;
 mod unwind;
 mod wire;
@@ -111,6 +112,6 @@ pub fn count(pid: u32, file: &str, offset: u64, by: i16) -> Result<bool, AttachE
 pub use error::AttachError;
 pub use injector::{Injector, main_if_requested};
 pub use request::{
-    AttachRequest, Attached, InjectorEvent, MapMemory, Memory, Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec,
-    ProbeTarget, Registers,
+    AttachRequest, Attached, Calls, InjectorEvent, MapMemory, Memory, Method, Placed, ProbeKind, ProbeOutcome,
+    ProbeSpec, ProbeTarget, Registers, SyscallProbe, Unwatched,
 };

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::AttachError;
 use super::procfs::Mapping;
-use super::ptrace;
+use super::ptrace::{self, Tid};
 use super::unwind::signal_frame;
 use super::world::World;
 
@@ -110,6 +110,21 @@ pub fn is_clear(world: &World, maps: &[Mapping], code: &[Range<u64>]) -> Result<
         Ok(())
     })?;
     Ok(clear)
+}
+
+/// How much of a stack is searched for who is inside our code: more than a hit takes.
+const NEAR: usize = 64 << 10;
+
+/// The threads that are inside `code`, or have a return address into it not far up on their stacks.
+pub fn inside(world: &World, code: &[Range<u64>]) -> Vec<Tid> {
+    let ours = |address: u64| code.iter().any(|range| range.contains(&address));
+    let is_inside = |tid: &Tid| {
+        let Some(regs) = world.regs(*tid) else { return false };
+        let near = || world.memory.read_up_to(regs.rsp & !7, NEAR);
+        let words = |bytes: Vec<u8>| bytes.chunks_exact(8).any(|w| ours(w.try_into().map_or(0, u64::from_le_bytes)));
+        ours(regs.rip) || words(near())
+    };
+    world.threads().filter(is_inside).collect()
 }
 
 /// Calls `visit` with pieces of all stacks that threads are on, and those that their signal frames will return to. A piece

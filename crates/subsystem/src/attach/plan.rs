@@ -8,7 +8,7 @@ use skep_runtime::session::{SITE_LINKS, guard};
 use super::AttachError;
 use super::agent_image::AgentImage;
 use super::arrivals;
-use super::code::{self, Trampoline};
+use super::code::{self, CallSide, Trampoline};
 use super::go;
 use super::guards;
 use super::jumps;
@@ -16,9 +16,10 @@ use super::patch::Change;
 use super::place_code;
 use super::procfs::Mapping;
 use super::remote::Remote;
-use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec, Registers};
+use super::request::{Method, Placed, ProbeKind, ProbeOutcome, ProbeSpec, ProbeTarget, Registers};
 use super::site::{self, BodyCopy, Function, Refusal, Window};
 use super::symbols::{Found, Module, Modules};
+use super::syscalls::PlannedCall;
 use super::world::World;
 
 /// Bytes that a site's code may take; trampolines begin at multiples of it.
@@ -68,6 +69,8 @@ pub struct PlannedSite {
     pub(super) go: bool,
     /// Branches into its window have been looked for.
     checked: bool,
+    /// It is before or behind a system call.
+    pub call: Option<CallSide>,
 }
 
 impl PlannedSite {
@@ -106,6 +109,7 @@ impl PlannedSite {
             vectors: self.vectors,
             stacks: self.go.then_some(stacks),
             leaves: self.window.leaves,
+            call: self.call,
         };
         (!self.window.trap).then_some(trampoline)
     }
@@ -117,6 +121,17 @@ impl PlannedSite {
     /// Where threads in its window go: addresses of its inner instructions and of their copies.
     pub fn moves(&self) -> impl Iterator<Item = (u64, u64)> {
         self.lead.moves.iter().chain(&self.body.moves).copied()
+    }
+
+    /// Addresses that nothing must lead to once it is patched.
+    fn avoided(&self) -> Range<u64> {
+        let behind = self.window.behind();
+        match &self.call {
+            // Nor where programs would not be told of the call.
+            Some(call) if call.exit => self.window.address..behind.end,
+            Some(_) => behind.start..self.window.address + self.window.len + 1,
+            None => behind,
+        }
     }
 
     /// Addresses that goroutines must not be about to go on at when it is patched.
@@ -194,6 +209,10 @@ pub struct Plan {
     pub hazards: Vec<Range<u64>>,
     /// Go's runtime is in the process.
     pub(super) go: bool,
+    /// The system calls that are asked for.
+    pub(super) calls: Vec<PlannedCall>,
+    /// Why places were given up.
+    pub(super) given_up: HashMap<u64, AttachError>,
 }
 
 /// Makes the plan.
@@ -220,7 +239,7 @@ pub fn grow(
     let go = modules.get(0).and_then(Module::loaded).is_some_and(|loaded| loaded.elf.go);
     let mut plan = Plan { sites: earlier, go, ..Plan::default() };
     plan.sites.iter_mut().for_each(|site| site.links.clear());
-    for probe in probes {
+    for probe in probes.iter().filter(|probe| !matches!(probe.target, ProbeTarget::Syscall(_))) {
         match modules.find(&probe.target) {
             Ok(found) => {
                 if let [first, _, ..] = &found[..] {
@@ -234,6 +253,7 @@ pub fn grow(
             Err(error) => plan.outcomes.push(ProbeOutcome { link: probe.link, result: Err(error) }),
         }
     }
+    plan.add_calls(world, modules, probes);
     plan.check_arrivals(world, modules);
     if agent.traps.is_some() {
         plan.describe_stubs(world, modules);
@@ -249,6 +269,7 @@ pub fn grow(
     plan.place(maps, modules);
     plan.check_guards();
     plan.check_description();
+    plan.tell_calls(modules, probes);
     Ok(plan)
 }
 
@@ -305,6 +326,7 @@ impl Plan {
             address: ip,
             method: Method::Jump,
             why_no_jump: None,
+            calls: None,
         };
         let link = (probe.link, probe.kind);
         if loaded.elf.go && probe.kind == ProbeKind::Return {
@@ -312,6 +334,9 @@ impl Plan {
             return Ok(placed);
         }
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == ip) {
+            if site.call.is_some() {
+                return Err(no_jump(module, &found, format!("the probe at `{}` is too near", site.symbol)));
+            }
             if site.window.leaves {
                 return Err(no_jump(module, &found, "its first instruction is the last of it, which is probed, too"));
             }
@@ -420,6 +445,7 @@ impl Plan {
             body,
             go: false,
             checked: false,
+            call: None,
         })
     }
 
@@ -431,14 +457,14 @@ impl Plan {
             let Some(module) = modules.get(index) else { continue };
             let jumps = self.sites.iter().filter(|site| !site.window.trap && !site.checked);
             let of_module = jumps.filter(|site| site.found.module == index);
-            let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.window.behind())).collect();
+            let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.avoided())).collect();
             let pointed = of_module.clone().any(|site| !site.window.entry);
             let branches = arrivals::find(&world.memory, module, &windows, pointed);
             for site in of_module {
                 let Some(branch) = branches.get(&site.window.address) else { continue };
                 let reason = format!("a branch or pointer at {branch:#x} leads into it");
                 let instead = match site.guard {
-                    guard::NONE => self.find_trap(world, modules, module, &site.found, &reason),
+                    guard::NONE if site.call.is_none() => self.find_trap(world, modules, module, &site.found, &reason),
                     _ => Err(no_jump(module, &site.found, &reason)),
                 };
                 match instead {
@@ -483,6 +509,7 @@ impl Plan {
     /// Takes sites out again, and tells their probes why.
     pub(super) fn fail(&mut self, failed: Vec<(u64, AttachError)>) {
         let failed: HashMap<u64, AttachError> = failed.into_iter().collect();
+        self.given_up.extend(failed.iter().map(|(ip, error)| (*ip, error.clone())));
         // A function that is probed at each `ret` is probed at all of them or none.
         let whole: HashMap<u64, AttachError> = self
             .sites

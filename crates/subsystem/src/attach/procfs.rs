@@ -147,11 +147,15 @@ pub fn thread_state(pid: u32, tid: i32) -> char {
         .unwrap_or('X')
 }
 
-/// Something that changes when the process runs `exec`: when it started and where its stack is.
+/// Something that changes when the process runs `exec`: when it started and where its stack is. `None` if it has ended, and
+/// has no stack any more.
 pub fn image_identity(pid: u32) -> Option<(u64, u64)> {
     let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    if matches!(fields.first(), Some(&("Z" | "X"))) {
+        return None;
+    }
     // Fields 22 (starttime) and 28 (startstack) of proc(5); the list begins at field 3.
     Some((fields.get(19)?.parse().ok()?, fields.get(25)?.parse().ok()?))
 }

@@ -203,7 +203,8 @@ pub fn poll(tid: Tid) -> io::Result<Option<Stop>> {
 
 /// Waits for a thread to stop, until `deadline`; `None` if it did not.
 pub fn wait(tid: Tid, deadline: Instant) -> io::Result<Option<Stop>> {
-    // Most stops are there within microseconds; spin briefly, then sleep ever longer.
+    // Most stops are there within microseconds; look again at once, then sleep ever longer. (Who yields to many that never pause
+    // waits for all of them.)
     let mut pause = Duration::from_micros(5);
     for turn in 0u32.. {
         if let Some(stop) = poll(tid)? {
@@ -212,11 +213,9 @@ pub fn wait(tid: Tid, deadline: Instant) -> io::Result<Option<Stop>> {
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        if turn < 20 {
-            std::thread::yield_now();
-        } else {
+        if turn >= 4 {
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(2));
+            pause = (pause * 5 / 4).min(Duration::from_millis(2));
         }
     }
     Ok(None)

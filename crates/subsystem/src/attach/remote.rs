@@ -20,11 +20,24 @@ use super::world::World;
 
 /// How long a system call made in the target may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a function called in the target runs alone before the other threads run, too, unless it waits for them.
+const ALONE: Duration = Duration::from_millis(500);
 /// How long a function called in the target may take: it may wait for locks of threads that run.
 const FUNCTION_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bytes of scratch memory mapped in the target for arguments.
 pub const SCRATCH: u64 = 4096;
+
+/// What the other threads do while one is borrowed.
+#[derive(Clone, Copy, Debug)]
+enum Others {
+    /// They stand still.
+    Stand,
+    /// They will run from then on.
+    From(Instant),
+    /// They run.
+    Run,
+}
 
 /// A thread of a stopped process, borrowed to run code of our choosing. [`Remote::finish`] gives its state back.
 pub struct Remote<'w> {
@@ -86,14 +99,16 @@ impl<'w> Remote<'w> {
         settled
     }
 
-    /// Runs the thread to its next syscall stop, and returns its registers there.
-    fn run_to_syscall(&mut self, deadline: Instant, others: bool) -> Result<Regs, AttachError> {
+    /// Runs the thread to its next syscall stop, and returns its registers there. `others` says what the other
+    /// threads do meanwhile, and is told what they do in the end.
+    fn run_to_syscall(&mut self, deadline: Instant, others: &mut Others) -> Result<Regs, AttachError> {
         let pid = self.world.pid;
         let lost = |_: io::Error| AttachError::Exited { pid };
         ptrace::cont_to_syscall(self.tid).map_err(lost)?;
         loop {
             let slice = Instant::now() + Duration::from_millis(2);
-            let stop = ptrace::wait(self.tid, if others { slice.min(deadline) } else { deadline }).map_err(lost)?;
+            let alone = matches!(others, Others::Stand);
+            let stop = ptrace::wait(self.tid, if alone { deadline } else { slice.min(deadline) }).map_err(lost)?;
             match stop {
                 Some(Stop::Syscall) => return ptrace::regs(self.tid).map_err(lost),
                 Some(Stop::Gone) => {
@@ -112,7 +127,15 @@ impl<'w> Remote<'w> {
                     let state = procfs::thread_state(pid, self.tid);
                     return Err(AttachError::ThreadStuck { pid, tid: self.tid as u32, state });
                 }
-                None => self.world.serve_others(self.tid),
+                None => match *others {
+                    Others::Stand => {}
+                    Others::From(at) if Instant::now() < at && procfs::thread_state(pid, self.tid) != 'S' => {}
+                    Others::From(_) => {
+                        self.world.run_others(self.tid);
+                        *others = Others::Run;
+                    }
+                    Others::Run => self.world.serve_others(self.tid),
+                },
             }
         }
     }
@@ -128,8 +151,8 @@ impl<'w> Remote<'w> {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         ptrace::set_regs(self.tid, &regs).map_err(lost)?;
         let deadline = Instant::now() + CALL_PATIENCE;
-        self.run_to_syscall(deadline, false)?;
-        let result = self.run_to_syscall(deadline, false)?.rax;
+        self.run_to_syscall(deadline, &mut Others::Stand)?;
+        let result = self.run_to_syscall(deadline, &mut Others::Stand)?.rax;
         match result.cast_signed() {
             errno @ -4095..=-1 => {
                 Err(AttachError::Remote { pid, call: name.to_owned(), errno: errno_text((-errno) as i32) })
@@ -139,7 +162,7 @@ impl<'w> Remote<'w> {
     }
 
     /// Calls a function of the target with up to three arguments, on the thread's own stack. With `others`, all other
-    /// threads run meanwhile, so that none can hold a lock forever; afterwards the world stands still again.
+    /// threads run if that takes long, so that none can hold a lock forever; afterwards the world stands still again.
     pub fn call(&mut self, function: u64, args: [u64; 3], others: bool) -> Result<u64, AttachError> {
         let pid = self.world.pid;
         let lost = |_: io::Error| AttachError::Exited { pid };
@@ -154,15 +177,13 @@ impl<'w> Remote<'w> {
         regs.eflags &= !0x400;
         [regs.rdi, regs.rsi, regs.rdx] = args;
         ptrace::set_regs(self.tid, &regs).map_err(lost)?;
-        if others {
-            self.world.run_others(self.tid);
-        }
+        let mut others = if others { Others::From(Instant::now() + ALONE) } else { Others::Stand };
         let deadline = Instant::now() + FUNCTION_PATIENCE;
         let result = loop {
-            match self.run_to_syscall(deadline, others) {
+            match self.run_to_syscall(deadline, &mut others) {
                 Ok(regs) if regs.rip == self.gate.unmask() => {
                     // It has returned to the gate, and is about to let go of itself.
-                    let done = self.run_to_syscall(deadline, others);
+                    let done = self.run_to_syscall(deadline, &mut others);
                     self.rest().map_err(lost)?;
                     break done.map(|_| regs.rbx);
                 }
@@ -170,7 +191,7 @@ impl<'w> Remote<'w> {
                 Err(error) => break Err(error),
             }
         };
-        if others {
+        if matches!(others, Others::Run) {
             self.world.stop_others(self.tid)?;
         }
         result

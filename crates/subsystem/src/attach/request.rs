@@ -62,6 +62,17 @@ pub enum ProbeTarget {
         /// Offset in the file.
         offset: u64,
     },
+    /// Where system calls are made, or where they return.
+    Syscall(SyscallProbe),
+}
+
+/// System calls to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallProbe {
+    /// Those of this number; `None`: all.
+    pub number: Option<u32>,
+    /// Where they return, and not where they are made.
+    pub exit: bool,
 }
 
 /// Words of a `pt_regs`, by their order in it.
@@ -73,6 +84,8 @@ impl Registers {
     pub const COUNT: u32 = 21;
     /// All of it.
     pub const ALL: Registers = Registers((1 << Registers::COUNT) - 1);
+    /// What stacks begin with: frame pointer, instruction pointer and stack pointer.
+    pub const STACK: Registers = Registers(1 << 4 | 1 << 16 | 1 << 19);
     /// Nothing of it.
     pub const NONE: Registers = Registers(0);
 
@@ -177,6 +190,30 @@ pub struct Placed {
     pub method: Method,
     /// Why it is no jump.
     pub why_no_jump: Option<String>,
+    /// The places of a probe on system calls, for which all else says little.
+    pub calls: Option<Calls>,
+}
+
+/// The places of a probe on system calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calls {
+    /// How many are watched.
+    pub watched: u32,
+    /// Those that are not.
+    pub unwatched: Vec<Unwatched>,
+}
+
+/// A system call in the text that is not watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unwatched {
+    /// The function that it is in, and where.
+    pub symbol: String,
+    /// Path of the module.
+    pub module: String,
+    /// Its number, if it is always the same.
+    pub number: Option<u32>,
+    /// Why not.
+    pub reason: String,
 }
 
 /// What became of one probe. A symbol found in several libraries yields one outcome for each, all with the same link.

@@ -12,6 +12,9 @@ use iced_x86::{
 };
 
 use super::request::Method;
+pub use calls::{before_call, behind_call, calls_in, number_of};
+
+mod calls;
 
 /// `int3`.
 const BREAKPOINT: u8 = 0xcc;
@@ -47,6 +50,8 @@ pub struct Window {
     pub trap: bool,
     /// It ends in a `ret`, which is probed: what comes before runs first.
     pub leaves: bool,
+    /// It ends before a system call, which is probed: all of it runs first.
+    pub calls: bool,
     insns: Vec<Instruction>,
 }
 
@@ -84,7 +89,7 @@ pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
-    let window = Window { address, len, entry, trap: false, leaves: false, insns: taken };
+    let window = Window { address, len, entry, trap: false, leaves: false, calls: false, insns: taken };
     check_arrivals(function, &insns, &window, address != function.range.start + offset)?;
     Ok(window)
 }
@@ -113,7 +118,15 @@ pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> 
     if !movable {
         return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
     }
-    Ok(Window { address: insn.ip(), len: insn.len() as u64, entry, trap: true, leaves: false, insns: vec![insn] })
+    Ok(Window {
+        address: insn.ip(),
+        len: insn.len() as u64,
+        entry,
+        trap: true,
+        leaves: false,
+        calls: false,
+        insns: vec![insn],
+    })
 }
 
 /// Finds the windows for a probe at each `ret` of a function, which it must not leave in another way.
@@ -175,7 +188,7 @@ fn leave(
         return no_jump(format!("the `ret` at +{:#x} has no room for one", insns[last].ip() - function.range.start));
     }
     let insns = insns[first..=last].to_vec();
-    Ok(Window { address, len: end - address, entry: false, trap: false, leaves: true, insns })
+    Ok(Window { address, len: end - address, entry: false, trap: false, leaves: true, calls: false, insns })
 }
 
 /// Does an instruction raise the stack pointer?
@@ -374,10 +387,15 @@ impl Window {
         self.insns.iter().map(Instruction::ip).skip(1)
     }
 
-    /// What runs at `at`, before a `ret` that is probed, and where threads in it go.
+    /// What runs at `at`, before a `ret` or a system call that is probed, and where threads in it go.
     pub fn lead_at(&self, at: u64) -> Result<BodyCopy, String> {
-        match self.insns.split_last() {
-            Some((_, lead)) if self.leaves && !lead.is_empty() => {
+        let lead = match self.insns.split_last() {
+            Some((_, before)) if self.leaves => before,
+            _ if self.calls => &self.insns[..],
+            _ => &[],
+        };
+        match lead {
+            lead if !lead.is_empty() => {
                 let encoded = encode(lead, at)?;
                 let places = lead.iter().zip(&encoded.new_instruction_offsets);
                 let moves = places.map(|(insn, &offset)| (insn.ip(), at + u64::from(offset))).skip(1).collect();
@@ -394,6 +412,7 @@ impl Window {
     pub fn copy_to(&self, at: u64) -> Result<BodyCopy, String> {
         let insns = match self.insns.split_last() {
             Some((last, _)) if self.leaves => std::slice::from_ref(last),
+            _ if self.calls => &[],
             _ => &self.insns[..],
         };
         let (plain, call) = match insns.split_last() {

@@ -13,6 +13,7 @@ use super::elf_file::{ElfFile, Segment, Symbol, nearest};
 use super::landing::Pieces;
 use super::procfs::{Auxv, Mapping, at};
 use super::request::ProbeTarget;
+use super::syscalls::SystemCalls;
 use super::world::Memory;
 
 /// A file that a process runs code of.
@@ -34,6 +35,8 @@ pub struct Loaded {
     pub bias: u64,
     /// Found when it is asked for.
     pieces: OnceCell<Option<Pieces>>,
+    /// Likewise.
+    calls: OnceCell<SystemCalls>,
 }
 
 /// A function found.
@@ -154,6 +157,8 @@ impl Modules {
                 let index = self.by_name(module)?;
                 self.at_offset(index, *offset).map(|found| vec![found])
             }
+            // Their places are not known by names.
+            ProbeTarget::Syscall(_) => Ok(Vec::new()),
         }
     }
 
@@ -274,7 +279,7 @@ impl Module {
             .get_or_init(|| {
                 let elf = read(&self.open()?)?;
                 let bias = self.mappings.iter().find_map(|m| bias(m, &elf.segments))?;
-                Some(Loaded { elf, bias, pieces: OnceCell::new() })
+                Some(Loaded { elf, bias, pieces: OnceCell::new(), calls: OnceCell::new() })
             })
             .as_ref()
     }
@@ -319,6 +324,11 @@ impl Module {
     /// Its pieces of code and where exceptions land in them; `None` if that cannot be told.
     pub fn pieces(&self, memory: &Memory, modules: &Modules) -> Option<&Pieces> {
         self.loaded()?.pieces.get_or_init(|| Pieces::of(memory, modules, self)).as_ref()
+    }
+
+    /// Its system calls; none if its file cannot be read.
+    pub fn system_calls(&self, memory: &Memory, modules: &Modules) -> Option<&SystemCalls> {
+        Some(self.loaded()?.calls.get_or_init(|| SystemCalls::of(memory, modules, self)))
     }
 
     /// Does code of it lie at that address?

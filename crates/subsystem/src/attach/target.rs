@@ -14,11 +14,11 @@ use super::patch::{self, Change};
 use super::plan::{self, Plan, PlannedSite};
 use super::procfs::{self, Auxv, Mapping};
 use super::remote::{Remote, SCRATCH};
-use super::request::{Attached, ProbeKind, ProbeSpec};
+use super::request::{Attached, ProbeKind, ProbeSpec, ProbeTarget};
 use super::sigtrap::{self, Armed};
 use super::symbols::{Module, Modules};
 use super::unwind::{self, Unwinders};
-use super::world::World;
+use super::world::{Memory, World};
 
 /// Where a process stands when it is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,10 @@ pub enum Point {
     Entry,
 }
 
-/// How long threads are waited for, step by step, before their code is left behind for good.
-const LEAVE_US: [u64; 7] = [200, 500, 1000, 3000, 10_000, 30_000, 60_000];
+/// How long threads that are in our code are waited for, step by step, while all others stand still.
+const LEAVE_ALONE_US: [u64; 5] = [50, 100, 200, 500, 1000];
+/// And how long all run, since those may wait for others, before the code is left behind for good.
+const LEAVE_US: [u64; 4] = [1000, 10_000, 30_000, 60_000];
 
 /// A process with probes in it.
 pub struct Target {
@@ -61,6 +63,13 @@ pub fn prepare(pid: u32, probes: &[ProbeSpec]) -> Option<Modules> {
     let modules = Modules::of(pid, &procfs::maps(pid).ok()?, &Auxv::read(pid).ok()?);
     for probe in probes {
         let _ = modules.find(&probe.target);
+    }
+    if probes.iter().any(|probe| matches!(probe.target, ProbeTarget::Syscall(_)))
+        && let Ok(memory) = Memory::open(pid)
+    {
+        modules.iter().for_each(|module| {
+            module.system_calls(&memory, &modules);
+        });
     }
     if probes.iter().any(|probe| probe.kind == ProbeKind::Return) {
         let _ = unwind::unwinders(&modules, |_| false);
@@ -311,6 +320,16 @@ impl Target {
             return Err(error);
         }
         // Threads leave what they are in within microseconds, if they do not sleep there.
+        let code = self.installed.as_ref().map(|installed| installed.code.clone()).unwrap_or_default();
+        for moment in LEAVE_ALONE_US {
+            if self.is_idle(world)? {
+                return self.remove(world);
+            }
+            match &patch::inside(world, &code)[..] {
+                [] => break,
+                inside => world.breathe_by(inside, Duration::from_micros(moment))?,
+            }
+        }
         for moment in LEAVE_US.into_iter().map(Some).chain([None]) {
             if self.is_idle(world)? {
                 return self.remove(world);

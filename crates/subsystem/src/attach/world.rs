@@ -336,20 +336,29 @@ impl World {
 
     /// Lets all threads but `one` run.
     pub fn run_others(&mut self, one: Tid) {
-        for (&tid, stop) in &self.threads {
-            if tid != one {
-                let _ = match stop {
-                    Stop::Group(_) => ptrace::listen(tid),
-                    _ => ptrace::cont(tid, 0),
-                };
-            }
+        self.run(&self.others(one));
+    }
+
+    fn others(&self, one: Tid) -> Vec<Tid> {
+        self.threads().filter(|&tid| tid != one).collect()
+    }
+
+    fn run(&self, tids: &[Tid]) {
+        for (tid, stop) in tids.iter().filter_map(|tid| Some((*tid, self.threads.get(tid)?))) {
+            let _ = match stop {
+                Stop::Group(_) => ptrace::listen(tid),
+                _ => ptrace::cont(tid, 0),
+            };
         }
     }
 
     /// Passes on the signals of running threads other than `one`; they must not wait while `one` works.
     pub fn serve_others(&mut self, one: Tid) {
-        let tids: Vec<Tid> = self.threads().filter(|&tid| tid != one).collect();
-        for tid in tids {
+        self.serve(&self.others(one));
+    }
+
+    fn serve(&mut self, tids: &[Tid]) {
+        for &tid in tids {
             match ptrace::poll(tid) {
                 Ok(Some(Stop::Gone)) => drop(self.threads.remove(&tid)),
                 Ok(Some(Stop::Signal(signal))) => drop(ptrace::cont(tid, signal)),
@@ -362,26 +371,38 @@ impl World {
 
     /// Stops all threads but `one` again, the ones made since included.
     pub fn stop_others(&mut self, one: Tid) -> Result<(), AttachError> {
-        let tids: Vec<Tid> = self.threads().filter(|&tid| tid != one).collect();
-        for &tid in &tids {
+        let tids = self.others(one);
+        self.stop_again(&tids)
+    }
+
+    fn stop_again(&mut self, tids: &[Tid]) -> Result<(), AttachError> {
+        for &tid in tids {
             let _ = ptrace::interrupt(tid);
         }
-        for tid in tids {
-            self.threads.remove(&tid);
-            self.settle(tid)?;
+        for &tid in tids {
+            // One that has gone is not among them any more.
+            if self.threads.remove(&tid).is_some() {
+                self.settle(tid)?;
+            }
         }
         self.gather()
     }
 
     /// Lets all threads run for a moment and stops them again.
     pub fn breathe(&mut self, moment: Duration) -> Result<(), AttachError> {
-        self.run_others(0);
+        self.breathe_by(&self.others(0), moment)
+    }
+
+    /// Lets these threads run for a moment and stops them again, while the others stand still: so they have the processors,
+    /// and what was found of the others stays true.
+    pub fn breathe_by(&mut self, tids: &[Tid], moment: Duration) -> Result<(), AttachError> {
+        self.run(tids);
         let end = Instant::now() + moment;
         while Instant::now() < end {
             std::thread::sleep(Duration::from_micros(200).min(moment));
-            self.serve_others(0);
+            self.serve(tids);
         }
-        self.stop_others(0)
+        self.stop_again(tids)
     }
 
     /// Lets all threads go when the world is let go.

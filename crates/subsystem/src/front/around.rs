@@ -462,6 +462,7 @@ impl Arounds {
             flags: 0,
             cookie: 0,
             arguments: Arguments::default(),
+            call: None,
         })?;
         Ok(prog.counted.get_or_init(|| place).index())
     }

@@ -91,6 +91,8 @@ pub struct NewLink {
     pub cookie: u64,
     /// Where the function's arguments are, for programs that are given them.
     pub arguments: Arguments,
+    /// The number of the system call that it is for, if it is for one.
+    pub call: Option<u32>,
 }
 
 impl World {
@@ -130,6 +132,8 @@ impl World {
                 counts: counts_distance(slots, index),
                 cell: new.prog.map_or(0, |prog| self.cell_offset(prog) as u64),
                 arguments: new.arguments,
+                call: new.call.unwrap_or(NONE),
+                reserved: 0,
             });
         }
         Ok(place)

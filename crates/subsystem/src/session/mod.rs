@@ -11,12 +11,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use skep_ebpf::Errno;
+use skep_ebpf::helper::Helper;
 use skep_ebpf::insn::{Insn, pseudo};
 use skep_ebpf::program::{InitialValue, MapDef};
 use skep_ebpf::uapi::{AttachType, MapType, ProgType};
 use skep_jit::{CompileError, Engine, MapIndices};
 use skep_maps::control::{Map, MapError, Options as MapOptions};
 use skep_maps::sample_type;
+use skep_runtime::helpers::TAIL_CALL;
 use skep_runtime::session::{Arguments, NONE, link_flags};
 use skep_runtime::{At, Run, Task};
 use skep_verifier::Verified;
@@ -25,12 +27,12 @@ pub use crate::front::targets::Swept;
 pub use counts::Counts;
 
 use crate::arguments::arguments;
-use crate::attach::Attached;
+use crate::attach::{Attached, Registers};
 use crate::front::object::{MapObject, MapUser, ProgObject};
 use crate::front::targets::{LinkPlace, NewLink, WorldMemory};
 use crate::front::{Config, Limits, Subsystem, World};
 use crate::loaded::Loaded;
-use crate::place::When;
+use crate::place::{Syscalls, When};
 use crate::symbols::Symbols;
 use crate::testrun::{TestInput, TestOutput, TestRunError};
 
@@ -123,6 +125,18 @@ pub enum SessionError {
     TooManyLinks {
         /// Its capacity.
         limit: u32,
+    },
+    /// A program on a tracepoint reads more than that tells.
+    #[error("program `{program}` reads {end} bytes of its context, of which `{tracepoint}` has {size}")]
+    Record {
+        /// The program.
+        program: String,
+        /// The tracepoint.
+        tracepoint: String,
+        /// What it reads up to.
+        end: u32,
+        /// What there is.
+        size: u32,
     },
     /// There is no such program.
     #[error("the session has no program {index}")]
@@ -319,10 +333,6 @@ impl Session {
     /// Links a program; it is [enabled](Session::enable) at once.
     pub fn link(&mut self, program: usize, when: When, cookie: u64) -> Result<Link, SessionError> {
         let object = self.programs.get(program).ok_or(SessionError::NoProgram { index: program })?;
-        let limit = self.limit;
-        if self.links.len() >= limit as usize {
-            return Err(SessionError::TooManyLinks { limit });
-        }
         let mut flags = if object.loaded.is_user_probe() { 0 } else { link_flags::KERNEL };
         let mut arguments = Arguments::default();
         if object.verified.program().prog_type == ProgType::Tracing {
@@ -330,16 +340,67 @@ impl Session {
             arguments = found;
             flags |= link_flags::TYPED | (stack as u32) << link_flags::STACK_WORDS;
         }
-        let new = NewLink { prog: Some(object.place.index()), when, flags, cookie, arguments };
+        let prog = Some(object.place.index());
+        self.add_link(program, NewLink { prog, when, flags, cookie, arguments, call: None })
+    }
+
+    fn add_link(&mut self, program: usize, new: NewLink) -> Result<Link, SessionError> {
+        let limit = self.limit;
+        if self.links.len() >= limit as usize {
+            return Err(SessionError::TooManyLinks { limit });
+        }
         let row = self
             .world()
             .add_link(new)
             .map_err(|e| SessionError::System { what: "links", source: io::Error::from_raw_os_error(e.0) })?;
-        let link = Link { index: row.index(), program, when };
+        let link = Link { index: row.index(), program, when: new.when };
         self.rows.push(row);
         self.links.push(link);
         self.enable(link);
         Ok(link)
+    }
+
+    /// Links a program on a tracepoint of system calls; it is enabled at once.
+    pub fn link_syscalls(&mut self, program: usize, calls: &Syscalls, cookie: u64) -> Result<Link, SessionError> {
+        let object = self.programs.get(program).ok_or(SessionError::NoProgram { index: program })?;
+        let raw = object.verified.program().prog_type == ProgType::RawTracepoint;
+        let size = if raw { 16 } else { calls.record() };
+        // What the kernel looks at when it attaches a program; and those that it may call.
+        let callable = object.verified.insns().iter().any(|insn| insn.is_helper_call() && insn.imm as u32 == TAIL_CALL);
+        let same = |p: &&Arc<ProgObject>| p.verified.program().prog_type == object.verified.program().prog_type;
+        let others = self.programs.iter().filter(|p| callable && same(p));
+        for object in others.chain([object]) {
+            if let Some(end) = object.verified.ctx_reads().iter().map(|(_, end)| *end).max().filter(|end| *end > size) {
+                let (program, tracepoint) = (object.loaded.name().to_owned(), calls.to_string());
+                return Err(SessionError::Record { program, tracepoint, end, size });
+            }
+        }
+        let flags = if raw { link_flags::RAW } else { 0 } | if calls.exit { link_flags::EXIT } else { 0 };
+        self.add_link(
+            program,
+            NewLink {
+                prog: Some(object.place.index()),
+                when: When::Entry,
+                flags,
+                cookie,
+                arguments: Arguments::default(),
+                call: calls.call.map(|call| call.number),
+            },
+        )
+    }
+
+    /// What helpers that a program on system calls calls read of the registers.
+    pub(crate) fn helpers_read(&self, program: usize) -> Registers {
+        const READERS: [&str; 3] = ["perf_event_output", "get_stackid", "get_stack"];
+        let Some(object) = self.programs.get(program) else { return Registers::ALL };
+        if object.verified.program().prog_type != ProgType::Tracepoint {
+            return Registers::ALL;
+        }
+        let reads = |insn: &Insn| {
+            let helper = insn.is_helper_call().then(|| Helper::by_id(insn.imm as u32)).flatten();
+            helper.is_some_and(|helper| READERS.contains(&helper.name))
+        };
+        if object.verified.insns().iter().any(reads) { Registers::STACK } else { Registers::NONE }
     }
 
     /// The links, in the order in which they were made.

@@ -4,7 +4,7 @@ typedef unsigned long u64;
 typedef unsigned int u32;
 
 struct control { u64 magic; u32 enable, nslots; u64 robust, size; u32 links, nlinks; };
-struct link { u32 state, kind, prog, flags; u64 cookie, counts, cell; char arguments[16]; };
+struct link { u32 state, kind, prog, flags; u64 cookie, counts, cell; char arguments[16]; u32 call, more; };
 struct proc {
 	u64 magic; u32 index, pid; struct control *control; char *shared; void *maps; volatile u64 *alive;
 	void *threads, *stacks; struct ret *rets; u64 stubs; u32 nthreads, nret; struct head *head;

@@ -104,6 +104,8 @@ impl Arenas {
                 counts: counts_distance(NSLOTS, link),
                 cell: 0,
                 arguments: Arguments::default(),
+                call: NONE,
+                reserved: 0,
             };
             control.put(links_at + link as usize * size_of::<Link>(), value);
         }

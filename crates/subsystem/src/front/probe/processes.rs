@@ -337,6 +337,7 @@ impl Inner {
                 flags,
                 cookie,
                 arguments: Arguments::default(),
+                call: None,
             })?;
             link.switch(true);
             let hearer = Hearer { consumer: Arc::downgrade(consumer), prog: prog.cloned() };
