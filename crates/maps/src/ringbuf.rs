@@ -199,3 +199,33 @@ pub(crate) fn query(v: View<'_>, flags: u64) -> u64 {
         _ => 0,
     }
 }
+
+#[cfg(all(test, feature = "control"))]
+mod tests {
+    use std::time::Duration;
+
+    use skep_ebpf::program::MapDef;
+    use skep_ebpf::uapi::MapType;
+
+    use super::*;
+    use crate::control::Map;
+
+    #[test]
+    fn a_holder_without_a_processor_costs_no_record() {
+        let map = Map::create(&MapDef::new("m", MapType::Ringbuf, 0, 0, 4096), 8).unwrap();
+        let h = *map.header();
+        let v = View { h: &h, data: map.map_ref().data };
+        let lock = Ring::new(v).lock;
+        lock.store(owner_of(3), Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(30));
+                lock.store(FREE, Ordering::Release);
+            });
+            assert!(!reserve(v, 4, 8).is_null());
+        });
+        // One that never goes on holds nobody up for ever.
+        lock.store(owner_of(3), Ordering::Relaxed);
+        assert!(reserve(v, 4, 8).is_null());
+    }
+}

@@ -5,7 +5,7 @@
 
 use crate::header::{MapHeader, View};
 use crate::mem;
-use crate::sync::{AtomicU32, FREE, Ordering};
+use crate::sync::{AtomicU32, FREE, Ordering, TRIES, pause};
 
 /// Bytes of a lock.
 const SIZE: usize = 4;
@@ -13,9 +13,6 @@ const SIZE: usize = 4;
 const SLOT_BITS: u32 = 13;
 /// What the controller writes into a lock.
 pub const CONTROLLER: u32 = u32::MAX;
-/// How often a lock is tried: about ten milliseconds, since a holder may have lost its processor.
-const SPINS: u32 = 1 << 18;
-
 /// What the run of a slot writes into locks; `taken` counts how often the slot was taken.
 pub fn holder(slot: u32, taken: u64) -> u32 {
     (taken as u32) << SLOT_BITS | slot.wrapping_add(1) & ((1 << SLOT_BITS) - 1)
@@ -33,14 +30,14 @@ pub fn slot_of(holder: u32) -> u32 {
 pub unsafe fn acquire(lock: *mut u8, me: u32, over: impl Fn(u32) -> bool) -> bool {
     // SAFETY: the caller's promise.
     let word = unsafe { AtomicU32::from_ptr(lock.cast()) };
-    for _ in 0..SPINS {
+    for n in 0..TRIES {
         let found = word.load(Ordering::Relaxed);
         // One's own is what an earlier run of this slot has left.
         let free = found == FREE || found == me || over(found);
         if free && word.compare_exchange(found, me, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             return true;
         }
-        core::hint::spin_loop();
+        pause(n);
     }
     false
 }

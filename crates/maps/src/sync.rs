@@ -15,9 +15,44 @@ use crate::header::{CONTROL_SLOT, View};
 /// The value of a lock that nobody holds, and the owner word of an element in the free list.
 pub(crate) const FREE: u32 = 0;
 
-/// How often a lock is tried, and a compare-and-swap repeated. About a millisecond: longer than any honest holder
-/// needs while it runs, short enough that a stopped one does not hang the others.
+/// How often a compare-and-swap is repeated. About a millisecond.
 pub(crate) const SPINS: u32 = 1 << 16;
+
+/// How often a lock is tried, with a [`pause`] behind each: long enough that a holder which has lost its processor to others
+/// comes back, short enough that a stopped one does not hang the others. About 200 ms on an idle machine.
+pub(crate) const TRIES: u32 = 1 << 11;
+/// Tries that are spun: some 40 µs, far longer than any honest holder needs while it runs.
+const SPUN: u32 = 1 << 9;
+
+/// What goes between a lock's `n`th try and the next. A holder that does not go on needs a processor, perhaps this one.
+pub(crate) fn pause(n: u32) {
+    if n < SPUN {
+        core::hint::spin_loop();
+    } else {
+        doze();
+    }
+}
+
+/// Gives the processor to others for some 50 µs, whatever their priority is: `nanosleep(2)`, without a libc.
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+fn doze() {
+    const NANOSLEEP: i64 = 35;
+    let time = [0i64, 50_000];
+    // SAFETY: the system call reads the two words, and writes none but its result and the registers named.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") NANOSLEEP => _, in("rdi") time.as_ptr(), in("rsi") 0,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
+fn doze() {
+    (0..1 << 10).for_each(|_| core::hint::spin_loop());
+}
 
 /// How often in a row a lock, or an element, must name a slot that does not name it. In an honest map the slot has given it
 /// back between one look and the next, and taken it again before the third: not so often.
@@ -25,8 +60,8 @@ pub(crate) const DOUBTS: u32 = 64;
 
 /// Waits in vain, one behind the other, before they become shorter.
 const FORGIVEN: u8 = 4;
-/// And where they become no shorter: some 16 tries, in which a holder that runs is done.
-const SHORTEST: u8 = FORGIVEN + 6;
+/// And where they become no shorter: 32 tries, in which a holder that runs is done.
+const SHORTEST: u8 = FORGIVEN + 3;
 
 /// Waits in vain since one was not.
 static IN_VAIN: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
@@ -69,7 +104,7 @@ fn wait(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -
     let before = in_vain.load(Ordering::Relaxed);
     let shorter = before.clamp(FORGIVEN, SHORTEST) - FORGIVEN;
     let mut doubts = 0;
-    for _ in 0..SPINS >> (2 * shorter) {
+    for n in 0..TRIES >> (2 * shorter) {
         let found = word.load(Ordering::Acquire);
         let open = if found == FREE || !is_owner(v, found) {
             true
@@ -86,7 +121,7 @@ fn wait(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -
             }
             return true;
         }
-        core::hint::spin_loop();
+        pause(n);
     }
     in_vain.store(before.saturating_add(1).min(SHORTEST), Ordering::Relaxed);
     false
