@@ -228,4 +228,26 @@ mod tests {
         lock.store(owner_of(3), Ordering::Relaxed);
         assert!(reserve(v, 4, 8).is_null());
     }
+
+    #[test]
+    fn threads_that_share_processors_lose_no_record() {
+        const EACH: u32 = 100_000;
+        const THREADS: u32 = 12;
+        let map = Map::create(&MapDef::new("m", MapType::Ringbuf, 0, 0, 32 << 20), 64).unwrap();
+        std::thread::scope(|scope| {
+            for slot in 0..THREADS {
+                let map = map.map_ref();
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        // SAFETY: a live ring.
+                        let sample = unsafe { map.ringbuf_reserve(slot, 8, 0) };
+                        assert!(!sample.is_null(), "record {n}");
+                        // SAFETY: it was reserved there.
+                        assert!(!unsafe { map.ringbuf_commit(sample, NO_WAKEUP, false) });
+                    }
+                });
+            }
+        });
+        assert_eq!(map.unread(), u64::from(EACH * THREADS) * span(8));
+    }
 }
