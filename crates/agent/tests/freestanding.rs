@@ -8,6 +8,7 @@ use skep_agent::{BLOB, Blob, BlobError};
 const SYSCALLS: &[(u64, &str)] = &[
     (13, "rt_sigaction"),
     (14, "rt_sigprocmask"),
+    (35, "nanosleep"),
     (39, "getpid"),
     (102, "getuid"),
     (104, "getgid"),

@@ -285,6 +285,11 @@ fn uprobe() {
     t.calls(3);
     assert_eq!(t.value(map, 0), 3, "the program runs in the process");
     t.counted(event, 5);
+    let start = Instant::now();
+    // What is counted is written behind that.
+    while records(ring).len() < 5 && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert_eq!(records(ring), [48; 5]);
     t.calls(2);
     t.counted(event, 7);
