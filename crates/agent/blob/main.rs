@@ -8,12 +8,15 @@
 mod mem;
 
 use skep_ebpf::uapi::PtRegs;
-use skep_runtime::session::{EnterFn, GuardFn, HitFn, Proc, ReturnFn, SigContext, SigInfo, Site, TrapFn};
-use skep_runtime::{enter, guard, hit, syscall, trap};
+use skep_runtime::session::{
+    EnterFn, GuardFn, HitFn, Proc, QuickHitFn, QuickReturnFn, ReturnFn, SigContext, SigInfo, Site, TrapFn,
+};
+use skep_runtime::{enter, guard, hit, quick, syscall, trap};
 
 // The signatures are those that trampolines are made for.
 const _: (HitFn, EnterFn, HitFn) = (skep_hit, enter::enter, skep_leave);
 const _: [HitFn; 2] = [skep_call, skep_called];
+const _: ([QuickHitFn; 3], QuickReturnFn) = ([quick::entry, quick::call, quick::called], quick::ret);
 const _: (ReturnFn, GuardFn, TrapFn) = (skep_return, skep_guard, skep_trap);
 
 /// Called by the trampoline of a site.
@@ -56,8 +59,23 @@ unsafe extern "C" fn skep_called(site: *const Site, regs: *mut PtRegs) -> u64 {
     unsafe { syscall::exit(site, regs) }
 }
 
-// Jumped to by the trampoline of a function that has return probes alone: another name of `enter`, without a jump to it.
-core::arch::global_asm!(".globl skep_enter", ".type skep_enter, @function", ".set skep_enter, {}", sym enter::enter);
+/// Gives a function of the runtime the name by which it is found, without a jump to it.
+macro_rules! export {
+    ($name:literal, $function:path) => {
+        core::arch::global_asm!(
+            concat!(".globl ", $name, "\n.type ", $name, ", @function\n.set ", $name, ", {}"),
+            sym $function
+        );
+    };
+}
+
+// Jumped to by the trampoline of a function that has return probes alone.
+export!("skep_enter", enter::enter);
+// Called by the trampolines of sites whose programs change few registers, and behind the return stubs.
+export!("skep_quick_hit", quick::entry);
+export!("skep_quick_return", quick::ret);
+export!("skep_quick_call", quick::call);
+export!("skep_quick_called", quick::called);
 
 /// Called behind the return stubs.
 ///

@@ -101,6 +101,10 @@ pub struct Blob {
     pub enter: u64,
     /// `skep_return`, relative to the base: a [`ReturnFn`](../skep_runtime/session/type.ReturnFn.html).
     pub ret: u64,
+    /// `skep_quick_hit`, relative to the base: a [`QuickHitFn`](../skep_runtime/session/type.QuickHitFn.html).
+    pub quick_hit: u64,
+    /// `skep_quick_return`, relative to the base: a [`QuickReturnFn`](../skep_runtime/session/type.QuickReturnFn.html).
+    pub quick_ret: u64,
 }
 
 impl Blob {
@@ -151,6 +155,8 @@ impl Blob {
             hit: symbol(&file, "skep_hit")?,
             enter: symbol(&file, "skep_enter")?,
             ret: symbol(&file, "skep_return")?,
+            quick_hit: symbol(&file, "skep_quick_hit")?,
+            quick_ret: symbol(&file, "skep_quick_return")?,
             segments,
         })
     }

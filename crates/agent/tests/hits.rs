@@ -2,7 +2,7 @@
 
 mod asked;
 mod switched;
-mod world;
+pub(crate) mod world;
 
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use skep_runtime::session::{
     link_state, owner_word,
 };
 use world::support::SLOTS;
-use world::{STUBS, THREADS, World, blob, counting, insn, percpu, total};
+use world::{STUBS, THREADS, World, blob, counting, insn, percpu, plain, total};
 
 #[test]
 fn hits_are_counted_exactly() {
@@ -365,7 +365,7 @@ fn a_run_that_was_left_gives_its_slot_back() {
     assert_eq!((counts(), thread.guards.load(Ordering::Relaxed)), ((1, 1), at));
     // Its frames are whole, and the present hit's lie over them.
     // SAFETY: site and registers are of this process.
-    assert_eq!(unsafe { blob().0(&raw const *world.site, &raw mut frames.regs) }, 0);
+    assert_eq!(unsafe { plain().0(&raw const *world.site, &raw mut frames.regs) }, 0);
     assert_eq!(counts(), (2, 1));
     assert!(world.all_slots_free());
     // Other things stand where its guards were, or nothing can.
@@ -670,14 +670,14 @@ fn functions_with_return_probes_alone_are_entered_in_few_registers() {
     // What the trampoline does where it is told to go on.
     let slowly = |stack: &mut asked::Stack| -> u64 {
         // SAFETY: site and registers are of this process, and lie where the trampoline's would.
-        unsafe { blob().0(site, stack.regs()) }
+        unsafe { plain().0(site, stack.regs()) }
     };
     let first = world.proc.stubs;
     // SAFETY: the table of this world.
     let entry = |n: usize| unsafe { &*(world.proc.rets as *const RetEntry).add(n) };
     let leave = |stack: &mut asked::Stack, n: u32| {
         // SAFETY: as above; the function has returned.
-        assert_eq!(unsafe { blob().1(proc, n, stack.regs()) }, asked::RETURN);
+        assert_eq!(unsafe { plain().1(proc, n, stack.regs()) }, asked::RETURN);
     };
     // The thread was not seen here, and has no entry.
     assert!(!stack.ask());

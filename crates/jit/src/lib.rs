@@ -25,7 +25,7 @@ use skep_ebpf::program::MapDef;
 use skep_ebpf::uapi::ProgType;
 use skep_runtime::around::MAX_ARGS;
 use skep_runtime::env::{EXTENSION_STACK, STACK_BYTES};
-use skep_runtime::image::{ALONE, CODE_OFFSET, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
+use skep_runtime::image::{ALONE, CODE_OFFSET, FEW, IMAGE_MAGIC, Image, NATIVE, UNWINDS};
 use skep_runtime::session::FunctionCell;
 use skep_verifier::rewrite::Memory;
 use skep_verifier::{Rewritten, Verified};
@@ -130,6 +130,7 @@ pub struct Compiled {
     /// Where its functions begin, in the image, and in that of bytecode.
     functions: Vec<u32>,
     bytecode_functions: Vec<u32>,
+    few: bool,
     native: Option<Native>,
     /// It only stands in for the program.
     idle: bool,
@@ -170,6 +171,11 @@ impl Compiled {
     /// For a program of machine code: an image that does the same where machine code cannot be executed.
     pub fn bytecode_image(&self) -> Option<&[u8]> {
         (!self.bytecode.is_empty()).then(|| bytes(&self.bytecode))
+    }
+
+    /// True if its machine code calls nothing and leaves r9, r10 and r11 as they are.
+    pub fn changes_few(&self) -> bool {
+        self.few
     }
 
     /// What it reads of its context.
@@ -406,7 +412,8 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         #[cfg(target_arch = "x86_64")]
         Engine::Jit => {
             let made = x86_64::translate(source, options, tuning);
-            let flags = NATIVE | if made.unwinds { UNWINDS } else { 0 } | if made.alone { ALONE } else { 0 };
+            let flags = [(true, NATIVE), (made.unwinds, UNWINDS), (made.alone, ALONE), (made.few, FEW)];
+            let flags = flags.iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag);
             let code = made.code;
             native = Some(Native {
                 len: code.len(),
@@ -434,6 +441,7 @@ fn translate_with(source: &Source<'_>, options: &Options, tuning: &Tuning) -> Re
         maps: lowered.maps.into_iter().collect(),
         functions: by_number(source, &functions),
         bytecode_functions: by_number(source, &bytecode_functions),
+        few: head.flags & FEW != 0,
         native,
         idle: false,
         exec: Arc::default(),

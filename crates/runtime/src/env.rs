@@ -182,6 +182,11 @@ impl Modes {
     /// Machine code that can be run, and was not ended.
     pub(crate) const NATIVE: Modes = Modes { over_budget: false, native: true, executes: true, reserved: false };
 
+    /// All of it, as machine code compares it.
+    pub(crate) const fn word(self) -> u32 {
+        u32::from_ne_bytes([self.over_budget as u8, self.native as u8, self.executes as u8, self.reserved as u8])
+    }
+
     /// True if it is [`Modes::NATIVE`]: one comparison, which compilers do not find.
     #[inline(always)]
     pub(crate) fn is_native(&self) -> bool {

@@ -240,7 +240,7 @@ unsafe fn without_image(env: &mut Env, link: &Link) -> u64 {
 /// As [`express`]; `env` is that of the run.
 #[cold]
 #[inline(never)]
-unsafe fn conclude(env: &mut Env, retval: u64) {
+pub(crate) unsafe extern "C" fn conclude(env: &mut Env, retval: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         let link = &*env.link;
@@ -273,6 +273,17 @@ pub(crate) unsafe fn judge(env: &Env, link: &Link, ip: u64, verdict: u64) {
         // SAFETY: the caller's promise.
         unsafe { tell(env, link, ip, verdict) };
     }
+}
+
+/// As [`enter`], in any case, when the programs at the entry have run.
+///
+/// # Safety
+/// As [`enter`].
+#[cold]
+#[inline(never)]
+pub(crate) unsafe extern "C" fn enter_behind(site: &Site, thread: &ThreadEntry, regs: *const PtRegs) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { enter_any(&*(site.proc as *const Proc), thread, site, regs) }
 }
 
 /// Counts a hit that no link of this kind was told of.

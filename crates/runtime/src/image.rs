@@ -22,6 +22,8 @@ pub const NATIVE: u32 = 1;
 pub const UNWINDS: u32 = 2;
 /// Flag: its machine code calls nothing.
 pub const ALONE: u32 = 4;
+/// Flag: beyond what it preserves its machine code leaves r9, r10 and r11 alone, too. Only with [`ALONE`].
+pub const FEW: u32 = 8;
 
 /// Head of an image. Only `skep-jit` makes them, from verified programs; what runs them trusts them.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +43,7 @@ pub struct Image {
     pub frames: u32,
     /// Name, cut to 15 bytes, zero-terminated.
     pub name: [u8; 16],
-    /// Bits of [`NATIVE`], [`UNWINDS`] and [`ALONE`].
+    /// Bits of [`NATIVE`], [`UNWINDS`], [`ALONE`] and [`FEW`].
     pub flags: u32,
     /// Handles that the table of maps must have for it: the highest index of a map that it names, plus 1.
     pub nmaps: u32,

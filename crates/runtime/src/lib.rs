@@ -23,6 +23,7 @@ mod native;
 pub mod op;
 mod own;
 pub mod packet;
+pub mod quick;
 mod read;
 mod ret_entry;
 pub mod session;

@@ -32,7 +32,9 @@ pub(crate) unsafe fn run(env: &mut Env, image: *const Image, budget: u64) -> u64
         let flags = (*image).flags;
         if flags & image::ALONE != 0 && env.modes.executes {
             // Nothing looks at what else is settled below.
-            settle(&mut env.modes.over_budget, false);
+            if !env.modes.is_native() {
+                becomes_native(&mut env.modes);
+            }
             let code: Code = transmute(image.cast::<u8>().add(CODE_OFFSET));
             return code(env, env.ctx, frame_pointer(env));
         }

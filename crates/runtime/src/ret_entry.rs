@@ -143,6 +143,7 @@ unsafe fn give(proc: &Proc, thread: Option<&ThreadEntry>, index: u32, entry: &Re
                 continue;
             }
             // In this order a signal handler in between sees the place as free, or as taken.
+            entry.place.store(1 << place, Relaxed);
             entry.home.store(home, Relaxed);
             compiler_fence(SeqCst);
             if own::swap(kept, was, index + 1) {

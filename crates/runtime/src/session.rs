@@ -530,8 +530,10 @@ pub struct RetEntry {
     pub next: AtomicU32,
     /// Address of the [`ThreadEntry`] that keeps it, plus its place there; 0 for none.
     pub home: AtomicU64,
+    /// The bit of that place in [`ThreadEntry::rets_free`].
+    pub place: AtomicU32,
     /// Reserved.
-    pub reserved: [AtomicU64; 2],
+    pub reserved: [AtomicU32; 3],
 }
 
 /// Head of the free list of return entries.
@@ -592,6 +594,15 @@ pub struct PrintkRecord {
 /// a call may change, and what the site's programs read of the others. Returns 0 to run on at [`Site::body`], or the address of
 /// the return stub to go through (the trampoline then drops the return address from the stack and jumps there).
 pub type HitFn = unsafe extern "C" fn(site: *const Site, regs: *mut skep_ebpf::uapi::PtRegs) -> u64;
+
+/// What the trampoline of a site calls whose programs change few registers: as [`HitFn`], with the site in `rdi` and the registers
+/// where the stack pointer is at the call. Of those that a call may change the trampoline has stored rax, rcx, rdx, rsi, rdi and r8, the
+/// others come back as they were. The answer is in `rax`.
+pub type QuickHitFn = unsafe extern "C" fn();
+
+/// What the common part of the return stubs calls, in the same way, with the process block in `rdi` and the stub's number in `esi`
+/// and, once more, behind the registers: as [`ReturnFn`].
+pub type QuickReturnFn = unsafe extern "C" fn();
 
 /// What the trampoline of a function jumps to that had only return links when it was made: `rax` is the site, and the function's own
 /// `rax` stands 8 bytes below its stack pointer; all else is as at its entry. It goes on at a return stub, with all registers

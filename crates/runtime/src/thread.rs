@@ -96,6 +96,11 @@ pub(crate) struct Guards {
 }
 
 impl Guards {
+    /// Where its words are.
+    pub(crate) const SP: usize = core::mem::offset_of!(Guards, sp);
+    /// See above.
+    pub(crate) const WORD: usize = core::mem::offset_of!(Guards, word);
+
     /// What stands beside the address of the registers in guards at `address`, of the thread `key`. (An address that is another's
     /// belongs to guards that have been overwritten: it does not matter what it says.)
     #[inline(always)]

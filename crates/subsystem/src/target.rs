@@ -47,7 +47,7 @@ pub fn request(
             probe.registers = match probe.target {
                 ProbeTarget::Syscall(_) => link.map_or(Registers::ALL, |link| session.helpers_read(link.program())),
                 _ if typed => Registers::ALL,
-                _ => Registers::read_by(program.context()),
+                _ => Registers::read_by(program.context(), program.changes_few()),
             };
         }
     }

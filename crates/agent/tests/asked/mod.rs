@@ -4,7 +4,7 @@ use std::arch::naked_asm;
 
 use skep_ebpf::uapi::PtRegs;
 
-use crate::world::{World, enter};
+use super::world::{World, enter};
 
 /// The function's return address.
 pub const RETURN: u64 = 0x1234_5678;

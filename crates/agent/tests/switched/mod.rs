@@ -13,8 +13,8 @@ use skep_ebpf::Insn;
 use skep_ebpf::uapi::PtRegs;
 use skep_runtime::session::{Site, link_kind};
 
-use crate::threads;
-use crate::world::{World, blob, counting, insn, percpu, total};
+use super::threads;
+use super::world::{World, blob, counting, insn, percpu, total};
 
 /// Instructions until the running coroutine is stopped, and which contexts are switched then.
 static LEFT: AtomicI64 = AtomicI64::new(0);

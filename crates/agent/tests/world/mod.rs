@@ -4,6 +4,8 @@
 #[path = "../../../jit/tests/support/mod.rs"]
 pub mod support;
 
+pub(crate) mod quick;
+
 use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::c_void;
 use std::sync::OnceLock;
@@ -19,8 +21,18 @@ use skep_runtime::session::{
 };
 use support::{SLOTS, Session};
 
-/// The two functions of the blob that are called as C functions.
+/// The two functions of the blob that are called as C functions; in the suite of quick hits what calls those.
 pub fn blob() -> (HitFn, ReturnFn) {
+    if QUICK {
+        let (base, blob) = mapped();
+        quick::lead_to(base + blob.quick_hit, base + blob.quick_ret);
+        return (quick::hit, quick::ret);
+    }
+    plain()
+}
+
+/// The two functions in any suite, for registers that lie where the test says.
+pub fn plain() -> (HitFn, ReturnFn) {
     let (base, blob) = mapped();
     let at = |offset: u64| (base + offset) as *const c_void;
     // SAFETY: the blob's functions have these types; it says so itself.
@@ -29,6 +41,12 @@ pub fn blob() -> (HitFn, ReturnFn) {
         (hit, std::mem::transmute::<*const c_void, ReturnFn>(at(blob.ret)))
     }
 }
+
+/// The suite of all kinds of hits has programs called quickly where that can be, if it is run as `quick`.
+pub const QUICK: bool = {
+    let path = module_path!().as_bytes();
+    path.len() > 5 && path[0] == b'q' && path[1] == b'u' && path[2] == b'i' && path[3] == b'c' && path[4] == b'k'
+};
 
 /// The address of the one that is jumped to.
 pub fn enter() -> u64 {

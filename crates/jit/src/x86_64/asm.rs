@@ -137,6 +137,10 @@ impl Short {
 #[derive(Default)]
 pub(crate) struct Asm {
     pub(crate) bytes: Vec<u8>,
+    /// Bits: the registers that instructions name, by number. Of the lower eight there may be more.
+    pub(crate) named: u32,
+    /// Some instruction calls or jumps to where a register says: out of this code.
+    pub(crate) leaves: bool,
 }
 
 impl Asm {
@@ -152,7 +156,8 @@ impl Asm {
 
     /// Prefixes and opcode of an instruction.
     #[inline]
-    fn opening(f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) -> Short {
+    fn opening(&mut self, f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) -> Short {
+        self.named |= 1 << (reg & 15) | 1 << (index & 15) | 1 << (base & 15);
         let mut s = Short::default();
         s.maybe(f.prefix, f.prefix != 0);
         let rex = u8::from(f.w) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
@@ -186,7 +191,8 @@ impl Asm {
 
     #[inline]
     fn head(&mut self, f: Form, opcode: u8, reg: u8, index: u8, base: u8, byte_rm: bool) {
-        self.put(Asm::opening(f, opcode, reg, index, base, byte_rm));
+        let s = self.opening(f, opcode, reg, index, base, byte_rm);
+        self.put(s);
     }
 
     /// An instruction with a register as its r/m operand.
@@ -198,7 +204,7 @@ impl Asm {
     /// The same with `n` bytes of a number behind it.
     #[inline]
     fn rr_with(&mut self, f: Form, opcode: u8, reg: u8, rm: Reg, imm: i32, n: usize) {
-        let mut s = Asm::opening(f, opcode, reg, 0, rm.0, true);
+        let mut s = self.opening(f, opcode, reg, 0, rm.0, true);
         s.byte(0xc0 | (reg & 7) << 3 | rm.0 & 7);
         self.put_with(s, imm, n);
     }
@@ -218,7 +224,7 @@ impl Asm {
         // No index is that of the stack pointer.
         let extension = if m.index.is_some() { index } else { 0 };
         let base = m.base.map_or(0, |b| b.0);
-        let mut s = Asm::opening(f, opcode, reg, extension, base, false);
+        let mut s = self.opening(f, opcode, reg, extension, base, false);
         let (reg, sib) = ((reg & 7) << 3, scale << 6 | (index & 7) << 3);
         if m.base.is_none() {
             s.byte(reg | 4);
@@ -239,6 +245,7 @@ impl Asm {
 
     #[allow(clippy::too_many_arguments, reason = "an instruction has as many")]
     fn vex(&mut self, map: u8, pp: u8, w: bool, reg: Reg, v: u8, rm: Reg, opcode: u8) {
+        self.named |= 1 << (reg.0 & 15) | 1 << (v & 15) | 1 << (rm.0 & 15);
         let inverted = |r: u8, bit: u8| if r & 8 == 0 { 1 << bit } else { 0 };
         self.bytes.extend_from_slice(&[
             0xc4,
@@ -259,7 +266,8 @@ impl Asm {
         if i8::try_from(imm).is_ok() {
             self.rr_with(w(wide), 0x83, op as u8, dst, imm, 1);
         } else if dst == RAX {
-            self.put_with(Asm::opening(w(wide), op as u8 * 8 + 5, 0, 0, 0, false), imm, 4);
+            let s = self.opening(w(wide), op as u8 * 8 + 5, 0, 0, 0, false);
+            self.put_with(s, imm, 4);
         } else {
             self.rr_with(w(wide), 0x81, op as u8, dst, imm, 4);
         }
@@ -340,7 +348,8 @@ impl Asm {
     /// `dst = imm`; flags stay.
     pub(crate) fn mov_ri(&mut self, dst: Reg, imm: u64) {
         if u32::try_from(imm).is_ok() {
-            self.put_with(Asm::opening(PLAIN, 0xb8 | dst.0 & 7, 0, 0, dst.0, false), imm as u32 as i32, 4);
+            let s = self.opening(PLAIN, 0xb8 | dst.0 & 7, 0, 0, dst.0, false);
+            self.put_with(s, imm as u32 as i32, 4);
         } else if i32::try_from(imm as i64).is_ok() {
             self.rr_with(w(true), 0xc7, 0, dst, imm as i32, 4);
         } else {
@@ -372,6 +381,7 @@ impl Asm {
     }
 
     fn head_src_byte(&mut self, f: Form, opcode: u8, dst: Reg, src: Reg) {
+        self.named |= 1 << (dst.0 & 15) | 1 << (src.0 & 15);
         let rex = u8::from(f.w) << 3 | (dst.0 >> 3) << 2 | src.0 >> 3;
         if rex != 0 || f.byte {
             self.b(0x40 | rex);
@@ -525,10 +535,12 @@ impl Asm {
     }
 
     pub(crate) fn call_reg(&mut self, r: Reg) {
+        self.leaves = true;
         self.rr(PLAIN, 0xff, 2, r);
     }
 
     pub(crate) fn jmp_reg(&mut self, r: Reg) {
+        self.leaves = true;
         self.rr(PLAIN, 0xff, 4, r);
     }
 

@@ -108,14 +108,6 @@ fn must_count(ops: &Ops, source: &Source<'_>, uncounted: u32) -> bool {
     taken > uncounted
 }
 
-/// True if a program only computes: its code calls nothing, and nothing can end it in the middle.
-pub(crate) fn is_alone(ops: &Ops, source: &Source<'_>) -> bool {
-    source.marks.iter().all(|&i| match ops.op(i as usize) {
-        Op::Jump { .. } | Op::Branch { .. } => true,
-        op => !may_spend(i as usize, &op),
-    })
-}
-
 impl<'a> Emitter<'a> {
     pub(crate) fn new(
         ops: &'a Ops,

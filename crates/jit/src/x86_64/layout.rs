@@ -54,6 +54,10 @@ pub(crate) struct Layout {
 /// The finished code.
 pub(crate) struct Placed {
     pub(crate) code: Vec<u8>,
+    /// See [`Asm::named`].
+    pub(crate) named: u32,
+    /// See [`Asm::leaves`].
+    pub(crate) leaves: bool,
     pub(crate) places: Places,
 }
 
@@ -87,7 +91,7 @@ impl Placed {
 impl Layout {
     /// Empty code with room for labels `0..labels`.
     pub(crate) fn new(labels: usize) -> Layout {
-        let asm = Asm { bytes: Vec::with_capacity(labels * 4 + 256) };
+        let asm = Asm { bytes: Vec::with_capacity(labels * 4 + 256), ..Asm::default() };
         Layout { asm, items: Vec::new(), labels: vec![NOWHERE; labels] }
     }
 
@@ -127,6 +131,7 @@ impl Layout {
 
     /// Loads the address of a label.
     pub(crate) fn lea(&mut self, dst: Reg, target: Label) {
+        self.asm.named |= 1 << dst.0;
         self.item(Kind::Lea(dst), target, 7);
     }
 
@@ -184,7 +189,7 @@ impl Layout {
         before[self.items.len()] = shift;
 
         let raw = &self.asm.bytes;
-        let mut out = Asm { bytes: Vec::with_capacity(raw.len() + shift as usize) };
+        let mut out = Asm { bytes: Vec::with_capacity(raw.len() + shift as usize), ..Asm::default() };
         let mut from = 0;
         for item in &self.items {
             out.bytes.extend_from_slice(&raw[from..item.at as usize]);
@@ -206,6 +211,11 @@ impl Layout {
             }
         }
         out.bytes.extend_from_slice(&raw[from..]);
-        Placed { code: out.bytes, places: Places { labels: self.labels, before } }
+        Placed {
+            code: out.bytes,
+            named: self.asm.named,
+            leaves: self.asm.leaves,
+            places: Places { labels: self.labels, before },
+        }
     }
 }

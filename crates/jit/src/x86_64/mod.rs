@@ -44,6 +44,8 @@ pub(crate) struct Native {
     pub(crate) unwinds: bool,
     /// It calls nothing.
     pub(crate) alone: bool,
+    /// It leaves r9, r10 and r11 alone.
+    pub(crate) few: bool,
 }
 
 /// Translates a program that was [lowered](crate::lower).
@@ -58,6 +60,7 @@ pub(crate) fn translate(source: &Source<'_>, options: &Options, tuning: &Tuning)
     let entry = |n| placed.offset(emit::Emitter::entry(ops.len(), n));
     let functions = (0..flow.functions.len()).filter_map(entry).collect();
     let entries = (0..flow.functions.len()).map(|n| entry(n).unwrap_or(0)).collect();
-    let alone = !unwinds && !tuning.extends && emit::is_alone(&ops, source);
-    Native { code: placed.code, places: placed.places, entries, functions, unwinds, alone }
+    let alone = !unwinds && !tuning.extends && !placed.leaves;
+    let few = alone && [regs::R9, regs::R10, regs::R11].iter().all(|r| placed.named & 1 << r.0 == 0);
+    Native { code: placed.code, places: placed.places, entries, functions, unwinds, alone, few }
 }

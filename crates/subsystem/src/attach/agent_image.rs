@@ -21,6 +21,8 @@ pub struct AgentImage {
     pub hit: u64,
     /// `skep_enter`, relative to the base. Without it functions with return probes alone are entered as all others.
     pub enter: Option<u64>,
+    /// What programs that change few registers are called by, likewise; without it they are called as all others.
+    pub quick: Option<Quick>,
     /// `skep_return`, relative to the base.
     pub ret: u64,
     /// `skep_leave`, relative to the base. Without it there are no probes at `ret`s.
@@ -31,6 +33,25 @@ pub struct AgentImage {
     pub traps: Option<(u64, u64)>,
     /// Its code uses vector registers, which trampolines then save.
     pub vectors: bool,
+}
+
+/// Functions that change few registers, relative to the base.
+#[derive(Clone, Copy, Debug)]
+pub struct Quick {
+    /// `skep_quick_hit`.
+    pub hit: u64,
+    /// `skep_quick_return`.
+    pub ret: u64,
+    /// `skep_quick_call` and `skep_quick_called`.
+    pub calls: (u64, u64),
+}
+
+impl Quick {
+    fn found<E>(symbol: &impl Fn(&str) -> Result<u64, E>) -> Option<Quick> {
+        let at = |name| symbol(name).ok();
+        let calls = (at("skep_quick_call")?, at("skep_quick_called")?);
+        Some(Quick { hit: at("skep_quick_hit")?, ret: at("skep_quick_return")?, calls })
+    }
 }
 
 /// The one function that may use vector registers, since it keeps them.
@@ -111,6 +132,7 @@ impl AgentImage {
             span,
             hit: symbol("skep_hit")?,
             enter: symbol("skep_enter").ok(),
+            quick: Quick::found(&symbol).filter(|_| !vectors),
             ret: symbol("skep_return")?,
             leave: symbol("skep_leave").ok(),
             calls: symbol("skep_call").ok().zip(symbol("skep_called").ok()),

@@ -184,10 +184,11 @@ impl Target {
     /// Can the sites that there are become what the plan wants them to be?
     fn can_become(&self, plan: &Plan) -> bool {
         // Its trampoline would be another, or what is behind the return stubs.
-        let code = |site: &PlannedSite| (site.guard, site.stored());
+        let code = |site: &PlannedSite| (site.guard, site.stored().words());
         let other = |site: &PlannedSite| self.sites.iter().any(|s| s.ip == site.ip && code(s) != code(site));
         let stored = plan::stored_at_return(&self.sites);
-        !plan.sites.iter().any(other) && stored.and(plan::stored_at_return(&plan.sites)) == stored
+        let more = stored.and(plan::stored_at_return(&plan.sites));
+        !plan.sites.iter().any(other) && more.words() == stored.words()
     }
 
     /// All sites: those that there are, in their order, with the plan's links, and the new ones.

@@ -35,7 +35,9 @@ const SP: u32 = 19;
 const SS: u32 = 20;
 /// Registers that a call may change, with their words: r11 to r8, rax, rcx, rdx, rsi, rdi.
 const CHANGED: [(u32, u8); 9] = [(6, 11), (7, 10), (8, 9), (9, 8), (10, 0), (11, 1), (12, 2), (13, 6), (14, 7)];
-/// Registers that it keeps: r15 to r12, rbp, rbx.
+/// Those that quick hits may change: r8, rax, rcx, rdx, rsi, rdi.
+const CHANGED_QUICKLY: [(u32, u8); 6] = [(9, 8), (10, 0), (11, 1), (12, 2), (13, 6), (14, 7)];
+/// Registers that a call keeps: r15 to r12, rbp, rbx.
 const KEPT: [(u32, u8); 6] = [(0, 15), (1, 14), (2, 13), (3, 12), (4, 5), (5, 3)];
 
 /// A trampoline to make.
@@ -54,6 +56,8 @@ pub struct Trampoline {
     pub guard: bool,
     /// What programs read of the registers.
     pub registers: Registers,
+    /// `hit` is a `skep_quick_hit`.
+    pub quick: bool,
     /// `hit` uses vector registers.
     pub vectors: bool,
     /// The function is Go's: its stack is too small for us, and here is another.
@@ -163,10 +167,12 @@ impl Code {
         self.imm32(&[0x8f, 0x84, 0x24], (FLAGS * 8).cast_signed()) // pop [rsp+144], rsp as it is then
     }
 
-    /// Fills a `pt_regs` at rsp but for its stack pointer: what a call may change, and what programs read.
-    fn save(&mut self, read: Registers, ip: u64) -> &mut Self {
-        for (word, reg) in CHANGED.into_iter().chain(KEPT.into_iter().filter(|(word, _)| read.has(*word))) {
-            self.store(word, reg);
+    /// Fills a `pt_regs` at rsp but for its stack pointer: what may be changed, and what programs read.
+    fn save(&mut self, changed: &[(u32, u8)], read: Registers, ip: u64) -> &mut Self {
+        for (word, reg) in CHANGED.into_iter().chain(KEPT) {
+            if read.has(word) || changed.contains(&(word, reg)) {
+                self.store(word, reg);
+            }
         }
         for (word, value) in [(ORIG_RAX, -1), (CS, 0x33), (SS, 0x2b)] {
             if read.has(word) {
@@ -180,12 +186,20 @@ impl Code {
         self
     }
 
-    /// Gives back what a call may have changed.
-    fn restore(&mut self) -> &mut Self {
-        for (word, reg) in CHANGED {
+    /// Gives back what may have been changed.
+    fn restore(&mut self, changed: &[(u32, u8)]) -> &mut Self {
+        for &(word, reg) in changed {
             self.mov(0x8b, word, reg);
         }
         self
+    }
+
+    /// Calls `skep_hit` or `skep_quick_hit`, with a `pt_regs` at rsp.
+    fn call_hit(&mut self, t: &Trampoline) -> &mut Self {
+        self.call(t.hit, t.vectors, |code| match t.quick {
+            true => code.imm64(&[0x48, 0xbf], t.site), // mov rdi, site
+            false => code.hit_args(t.site),
+        })
     }
 
     /// Gives back the flags; rax and rcx are changed. `popfq` is slow, and needed only for the direction flag.
@@ -229,6 +243,13 @@ impl Code {
     /// `lea rsp, [rsp+n]`, which leaves the flags alone.
     fn raise(&mut self, n: i32) -> &mut Self {
         self.imm32(&[0x48, 0x8d, 0xa4, 0x24], n)
+    }
+}
+
+impl Trampoline {
+    /// The registers that the call may change.
+    fn changed(&self) -> &'static [(u32, u8)] {
+        if self.quick { &CHANGED_QUICKLY } else { &CHANGED }
     }
 }
 
@@ -307,7 +328,7 @@ fn in_go(t: &Trampoline, stacks: u64) -> Vec<u8> {
     if t.registers.has(FLAGS) {
         code.save_flags();
     }
-    code.save(if t.leaves { t.registers.without(RIP) } else { t.registers }, t.ip);
+    code.save(&CHANGED, if t.leaves { t.registers.without(RIP) } else { t.registers }, t.ip);
     code.imm32(&[0x48, 0x8b, 0x84, 0x24], REGS); // mov rax, [rsp+168]: the application's rsp
     if t.leaves {
         code.put(&[0x48, 0x8b, 0x08]); // mov rcx, [rax]: where it returns to
@@ -316,7 +337,7 @@ fn in_go(t: &Trampoline, stacks: u64) -> Vec<u8> {
     }
     code.imm32(&[0x48, 0x89, 0x84, 0x24], REG_SP); // mov [rsp+152], rax
     code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
-    code.restore().raise(REGS);
+    code.restore(&CHANGED).raise(REGS);
 
     code.put(&KEEP);
     code.imm32(&[0x4c, 0x8d, 0xa4, 0x24], -SAVED); // lea r12, [rsp-…]
@@ -345,9 +366,8 @@ fn at_guard(t: &Trampoline) -> Vec<u8> {
 fn inside(t: &Trampoline) -> Vec<u8> {
     let mut code = Code::default();
     code.raise(-RED_ZONE - REGS).save_flags();
-    code.save(t.registers, t.ip).fix_rsp(RED_ZONE);
-    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
-    code.restore_flags().restore().raise(REGS + RED_ZONE);
+    code.save(t.changed(), t.registers, t.ip).fix_rsp(RED_ZONE).call_hit(t);
+    code.restore_flags().restore(t.changed()).raise(REGS + RED_ZONE);
     code.0
 }
 
@@ -359,18 +379,17 @@ fn at_entry(t: &Trampoline) -> Vec<u8> {
     if t.registers.has(FLAGS) {
         code.save_flags();
     }
-    code.save(t.registers, t.ip);
-    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
+    code.save(t.changed(), t.registers, t.ip).call_hit(t);
     // Through a return stub: rax is its address. It travels in the place of ss, which is 16 below the final rsp and thus safe
     // from signal handlers (red zone).
     let mut stub = Code::default();
     stub.store(SS, 0); // rax
-    stub.restore().raise(REGS + 8); // drops the return address, too
+    stub.restore(t.changed()).raise(REGS + 8); // drops the return address, too
     stub.put(&[0xff, 0x64, 0x24, 0xf0]); // jmp [rsp-16]
     code.put(&[0x48, 0x85, 0xc0]); // test rax, rax
     code.imm32(&[0x0f, 0x84], stub.0.len() as i32); // jz past it
     code.put(&stub.0);
-    code.restore().raise(REGS);
+    code.restore(t.changed()).raise(REGS);
     code.0
 }
 
@@ -390,6 +409,8 @@ pub struct Stubs {
     pub proc: u64,
     /// Address of `skep_return`.
     pub ret: u64,
+    /// It is a `skep_quick_return`.
+    pub quick: bool,
     /// What programs read of the registers.
     pub registers: Registers,
     /// `ret` uses vector registers.
@@ -433,17 +454,18 @@ pub fn stubs(s: &Stubs) -> Vec<u8> {
         code.save_flags();
     }
     // `ret` tells rip.
-    code.save(s.registers.without(RIP), 0);
+    let changed: &[_] = if s.quick { &CHANGED_QUICKLY } else { &CHANGED };
+    code.save(changed, s.registers.without(RIP), 0);
     if s.registers.has(SP) {
         code.fix_rsp(8);
     }
     code.call(s.ret, s.vectors, |code| {
         code.imm64(&[0x48, 0xbf], s.proc); // mov rdi, proc
         code.imm32(&[0x8b, 0xb4, 0x24], REGS); // mov esi, [rsp+168]
-        code.put(&[0x48, 0x89, 0xe2]) // mov rdx, rsp
+        if s.quick { code } else { code.put(&[0x48, 0x89, 0xe2]) } // mov rdx, rsp
     });
     code.imm32(&[0x48, 0x89, 0x84, 0x24], REGS); // mov [rsp+168], rax: the real return address
-    code.restore().raise(REGS);
+    code.restore(changed).raise(REGS);
     code.put(&[0xc3]); // ret
     code.0
 }
@@ -489,7 +511,9 @@ mod tests {
             {
                 let (site, ip, hit, enter, stacks, leaves) = (0x1122, 0x3344, 0x5566, None, None, false);
                 let call = None;
-                let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves, call };
+                let quick = !vectors && registers == Registers::NONE;
+                let t =
+                    Trampoline { site, ip, hit, enter, inside, guard, registers, quick, vectors, stacks, leaves, call };
                 let code = trampoline(&t);
                 assert!(code.len() as u64 <= TRAMPOLINE_MAX, "{}", code.len());
                 let insns = decode(&code, 0x1000);
@@ -535,6 +559,7 @@ mod tests {
             inside,
             guard,
             registers,
+            quick: false,
             vectors,
             stacks: None,
             leaves: false,
@@ -563,11 +588,11 @@ mod tests {
     #[test]
     fn all_registers_and_flags_come_back() {
         let both = [false, true];
-        let kinds =
-            both.map(|inside| both.map(|vectors| [Registers::NONE, Registers::ALL].map(|r| (inside, vectors, r))));
-        let kinds: Vec<(bool, bool, Registers)> = kinds.concat().concat();
-        let codes = run::place(kinds.iter().map(|&(inside, vectors, registers)| {
-            let hit = run::function();
+        let ways = [(false, false), (true, false), (false, true)];
+        let kinds = both.map(|inside| ways.map(|way| [Registers::NONE, Registers::ALL].map(|r| (inside, way, r))));
+        let kinds: Vec<(bool, (bool, bool), Registers)> = kinds.concat().concat();
+        let codes = run::place(kinds.iter().map(|&(inside, (vectors, quick), registers)| {
+            let hit = if quick { run::quick_function() } else { run::function() };
             let (site, ip, enter, guard, stacks, leaves) = (1, 0x3344, None, false, None, false);
             trampoline(&Trampoline {
                 site,
@@ -577,6 +602,7 @@ mod tests {
                 inside,
                 guard,
                 registers,
+                quick,
                 vectors,
                 stacks,
                 leaves,
@@ -615,7 +641,8 @@ mod tests {
             let call = CallSide { number: Some(257), exit, flags, back: 0x3344 };
             let (site, ip, hit, inside, call) = (1, 0x3340, run::function(), true, Some(call));
             let (enter, guard, stacks, leaves, vectors) = (None, false, None, false, false);
-            let t = Trampoline { site, ip, hit, enter, inside, guard, registers, vectors, stacks, leaves, call };
+            let quick = false;
+            let t = Trampoline { site, ip, hit, enter, inside, guard, registers, quick, vectors, stacks, leaves, call };
             assert!(trampoline(&t).len() as u64 <= TRAMPOLINE_MAX);
             trampoline(&t)
         }));
@@ -656,6 +683,7 @@ mod tests {
                 inside: false,
                 guard: false,
                 registers,
+                quick: false,
                 vectors: leaves,
                 stacks: Some(stacks),
                 leaves,
@@ -671,6 +699,7 @@ mod tests {
             inside: false,
             guard: false,
             registers: Registers::ALL,
+            quick: false,
             vectors: false,
             stacks: Some(4),
             leaves: true,
@@ -703,7 +732,11 @@ mod tests {
 
     #[test]
     fn stubs_point_at_their_entries() {
-        let (registers, vectors) = (Registers::ALL, true);
+        [false, true].into_iter().for_each(stubs_of);
+    }
+
+    fn stubs_of(quick: bool) {
+        let (registers, vectors) = (Registers::ALL, !quick);
         let s = Stubs {
             stubs: 0x10000,
             count: 3,
@@ -712,6 +745,7 @@ mod tests {
             body: 8,
             proc: 0x77,
             ret: 0x88,
+            quick,
             registers,
             vectors,
         };
@@ -775,6 +809,27 @@ mod tests {
             )
         }
 
+        /// Stands in for quick hits: likewise, but for what those leave alone.
+        #[unsafe(naked)]
+        unsafe extern "C" fn ruin_few() -> u64 {
+            naked_asm!(
+                "lea rsi, [rsp + 8]",
+                "lea rdi, [rip + {regs}]",
+                "mov ecx, 21",
+                "cld",
+                "rep movsq",
+                "mov rcx, -1",
+                "mov rdx, rcx",
+                "mov rsi, rcx",
+                "mov rdi, rcx",
+                "mov r8, rcx",
+                "xor eax, eax",
+                "stc",
+                "ret",
+                regs = sym REGS,
+            )
+        }
+
         #[unsafe(naked)]
         unsafe extern "C" fn enter(code: u64, regs: *const u64, flags: u64) {
             naked_asm!(
@@ -816,6 +871,11 @@ mod tests {
         /// The function for trampolines to call.
         pub fn function() -> u64 {
             ruin as *const () as u64
+        }
+
+        /// The function for trampolines of quick hits.
+        pub fn quick_function() -> u64 {
+            ruin_few as *const () as u64
         }
 
         /// Makes pieces of code executable, for good; each goes on where [`through`] sees the registers.

@@ -347,6 +347,8 @@ impl Mapper<'_, '_> {
             keeps,
             links: control + links_offset(&session.control)?,
         };
+        let registers = stored_at_return(&plan.sites);
+        let quick = session.agent.quick.filter(|_| !registers.calls());
         let mut stubs = code::stubs(&Stubs {
             stubs: private.stubs,
             count: NRET,
@@ -354,8 +356,9 @@ impl Mapper<'_, '_> {
             ret_size: size_of::<RetEntry>() as u64,
             body: std::mem::offset_of!(RetEntry, body) as u64,
             proc: block_at,
-            ret: agent + session.agent.ret,
-            registers: stored_at_return(&plan.sites),
+            ret: agent + quick.map_or(session.agent.ret, |quick| quick.ret),
+            quick: quick.is_some(),
+            registers,
             vectors: session.agent.vectors,
         });
         let handler = traps.map(|(restorer, (_, trap))| {
@@ -395,6 +398,11 @@ impl Mapper<'_, '_> {
     ) -> Result<(), AttachError> {
         for (n, site) in plan.sites.iter().enumerate().skip(known) {
             let hit = match (site.guard, image.traps) {
+                _ if let Some(quick) = image.quick.filter(|_| site.is_quick()) => match &site.call {
+                    None => quick.hit,
+                    Some(call) if call.exit => quick.calls.1,
+                    Some(_) => quick.calls.0,
+                },
                 _ if let Some(call) = &site.call => {
                     let calls = image.calls.ok_or_else(|| AttachError::Agent {
                         reason: format!("`{}` is probed at a system call, for which it lacks functions", site.symbol),

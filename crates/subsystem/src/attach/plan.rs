@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use skep_runtime::session::{SITE_LINKS, guard};
+use skep_runtime::syscall::MAKE_CHILDREN;
 
 use super::AttachError;
 use super::agent_image::AgentImage;
@@ -45,6 +46,8 @@ pub struct PlannedSite {
     vectors: bool,
     /// Its trampoline asks `skep_enter` first: it was made for return probes alone.
     asks: bool,
+    /// Its trampoline calls `skep_quick_hit`: it was made for programs that change few registers.
+    quick: bool,
     /// Name, for messages.
     pub symbol: String,
     /// The text at `ip` as it is.
@@ -106,6 +109,7 @@ impl PlannedSite {
             inside: !self.window.entry,
             guard: self.guard != guard::NONE,
             registers: self.stored(),
+            quick: self.quick,
             vectors: self.vectors,
             stacks: self.go.then_some(stacks),
             leaves: self.window.leaves,
@@ -167,6 +171,21 @@ impl PlannedSite {
         let lead = (self.window.address - self.ip) as usize;
         let old = self.text.get(lead..lead + self.patch.len()).unwrap_or_default().to_vec();
         Change { address: self.window.address, old, new: self.patch.clone() }
+    }
+
+    /// Its trampoline calls `skep_quick_hit`.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
+
+    /// Its hits have nothing else to look at than the program: neither a guard's answer, nor which system call it is, nor whose.
+    fn is_plain(&self) -> bool {
+        let call = |call: &CallSide| call.number.is_some_and(|number| !call.exit || !MAKE_CHILDREN.contains(&number));
+        !self.go
+            && !self.window.leaves
+            && !self.window.trap
+            && self.guard == guard::NONE
+            && self.call.as_ref().is_none_or(call)
     }
 
     /// Is it there for the sake of breakpoints alone?
@@ -264,6 +283,7 @@ pub fn grow(
         // What is there stays as it is.
         if site.code == 0 {
             site.asks = agent.enter.is_some() && !site.go && site.only_returns();
+            site.quick = agent.quick.is_some() && site.is_plain() && !site.only_returns() && !site.stored().calls();
         }
     }
     plan.place(maps, modules);
@@ -433,6 +453,7 @@ impl Plan {
             registers: [Registers::NONE; 2],
             vectors: true,
             asks: false,
+            quick: false,
             symbol,
             text,
             entry: entry(world, &found),

@@ -75,25 +75,39 @@ pub struct SyscallProbe {
     pub exit: bool,
 }
 
-/// Words of a `pt_regs`, by their order in it.
+/// Words of a `pt_regs`, by their order in it; and whether code runs that may change all that a call may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers(u32);
 
 impl Registers {
     /// Words of a `pt_regs`.
     pub const COUNT: u32 = 21;
-    /// All of it.
-    pub const ALL: Registers = Registers((1 << Registers::COUNT) - 1);
+    const CALLS: u32 = 1 << 31;
+    /// All of it, and calls.
+    pub const ALL: Registers = Registers((1 << Registers::COUNT) - 1 | Registers::CALLS);
     /// What stacks begin with: frame pointer, instruction pointer and stack pointer.
     pub const STACK: Registers = Registers(1 << 4 | 1 << 16 | 1 << 19);
+    /// None of it, and calls.
+    pub const CALLING: Registers = Registers(Registers::CALLS);
     /// Nothing of it.
     pub const NONE: Registers = Registers(0);
 
-    /// Those that a program may read of its context.
-    pub fn read_by(context: &Context) -> Registers {
+    /// Those that a program may read of its context; `few` if its code changes few registers.
+    pub fn read_by(context: &Context, few: bool) -> Registers {
         let Context::Parts(parts) = context else { return Registers::ALL };
         let words = parts.iter().flat_map(|&(start, end)| start / 8..end.div_ceil(8));
-        Registers(words.filter(|&word| word < Registers::COUNT).fold(0, |all, word| all | 1 << word))
+        let calls = if few { 0 } else { Registers::CALLS };
+        Registers(words.filter(|&word| word < Registers::COUNT).fold(calls, |all, word| all | 1 << word))
+    }
+
+    /// May what runs change all that a call may?
+    pub fn calls(self) -> bool {
+        self.0 & Registers::CALLS != 0
+    }
+
+    /// The words.
+    pub fn words(self) -> u32 {
+        self.0 & !Registers::CALLS
     }
 
     /// Those of both.

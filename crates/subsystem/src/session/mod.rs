@@ -400,7 +400,8 @@ impl Session {
             let helper = insn.is_helper_call().then(|| Helper::by_id(insn.imm as u32)).flatten();
             helper.is_some_and(|helper| READERS.contains(&helper.name))
         };
-        if object.verified.insns().iter().any(reads) { Registers::STACK } else { Registers::NONE }
+        let calls = if object.loaded.changes_few() { Registers::NONE } else { Registers::CALLING };
+        calls.and(if object.verified.insns().iter().any(reads) { Registers::STACK } else { Registers::NONE })
     }
 
     /// The links, in the order in which they were made.

@@ -55,9 +55,9 @@ pub fn trampoline(t: &Trampoline, call: &CallSide) -> Vec<u8> {
     };
     // From here on rax is free.
     if whole {
-        code.save(t.registers, call.back);
+        code.save(&CHANGED, t.registers, call.back);
     } else if call.exit {
-        CHANGED.into_iter().fold(&mut code, |code, (word, reg)| code.store(word, reg));
+        t.changed().iter().fold(&mut code, |code, &(word, reg)| code.store(word, reg));
     }
     // What stacks are found by.
     if t.registers.has(RIP) && !whole {
@@ -67,13 +67,19 @@ pub fn trampoline(t: &Trampoline, call: &CallSide) -> Vec<u8> {
     if t.registers.has(SP) {
         code.fix_rsp(RED_ZONE + CONTEXT);
     }
-    code.call(t.hit, t.vectors, |code| code.hit_args(t.site));
+    code.call_hit(t);
     if call.flags {
         code.restore_flags();
     }
     match call.exit {
-        true => code.restore(),
-        false => ARGUMENTS.into_iter().fold(&mut code, |code, (word, reg)| code.mov(0x8b, word, reg)),
+        true => code.restore(t.changed()),
+        false => {
+            let changed = |reg| t.changed().iter().any(|&(_, r)| r == reg);
+            ARGUMENTS
+                .into_iter()
+                .filter(|(_, reg)| changed(*reg))
+                .fold(&mut code, |code, (word, reg)| code.mov(0x8b, word, reg))
+        }
     };
     code.raise(REGS + RED_ZONE + CONTEXT);
     code.0
