@@ -45,7 +45,7 @@ const REGS: usize = 8;
 /// Where they are while the guards are on the stack.
 const REGS_GUARDED: usize = REGS + size_of::<Guards>();
 
-/// In an image at `[{image} + {control}]`: is it to be run here? Else on at 8. Changes `{temporary}`.
+/// Is the image at `$image` to be run here, and does the process have its maps? Else on at 8. Changes `$temporary`.
 macro_rules! is_quick {
     ($image:literal, $temporary:literal, $proc:literal) => {
         concat!(
@@ -68,8 +68,8 @@ macro_rules! is_quick {
     };
 }
 
-/// Lets a run have the thread `{thread}` with the key r8, and puts the thread's slot into rax and the slot's words into r8: else
-/// on at 7 (the guards are on the stack), at 6 (it has the thread, too) or at 5 (and `{thread}` has been changed).
+/// Lets a run have the thread `$thread` with the key r8, and puts the thread's slot into rax and the slot's words into r8: else
+/// on at 7 (the guards are on the stack), at 6 (it has the thread, too) or at 5 (and `$thread` has been changed).
 macro_rules! begin {
     ($thread:literal) => {
         concat!(
