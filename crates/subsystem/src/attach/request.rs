@@ -84,7 +84,7 @@ impl Registers {
     pub const COUNT: u32 = 21;
     const CALLS: u32 = 1 << 31;
     /// All of it, and calls.
-    pub const ALL: Registers = Registers((1 << Registers::COUNT) - 1 | Registers::CALLS);
+    pub const ALL: Registers = Registers(((1 << Registers::COUNT) - 1) | Registers::CALLS);
     /// What stacks begin with: frame pointer, instruction pointer and stack pointer.
     pub const STACK: Registers = Registers(1 << 4 | 1 << 16 | 1 << 19);
     /// None of it, and calls.
