@@ -5,7 +5,7 @@ use std::hint::select_unpredictable;
 use skep_verifier::Rewritten;
 
 use super::effects::{self, DEAD, Effects};
-use super::ir::{ARGUMENTS, Live, Op, Ops, Src, both};
+use super::ir::{ARGUMENTS, Cond, Live, Op, Ops, Src, both};
 use crate::Source;
 
 /// No block.
@@ -151,7 +151,7 @@ fn select(ops: &mut Ops, effects: &mut [Effects], leader: &mut [u8], i: usize) {
     }
     let target = target as usize;
     let joins = target == i + 2 || matches!(ops.op(i + 2), Op::Jump { target: t } if t as usize == target);
-    if !joins {
+    if !joins || target <= i && leads_to_next(ops, leader, i, cond, dst) {
         return;
     }
     ops.set(i, Op::Select { cond, wide, dst, src });
@@ -161,6 +161,43 @@ fn select(ops: &mut Ops, effects: &mut [Effects], leader: &mut [u8], i: usize) {
     if leader[target] < u8::MAX {
         leader[target] -= 1;
     }
+}
+
+/// Instructions that [`leads_to_next`] looks back.
+const LOOK_BACK: usize = 16;
+
+/// In a loop: is what the branch at `i` asks loaded from where `dst` says? As a select the next round's load would wait for this
+/// one; behind a branch that is predicted it does not. A binary search is of that kind.
+fn leads_to_next(ops: &Ops, leader: &[u8], i: usize, cond: Cond, dst: u8) -> bool {
+    let bit = |r: u8| 1u16.checked_shl(r.into()).unwrap_or(0);
+    let of = |src: Src| if let Src::Reg(r) = src { bit(r) } else { 0 };
+    // Registers that it depends on, and those by way of a load.
+    let (mut on, mut by_load) = (bit(cond.a) | of(cond.b), 0u16);
+    for at in (i.saturating_sub(LOOK_BACK)..i).rev() {
+        if leader[at + 1] != 0 {
+            break;
+        }
+        let (written, read, adds) = match ops.op(at) {
+            Op::Load { dst, base, .. } => {
+                if on & bit(dst) != 0 {
+                    on &= !bit(dst);
+                    by_load |= bit(base);
+                }
+                (dst, bit(base), false)
+            }
+            Op::Mov { dst, src, .. } => (dst, of(src), false),
+            Op::MovSx { dst, src, .. } => (dst, bit(src), false),
+            Op::Bin { dst, src, .. } | Op::Div { dst, src, .. } => (dst, of(src), true),
+            Op::Neg { .. } | Op::Swap { .. } | Op::Low16 { .. } | Op::Store { .. } | Op::Nop => continue,
+            _ => return false,
+        };
+        for set in [&mut on, &mut by_load] {
+            if *set & bit(written) != 0 {
+                *set = if adds { *set | read } else { *set & !bit(written) | read };
+            }
+        }
+    }
+    by_load & bit(dst) != 0
 }
 
 /// The next instruction from `at` on that starts a block, or `end`.
