@@ -4,7 +4,7 @@
 mod hits;
 
 use hits::world::quick::long_ways;
-use hits::world::{World, counting, percpu, total};
+use hits::world::{World, counting, insn, percpu, total};
 use skep_runtime::session::link_kind;
 
 #[test]
@@ -24,4 +24,21 @@ fn programs_that_call_nothing_take_the_short_way() {
         assert!(rounds < 10_000, "all went the long way");
     }
     assert_eq!(total(&world.session), 20 * (rounds + 1));
+}
+
+/// What cannot be run so is known only once the run has begun: it is as if it had not.
+#[test]
+fn programs_that_call_something_take_the_long_way_from_there() {
+    let mut calling = counting(0);
+    // Calls bpf_ktime_get_ns first.
+    calling.insert(0, insn(0x85, 0, 0, 0, 5));
+    let world = World::new(&[percpu()], &[(&calling, link_kind::ENTRY), (&calling, link_kind::RETURN)], 4);
+    let before = long_ways();
+    for calls in 1..100 {
+        world.call();
+        assert!(world.all_slots_free(), "a run has been left under way");
+        assert_eq!(total(&world.session), 2 * calls);
+    }
+    assert!(long_ways() >= before + 2 * 99);
+    assert_eq!([0, 1].map(|link| world.count(link, |c| &c.hits)), [99, 99]);
 }

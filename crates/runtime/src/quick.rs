@@ -9,6 +9,7 @@
 //!
 //! * Those of [`hit`](crate::hit) and [`thread`](crate::thread), which tells what the words of a run mean.
 //! * Until the run has the thread and its slot nothing is changed but the guards; these are cleared where it does not get them.
+//! * The image is found behind that, as in `hit`: a controller that sees no run under way may give an old one's memory to others.
 //! * What is needed behind the program stands in the slot, and is loaded before the thread is given back.
 
 use core::arch::naked_asm;
@@ -45,31 +46,58 @@ const REGS: usize = 8;
 /// Where they are while the guards are on the stack.
 const REGS_GUARDED: usize = REGS + size_of::<Guards>();
 
-/// Is the image at `$image` to be run here, and does the process have its maps? Else on at 8. Changes `$temporary`.
-macro_rules! is_quick {
-    ($image:literal, $temporary:literal, $proc:literal) => {
+/// Puts the image of the link rcx into `$image`, if it is to be run here and the process has its maps: else on at 4. `$image` is the
+/// control region before; `$proc` is how the process's block is found, and put into `$temporary`.
+macro_rules! image {
+    ($image:literal, $temporary:literal, $proc:expr) => {
         concat!(
-            "cmp dword ptr [",
-            $image,
-            " + {flags}], {quick}\n",
-            "jne 8f\n",
+            "mov ",
+            $temporary,
+            ", [rcx + {cell}]\n",
+            "test ",
+            $temporary,
+            ", ",
+            $temporary,
+            "\n",
+            "jz 4f\n",
             "mov ",
             $temporary,
             ", [",
             $image,
-            " + {image_maps}]\n",
-            "cmp ",
+            " + ",
             $temporary,
-            ", [",
+            " + {cell_image}]\n",
+            "test ",
+            $temporary,
+            ", ",
+            $temporary,
+            "\n",
+            "jz 4f\n",
+            "add ",
+            $image,
+            ", ",
+            $temporary,
+            "\n",
+            "cmp dword ptr [",
+            $image,
+            " + {flags}], {quick}\n",
+            "jne 4f\n",
             $proc,
+            "\n",
+            "mov r8d, [",
+            $image,
+            " + {image_maps}]\n",
+            "cmp r8d, [",
+            $temporary,
             " + {proc_maps}]\n",
-            "ja 8f",
+            "ja 4f",
         )
     };
 }
 
-/// Lets a run have the thread `$thread` with the key r8, and puts the thread's slot into rax and the slot's words into r8: else
-/// on at 7 (the guards are on the stack), at 6 (it has the thread, too) or at 5 (and `$thread` has been changed).
+/// Lets a run have the thread `$thread` with the key r8, and puts the thread's slot into rax: else on at 7 (the guards are on the
+/// stack), at 6 (it has the thread, too) or at 5 (and `$thread` has been changed). From then on nothing is given back that the run
+/// may find.
 macro_rules! begin {
     ($thread:literal) => {
         concat!(
@@ -153,10 +181,25 @@ macro_rules! conclude {
     };
 }
 
-/// From 5, 6 and 7 of [`begin!`] on to 8.
+/// From 4 of [`image!`] and 5, 6 and 7 of [`begin!`] on to 8.
 macro_rules! undo {
     ($thread:literal) => {
         concat!(
+            "4:\n",
+            "mov ",
+            $thread,
+            ", [rax + {thread}]\n",
+            // A child that was forked meanwhile has no part in the slot.
+            "cmp qword ptr [",
+            $thread,
+            " + {guards}], 0\n",
+            "je 7f\n",
+            "mov r8, [rax + {slot}]\n",
+            "mov rax, [r8 + {taken}]\n",
+            "or rax, 1\n",
+            "inc rax\n",
+            "mov [r8 + {taken}], rax\n",
+            "jmp 6f\n",
             "5:\n",
             "mov ",
             $thread,
@@ -198,22 +241,14 @@ macro_rules! at_entry {
         naked_asm!(
             "mov rax, [rdi + {proc}]",
             "mov rcx, [rdi + {on_entry}]",
-            "mov r8, [rax + {control}]",
+            "mov rsi, [rax + {control}]",
             "cmp rcx, 1",
             "jbe 8f",
-            "test dword ptr [r8 + {enable}], {tid_mask}",
+            "test dword ptr [rsi + {enable}], {tid_mask}",
             "jz 8f",
             "cmp dword ptr [rcx + {state}], {kind_entry}",
             "jne 8f",
             $checks,
-            "mov rdx, [rcx + {cell}]",
-            "test rdx, rdx",
-            "jz 8f",
-            "mov rsi, [r8 + rdx + {cell_image}]",
-            "test rsi, rsi",
-            "jz 8f",
-            "add rsi, r8",
-            is_quick!("rsi", "edx", "rax"),
             // The thread, by the page that the registers are on.
             "lea rdx, [rsp + {regs}]",
             "shr rdx, 12",
@@ -228,6 +263,7 @@ macro_rules! at_entry {
             "cmp [rdx], r8",
             "jne 8f",
             begin!("rdx"),
+            image!("rsi", "rdx", "mov rdx, [rdi + {proc}]"),
             "mov [rax + {env_site}], rdi",
             "mov [rax + {env_link}], rcx",
             "lea rdx, [rsp + {regs_guarded}]",
@@ -243,7 +279,7 @@ macro_rules! at_entry {
             "call r8",
             "pop rdi",
             "test rax, rax",
-            "jnz 4f",
+            "jnz 22f",
             "3:",
             end!(),
             "mov rdi, [rdi + {env_site}]",
@@ -254,7 +290,7 @@ macro_rules! at_entry {
             "2:",
             "mov rdi, [rdi + {env_site}]",
             "jmp 1b",
-            "4:",
+            "22:",
             conclude!(),
             undo!("rdx"),
             "8:",
@@ -430,8 +466,8 @@ pub unsafe extern "C" fn ret() {
         "jz 9f",
         "mov rax, [rsi]",
         "mov [rsp + {regs} + {rip}], rax",
-        "mov r8, [rdi + {control}]",
-        "test dword ptr [r8 + {enable}], {tid_mask}",
+        "mov rdx, [rdi + {control}]",
+        "test dword ptr [rdx + {enable}], {tid_mask}",
         "jz 8f",
         "mov rcx, [rsi + {entry_site}]",
         "mov rcx, [rcx + {on_return}]",
@@ -439,14 +475,6 @@ pub unsafe extern "C" fn ret() {
         "jbe 8f",
         "cmp dword ptr [rcx + {state}], {kind_return}",
         "jne 8f",
-        "mov rax, [rcx + {cell}]",
-        "test rax, rax",
-        "jz 8f",
-        "mov rdx, [r8 + rax + {cell_image}]",
-        "test rdx, rdx",
-        "jz 8f",
-        "add rdx, r8",
-        is_quick!("rdx", "eax", "rdi"),
         // The thread, if it keeps the entry.
         "mov rdi, [rsi + {home}]",
         "and rdi, {home_mask}",
@@ -455,6 +483,7 @@ pub unsafe extern "C" fn ret() {
         "cmp [rdi], r8",
         "jne 8f",
         begin!("rdi"),
+        image!("rdx", "rdi", "mov rdi, [rsi + {entry_site}]\nmov rdi, [rdi + {proc}]"),
         // The entry is free again.
         "mov rdi, [rax + {thread}]",
         "mov r8d, [rsi + {place}]",
@@ -475,7 +504,7 @@ pub unsafe extern "C" fn ret() {
         "call r8",
         "pop rdi",
         "test rax, rax",
-        "jnz 4f",
+        "jnz 22f",
         "3:",
         end!(),
         "mov qword ptr [rdx + {guards}], 0",
@@ -483,7 +512,7 @@ pub unsafe extern "C" fn ret() {
         "lea rsp, [rsp + {guards_size}]",
         "mov rax, [rsp + {regs} + {rip}]",
         "ret",
-        "4:",
+        "22:",
         conclude!(),
         undo!("rdi"),
         "8:",
