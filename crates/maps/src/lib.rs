@@ -59,6 +59,7 @@ pub mod spin;
 mod stack;
 mod sync;
 mod user_ring;
+mod wait;
 
 pub use header::{CONTROL_SLOT, MAX_SLOTS, MapHeader, MapRef, PAGE};
 pub use perf::{Part, Sample, sample_type};

@@ -5,7 +5,8 @@
 
 use crate::header::{MapHeader, View};
 use crate::mem;
-use crate::sync::{AtomicU32, FREE, Ordering, TRIES, pause};
+use crate::sync::{AtomicU32, FREE, Ordering};
+use crate::wait::Wait;
 
 /// Bytes of a lock.
 const SIZE: usize = 4;
@@ -30,16 +31,18 @@ pub fn slot_of(holder: u32) -> u32 {
 pub unsafe fn acquire(lock: *mut u8, me: u32, over: impl Fn(u32) -> bool) -> bool {
     // SAFETY: the caller's promise.
     let word = unsafe { AtomicU32::from_ptr(lock.cast()) };
-    for n in 0..TRIES {
+    let mut wait = Wait::new(lock.addr());
+    loop {
         let found = word.load(Ordering::Relaxed);
         // One's own is what an earlier run of this slot has left.
         let free = found == FREE || found == me || over(found);
         if free && word.compare_exchange(found, me, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             return true;
         }
-        pause(n);
+        if !wait.pause() {
+            return false;
+        }
     }
-    false
 }
 
 /// Gives a lock back, if one still holds it.

@@ -5,12 +5,12 @@
 //! Locks stand where any process may write, and a word that is written there need not be a holder's. Who waits looks
 //! whether it can be: whether there is such a slot, and (where slots name in their records what they lock, before they
 //! do) whether that one names this lock. If not, the lock is taken over. What looks like a holder that does not go on, since it
-//! is stopped or since somebody wrote it so, is waited for in full only a few times in a row, by all maps that share a place in
-//! a small table: that is the process's own, where others cannot write.
+//! is stopped or since somebody wrote it so, is waited for only so long: see [`wait`](crate::wait).
 
 pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::header::{CONTROL_SLOT, View};
+use crate::wait::Wait;
 
 /// The value of a lock that nobody holds, and the owner word of an element in the free list.
 pub(crate) const FREE: u32 = 0;
@@ -18,59 +18,9 @@ pub(crate) const FREE: u32 = 0;
 /// How often a compare-and-swap is repeated. About a millisecond.
 pub(crate) const SPINS: u32 = 1 << 16;
 
-/// How often a lock is tried, with a [`pause`] behind each: long enough that a holder which has lost its processor to others
-/// comes back, short enough that a stopped one does not hang the others. About 200 ms on an idle machine.
-pub(crate) const TRIES: u32 = 1 << 11;
-/// Tries that are spun: some 40 µs, far longer than any honest holder needs while it runs.
-const SPUN: u32 = 1 << 9;
-
-/// What goes between a lock's `n`th try and the next. A holder that does not go on needs a processor, perhaps this one.
-pub(crate) fn pause(n: u32) {
-    if n < SPUN {
-        core::hint::spin_loop();
-    } else {
-        doze();
-    }
-}
-
-/// Gives the processor to others for some 50 µs, whatever their priority is: `nanosleep(2)`, without a libc.
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
-fn doze() {
-    const NANOSLEEP: i64 = 35;
-    let time = [0i64, 50_000];
-    // SAFETY: the system call reads the two words, and writes none but its result and the registers named.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            inlateout("rax") NANOSLEEP => _, in("rdi") time.as_ptr(), in("rsi") 0,
-            lateout("rcx") _, lateout("r11") _,
-            options(nostack),
-        );
-    }
-}
-
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
-fn doze() {
-    (0..1 << 10).for_each(|_| core::hint::spin_loop());
-}
-
 /// How often in a row a lock, or an element, must name a slot that does not name it. In an honest map the slot has given it
 /// back between one look and the next, and taken it again before the third: not so often.
 pub(crate) const DOUBTS: u32 = 64;
-
-/// Waits in vain, one behind the other, before they become shorter.
-const FORGIVEN: u8 = 4;
-/// And where they become no shorter: 32 tries, in which a holder that runs is done.
-const SHORTEST: u8 = FORGIVEN + 3;
-
-/// Waits in vain since one was not.
-static IN_VAIN: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
-
-fn in_vain(v: View<'_>) -> &'static AtomicU8 {
-    let page = v.data.addr() >> 12;
-    // The index is below the length.
-    &IN_VAIN[(page ^ page >> 6) & 63]
-}
 
 /// What a slot writes into locks and owner words.
 pub(crate) const fn owner_of(slot: u32) -> u32 {
@@ -100,11 +50,9 @@ pub(crate) fn take(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32)
 #[cold]
 #[inline(never)]
 fn wait(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -> bool {
-    let in_vain = in_vain(v);
-    let before = in_vain.load(Ordering::Relaxed);
-    let shorter = before.clamp(FORGIVEN, SHORTEST) - FORGIVEN;
+    let mut wait = Wait::new(word.as_ptr().addr());
     let mut doubts = 0;
-    for n in 0..TRIES >> (2 * shorter) {
+    loop {
         let found = word.load(Ordering::Acquire);
         let open = if found == FREE || !is_owner(v, found) {
             true
@@ -116,15 +64,12 @@ fn wait(v: View<'_>, word: &AtomicU32, slot: u32, holds: impl Fn(u32) -> bool) -
             doubts >= DOUBTS
         };
         if open && word.compare_exchange(found, owner_of(slot), Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-            if before != 0 {
-                in_vain.store(before - 1, Ordering::Relaxed);
-            }
             return true;
         }
-        pause(n);
+        if !wait.pause() {
+            return false;
+        }
     }
-    in_vain.store(before.saturating_add(1).min(SHORTEST), Ordering::Relaxed);
-    false
 }
 
 /// A held owner lock; dropping it releases the lock.
