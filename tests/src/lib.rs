@@ -110,6 +110,12 @@ impl Target {
         self.out.recv_timeout(Duration::from_secs(120)).expect("the target prints a line")
     }
 
+    /// Writes something to it, which waits for more.
+    pub fn send(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("it has not been let go");
+        stdin.write_all(text.as_bytes()).expect("the target reads");
+    }
+
     /// Lets it run on.
     pub fn go(&mut self) {
         if let Some(mut stdin) = self.stdin.take() {

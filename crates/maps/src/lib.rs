@@ -41,6 +41,7 @@ pub mod control;
 
 mod array;
 mod bloom;
+pub mod calls;
 mod flip;
 mod free;
 mod hash;

@@ -5,6 +5,7 @@
 //! any function of their program: so waiting in vain has a budget, for each lock and for all of the process, in memory that is
 //! the process's own. Time that was not in vain is not counted.
 
+use crate::calls;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Tries of who has waited in vain too often: some 10 µs. More than [`DOUBTS`](crate::sync::DOUBTS).
@@ -87,6 +88,9 @@ impl<'a> Wait<'a> {
     pub(crate) fn pause(&mut self) -> bool {
         self.tries = self.tries.saturating_add(1);
         if self.tries == FEW {
+            if !calls::allowed() {
+                return true;
+            }
             self.since = now();
             self.until = self.since.saturating_add(LONG);
             return LOCK.allows(self.lock, self.since) && PROCESS.allows(self.all, self.since);
@@ -94,6 +98,9 @@ impl<'a> Wait<'a> {
         if self.tries < SPUN {
             core::hint::spin_loop();
             return true;
+        }
+        if !calls::allowed() {
+            return false;
         }
         nap();
         let now = now();

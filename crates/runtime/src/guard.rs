@@ -1,5 +1,5 @@
-//! Guards: sites on the C library's functions that change signal actions and masks, and on libgcc's that finds what
-//! describes a frame.
+//! Guards: sites on the C library's functions that change signal actions and masks, on those that put a process under a
+//! seccomp filter, and on libgcc's that finds what describes a frame.
 //!
 //! A thread that runs into a breakpoint with `SIGTRAP` blocked is killed by the kernel, and one whose process has replaced
 //! our handler likewise. So `SIGTRAP` is taken out of every set of signals that is to be blocked, and an action for it is
@@ -14,12 +14,13 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use skep_ebpf::uapi::PtRegs;
+use skep_maps::calls;
 
 use crate::hit::hit_any;
 use crate::ret_entry::STUB_CALL;
 use crate::session::{Proc, STUB_SIZE, Site, TRAP_MASKS, TrapState, guard};
 use crate::trap::{self, Action, SA_RESTORER, SIGTRAP, TRAP_BIT};
-use crate::{read, sys};
+use crate::{clock, read, sys};
 
 /// The C library's `struct sigaction`.
 #[repr(C)]
@@ -44,6 +45,16 @@ const KEPT_FLAGS: u64 = 0xdc00_0807;
 const UNBLOCKABLE: u64 = 1 << 8 | 1 << 18;
 /// `SIG_UNBLOCK`.
 const UNBLOCK: u64 = 1;
+/// Of system calls that put a process under a seccomp filter: numbers and arguments.
+const PRCTL: u64 = 157;
+const PR_SET_SECCOMP: u64 = 22;
+const STRICT: u64 = 1;
+const FILTER: u64 = 2;
+const SECCOMP: u64 = 317;
+const SET_STRICT: u64 = 0;
+const SET_FILTER: u64 = 1;
+/// How long a thread may take from its look at what is allowed to its call, in nanoseconds.
+const SETTLE: u64 = 2_000_000;
 /// Places that one look-up of a set tries.
 const PROBES: usize = 64;
 
@@ -60,8 +71,11 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
         }
         let (site, regs) = (&*site, &mut *regs);
         let proc = &*(site.proc as *const Proc);
-        if site.guard == guard::UNWIND {
-            return u64::from(describe(proc, regs));
+        match site.guard {
+            guard::UNWIND => return u64::from(describe(proc, regs)),
+            guard::PRCTL => confine(proc, [PRCTL, regs.rdi, regs.rsi, regs.rdx]),
+            guard::SYSCALL => confine(proc, [regs.rdi, regs.rsi, regs.rdx, regs.rcx]),
+            _ => {}
         }
         let Some(state) = proc.trap_state() else { return 0 };
         match site.guard.checked_sub(guard::MASK) {
@@ -73,6 +87,31 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
             None => 0,
         }
     }
+}
+
+/// A system call is about to be made, with this number and these arguments: from then on the agent makes none if it puts the
+/// process under a filter.
+///
+/// # Safety
+/// `proc` is the block of this process.
+unsafe fn confine(proc: &Proc, call: [u64; 4]) {
+    // What has no filter fails: so programs ask whether there are any.
+    let filters = match call {
+        [PRCTL, PR_SET_SECCOMP, STRICT, _] | [SECCOMP, SET_STRICT, ..] => true,
+        [PRCTL, PR_SET_SECCOMP, FILTER, filter] | [SECCOMP, SET_FILTER, _, filter] => filter != 0,
+        _ => false,
+    };
+    if !filters || !calls::allowed() {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        // The clock is found by a call, too.
+        clock::monotonic(proc);
+    }
+    calls::forbid();
+    // Other threads, which the filter may be for as well, may have looked already.
+    sys::nap_anyway(SETTLE);
 }
 
 /// What libgcc's `_Unwind_Find_FDE` returns besides the description.
@@ -184,7 +223,7 @@ unsafe fn sigaction(proc: &Proc, state: &TrapState, site: &Site, regs: &mut PtRe
         return true;
     }
     // SAFETY: in the process of `proc` or in a child of it.
-    if unsafe { proc.alive() } && sys::getpid() != state.pid {
+    if unsafe { proc.alive() } && calls::allowed() && sys::getpid() != state.pid {
         return false;
     }
     let before = match regs.rsi {

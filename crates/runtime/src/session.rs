@@ -407,8 +407,8 @@ pub fn only_link(table: u64, mut links: impl Iterator<Item = u32>) -> u64 {
     }
 }
 
-/// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process, and lead
-/// unwinders past return stubs.
+/// What a site does besides running programs: guards keep `SIGTRAP` for the breakpoints of this process, lead
+/// unwinders past return stubs, and see that a process puts itself under a seccomp filter.
 pub mod guard {
     /// Nothing.
     pub const NONE: u32 = 0;
@@ -418,6 +418,15 @@ pub mod guard {
     pub const MASK: u32 = 2;
     /// It is libgcc's `_Unwind_Find_FDE`: for an address in the return stubs the answer is their description.
     pub const UNWIND: u32 = 1 << 16;
+    /// It is `prctl`, by which a process may put itself under a seccomp filter.
+    pub const PRCTL: u32 = UNWIND + 1;
+    /// It is `syscall`, by which it may do so, too.
+    pub const SYSCALL: u32 = UNWIND + 2;
+
+    /// Is it there for the sake of breakpoints?
+    pub const fn is_for_traps(guard: u32) -> bool {
+        guard != NONE && guard < UNWIND
+    }
 }
 
 /// A breakpoint: where it is, and its site.

@@ -1,11 +1,15 @@
 //! Linux system calls by number: a probed process may have no libc, or one that must not be entered.
 //!
-//! Results follow the kernel's convention: negative is an errno. `errno` of the process is never touched.
+//! Results follow the kernel's convention: negative is an errno. `errno` of the process is never touched. A process that has put
+//! itself under a seccomp filter makes none any more ([`calls`]).
 
 use core::arch::asm;
 
+use skep_maps::calls;
+
 const RT_SIGACTION: usize = 13;
 const RT_SIGPROCMASK: usize = 14;
+const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
 const GETUID: usize = 102;
 const GETGID: usize = 104;
@@ -29,12 +33,25 @@ pub(crate) mod clock {
     pub(crate) const TAI: u32 = 11;
 }
 
-/// A system call.
+/// A system call; `-EPERM` where none may be made.
 ///
 /// # Safety
 /// The arguments must be sound for the call.
 #[inline]
 unsafe fn call6(nr: usize, a: [usize; 6]) -> isize {
+    match calls::allowed() {
+        // SAFETY: the caller's promise.
+        true => unsafe { call6_anyway(nr, a) },
+        false => -1,
+    }
+}
+
+/// As [`call6`], whether it may end the process or not.
+///
+/// # Safety
+/// As [`call6`].
+#[inline]
+unsafe fn call6_anyway(nr: usize, a: [usize; 6]) -> isize {
     let ret: isize;
     // SAFETY: the kernel preserves all registers but these, and the caller answers for the call's effects.
     unsafe {
@@ -57,22 +74,23 @@ unsafe fn call(nr: usize, a: usize, b: usize, c: usize) -> isize {
     unsafe { call6(nr, [a, b, c, 0, 0, 0]) }
 }
 
-/// Process id, as the process itself sees it; right in a forked child too.
+/// Process id, as the process itself sees it; right in a forked child too. 0 if it cannot be asked.
 pub(crate) fn getpid() -> u32 {
     // SAFETY: no arguments, no effects.
-    unsafe { call(GETPID, 0, 0, 0) as u32 }
+    unsafe { call(GETPID, 0, 0, 0).max(0) as u32 }
 }
 
-/// Thread id.
+/// Thread id; 0 if it cannot be asked.
 pub(crate) fn gettid() -> u32 {
     // SAFETY: as above.
-    unsafe { call(GETTID, 0, 0, 0) as u32 }
+    unsafe { call(GETTID, 0, 0, 0).max(0) as u32 }
 }
 
-/// Real user and group id.
-pub(crate) fn getuid_gid() -> (u32, u32) {
+/// Real user and group id, if they can be asked.
+pub(crate) fn getuid_gid() -> Option<(u32, u32)> {
     // SAFETY: as above.
-    unsafe { (call(GETUID, 0, 0, 0) as u32, call(GETGID, 0, 0, 0) as u32) }
+    let (user, group) = unsafe { (call(GETUID, 0, 0, 0), call(GETGID, 0, 0, 0)) };
+    Some((u32::try_from(user).ok()?, u32::try_from(group).ok()?))
 }
 
 /// A clock in nanoseconds; 0 if the kernel does not have it.
@@ -83,12 +101,12 @@ pub(crate) fn clock_ns(id: u32) -> u64 {
     if ret < 0 { 0 } else { ts[0].wrapping_mul(1_000_000_000).wrapping_add(ts[1]) }
 }
 
-/// The name of the calling thread, zero-terminated.
-pub(crate) fn comm() -> [u8; 16] {
+/// The name of the calling thread, zero-terminated, if it can be asked.
+pub(crate) fn comm() -> Option<[u8; 16]> {
     let mut name = [0u8; 16];
     // SAFETY: the call writes 16 bytes.
-    unsafe { call(PRCTL, PR_GET_NAME, name.as_mut_ptr() as usize, 0) };
-    name
+    let ret = unsafe { call(PRCTL, PR_GET_NAME, name.as_mut_ptr() as usize, 0) };
+    (ret == 0).then_some(name)
 }
 
 /// The auxiliary vector of the process; returns how many entries there are. None before Linux 6.4.
@@ -131,13 +149,19 @@ pub(crate) unsafe fn block_signals(mask: u64) {
     unsafe { call6(RT_SIGPROCMASK, [SIG_BLOCK, &raw const mask as usize, 0, 8, 0, 0]) };
 }
 
-/// Sends the calling thread a signal with this information.
+/// Ends the process by a signal with this information, once the signal is let through.
 ///
 /// # Safety
 /// `info` is a whole `siginfo_t`.
-pub(crate) unsafe fn signal_self(signal: i32, info: *const crate::session::SigInfo) {
-    // SAFETY: the kernel reads the information only.
-    unsafe { call6(RT_TGSIGQUEUEINFO, [getpid() as usize, gettid() as usize, signal as usize, info as usize, 0, 0]) };
+pub(crate) unsafe fn end_by(signal: i32, info: *const crate::session::SigInfo) {
+    // SAFETY: it is to end, so a filter may do it. The action has the kernel's layout, the set is eight bytes long, and of the
+    // information the kernel only reads.
+    unsafe {
+        let (none, action) = ([0; 6], [0u64; 4]);
+        call6_anyway(RT_SIGACTION, [signal as usize, action.as_ptr() as usize, 0, 8, 0, 0]);
+        let ids = [call6_anyway(GETPID, none) as usize, call6_anyway(GETTID, none) as usize];
+        call6_anyway(RT_TGSIGQUEUEINFO, [ids[0], ids[1], signal as usize, info as usize, 0, 0]);
+    }
 }
 
 /// Has all processors that run traced processes agree on memory; false if they cannot be made to.
@@ -145,6 +169,13 @@ pub(crate) fn synchronise() -> bool {
     const GLOBAL_EXPEDITED: usize = 2;
     // SAFETY: no memory is passed.
     unsafe { call(MEMBARRIER, GLOBAL_EXPEDITED, 0, 0) == 0 }
+}
+
+/// Sleeps for so many nanoseconds, whether calls are made or not.
+pub(crate) fn nap_anyway(nanoseconds: u64) {
+    let time = [0, nanoseconds];
+    // SAFETY: nanosleep(2) reads the two words.
+    unsafe { call6_anyway(NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
 }
 
 /// Wakes one process that waits on a futex in shared memory.

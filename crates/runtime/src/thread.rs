@@ -163,7 +163,7 @@ unsafe fn key(proc: &Proc) -> u64 {
         // SAFETY: the processor and the kernel allow it; it only reads.
         unsafe { core::arch::asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
     }
-    // A thread without TLS has no base of its own.
+    // A thread without TLS has no base of its own; its id is 0 if it cannot be asked.
     if base != 0 { base } else { BY_TID | u64::from(sys::gettid()) }
 }
 
@@ -219,6 +219,10 @@ unsafe fn find(proc: &Proc, page: u64) -> Option<Thread<'_>> {
     // SAFETY: the caller's promise.
     unsafe {
         let key = key(proc);
+        // One that cannot be told from others.
+        if key == BY_TID {
+            return None;
+        }
         let entry = search(proc, key, true)?;
         if key & BY_TID == 0 && stands_at_itself(entry, key) {
             let seen = proc.seen(page);

@@ -135,8 +135,7 @@ unsafe fn pass_on(state: &TrapState, signal: i32, info: *const SigInfo) -> u64 {
             SIG_DFL | SIG_IGN => {
                 // The process ends by it, at the instruction where it was raised.
                 sys::block_signals(TRAP_BIT);
-                sys::sigaction(signal, [SIG_DFL, 0, 0, 0]);
-                sys::signal_self(signal, info);
+                sys::end_by(signal, info);
                 0
             }
             handler => {

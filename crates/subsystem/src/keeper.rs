@@ -15,13 +15,15 @@ use std::time::Duration;
 use std::{io, ptr};
 
 use rustix::event::EventfdFlags;
-use rustix::thread::futex;
+use rustix::thread::futex::{self, Timespec};
 use skep_runtime::session::{Control, SharedHead};
 
 use skep_maps::control::Arena;
 
 /// After a ring the doorbell stays silent for this long, so that a storm of events costs its producers few wake-ups.
 const QUIET: Duration = Duration::from_millis(1);
+/// How long the bell is waited for before a look at it: a process under a seccomp filter rings it without waking anybody.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// `struct robust_list_head` of the kernel's interface.
 #[repr(C)]
@@ -151,7 +153,7 @@ fn listen(ward: &Ward) {
         // What came before the bell was armed rang nothing: have it looked at.
         let _ = rustix::io::write(&ward.event, &1u64.to_ne_bytes());
         while bell.load(Ordering::SeqCst) == 1 && !ward.stop.load(Ordering::Acquire) {
-            let _ = futex::wait(bell, futex::Flags::empty(), 1, None);
+            let _ = futex::wait(bell, futex::Flags::empty(), 1, Some(&LOOK));
         }
         let _ = rustix::io::write(&ward.event, &1u64.to_ne_bytes());
         if !ward.stop.load(Ordering::Acquire) {

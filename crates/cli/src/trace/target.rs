@@ -26,6 +26,8 @@ pub struct Target {
     pub counters: BTreeSet<(String, u64)>,
     /// The injector follows it through `exec`.
     pub followed: bool,
+    /// It is known to be under a seccomp filter.
+    pub confined: bool,
     /// It was forked by one that is traced.
     pub child: bool,
     /// When the present image was attached to.
@@ -42,6 +44,7 @@ impl Target {
             places: Places::default(),
             counters: BTreeSet::new(),
             followed,
+            confined: false,
             child: false,
             since: Instant::now(),
         }

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use skep::subsystem::attach::{AttachError, Attached, Injector, InjectorEvent, ProbeOutcome, ProbeSpec};
+use skep::subsystem::attach::{self, AttachError, Attached, Injector, InjectorEvent, ProbeOutcome, ProbeSpec};
 use skep::subsystem::events::Events;
 use skep::subsystem::session::{Link, Session};
 use skep::subsystem::signals::EndSignals;
@@ -323,6 +323,7 @@ impl<'a> Tracing<'a> {
             }
             if misses.elapsed() >= MISSES {
                 self.look_at_code();
+                self.look_for_filters();
                 self.report.misses(self.session)?;
                 self.report.damage(self.session);
                 self.report.out.flush()?;
@@ -543,6 +544,20 @@ impl<'a> Tracing<'a> {
     }
 
     /// Notes where processes' code is, as long as it can be seen.
+    /// Tells, once for each, of processes that have put themselves under a seccomp filter.
+    fn look_for_filters(&mut self) {
+        for target in self.targets.values_mut().filter(|target| !target.confined).take(LOOKED_AT) {
+            target.confined = attach::is_confined(target.pid);
+            if target.confined {
+                let pid = target.pid;
+                say(format_args!(
+                    "process {pid} has put itself under a seccomp filter: programs make no system calls there any more, so reads of \
+                     memory fail, and who asks for ids, names and some clocks gets an error"
+                ));
+            }
+        }
+    }
+
     fn look_at_code(&mut self) {
         // While symbols are awaited, what is known is what was looked through.
         let known = self.targets.values_mut().filter(|target| !self.wait || target.missing.is_empty());

@@ -1,5 +1,7 @@
 //! Who runs, where and when.
 
+use skep_ebpf::Errno;
+
 use crate::env::Env;
 use crate::sys::{self, clock};
 
@@ -84,6 +86,9 @@ pub(super) unsafe fn get_current_pid_tgid(env: &mut Env) -> u64 {
         return u64::from(task.pid) << 32 | u64::from(task.tid);
     }
     let tid = sys::gettid();
+    if tid == 0 {
+        return Errno::EPERM.neg() as u64;
+    }
     // SAFETY: the slot's memory is this run's.
     let ids = unsafe { &mut (*env.area).ids };
     if *ids as u32 != tid {
@@ -95,8 +100,10 @@ pub(super) unsafe fn get_current_pid_tgid(env: &mut Env) -> u64 {
 /// # Safety
 /// None.
 pub(super) unsafe fn get_current_uid_gid(env: &mut Env) -> u64 {
-    let (uid, gid) = env.task().map_or_else(sys::getuid_gid, |t| (t.uid, t.gid));
-    u64::from(gid) << 32 | u64::from(uid)
+    match env.task().map_or_else(sys::getuid_gid, |t| Some((t.uid, t.gid))) {
+        Some((uid, gid)) => u64::from(gid) << 32 | u64::from(uid),
+        None => Errno::EPERM.neg() as u64,
+    }
 }
 
 /// The thread's name, cut to what fits, the rest of the buffer zero.
@@ -105,14 +112,15 @@ pub(super) unsafe fn get_current_uid_gid(env: &mut Env) -> u64 {
 /// `buf` is writable for `size` bytes.
 pub(super) unsafe fn get_current_comm(env: &mut Env, buf: u64, size: u64) -> u64 {
     let (buf, size) = (buf as *mut u8, size as u32 as usize);
-    let name = env.task().map_or_else(sys::comm, |t| t.comm);
+    let asked = env.task().map_or_else(sys::comm, |t| Some(t.comm));
+    let name = asked.unwrap_or_default();
     let len = name.iter().position(|&b| b == 0).unwrap_or(name.len() - 1).min(size.saturating_sub(1));
     // SAFETY: `len` < `size`, or both are 0.
     unsafe {
         core::ptr::write_bytes(buf, 0, size);
         core::ptr::copy_nonoverlapping(name.as_ptr(), buf, len);
     }
-    0
+    if asked.is_some() { 0 } else { Errno::EPERM.neg() as u64 }
 }
 
 /// # Safety

@@ -61,6 +61,11 @@ pub fn check_image(pid: u32, status: &Status) -> Result<(), AttachError> {
     check_executable(pid, status)
 }
 
+/// May a system call end this thread, or this process's first one, by a seccomp filter that the calling process is not under?
+pub fn is_confined(tid: u32) -> bool {
+    procfs::status(tid).is_ok_and(|status| status.seccomp != 0 && !has_our_filters(tid, &status))
+}
+
 /// Is the process under the filters that this process is under (as in one container)? What they allow here, which is all that
 /// attaching does, they allow there. Filters have no names: as many of them, and the same control group.
 fn has_our_filters(pid: u32, status: &Status) -> bool {

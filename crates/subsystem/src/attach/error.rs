@@ -93,6 +93,15 @@ pub enum AttachError {
         /** State letter of /proc. */
         state: char,
     },
+    /// The process has put itself under a seccomp filter since it was attached to.
+    #[error(
+        "process {pid} has put itself under a seccomp filter, which may end it for the system calls that this needs there: its probes \
+         can be switched on and off and taken away, no more"
+    )]
+    Confined {
+        /** Target. */
+        pid: u32,
+    },
     /// The process ended meanwhile.
     #[error("process {pid} ended")]
     Exited {

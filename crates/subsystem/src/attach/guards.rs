@@ -3,6 +3,9 @@
 //! A thread that runs into a breakpoint while `SIGTRAP` is blocked, or has another action, dies. So the C library's functions
 //! that change masks and actions get sites of their own, guards (`skep-runtime`'s `guard` module is what runs there). Where one
 //! cannot be guarded there are no breakpoints. What cannot be known is a target that makes these system calls itself.
+//!
+//! A process may put itself under a seccomp filter, which may end it for a system call that the agent makes. So the functions by
+//! which it does are guarded, too, and the agent makes none from then on (`calls` in the maps).
 
 use std::ops::Range;
 
@@ -28,6 +31,9 @@ const GUARDED: [(&str, u32); 9] = [
 ];
 /// Those without which nothing is guarded.
 const NEEDED: [&str; 2] = ["sigaction", "sigprocmask"];
+
+/// The functions by which a process puts itself under a seccomp filter.
+const CONFINING: [(&str, u32); 2] = [("prctl", guard::PRCTL), ("syscall", guard::SYSCALL)];
 
 /// What libgcc's unwinder finds descriptions of frames with.
 const FIND: &str = "_Unwind_Find_FDE";
@@ -129,6 +135,50 @@ impl Plan {
         self.check_arrivals(world, modules);
     }
 
+    /// Watches for seccomp filters, if there is anything to run in the process.
+    pub(super) fn watch_filters(&mut self, world: &World, modules: &Modules) {
+        if self.sites.iter().all(|site| site.links.is_empty()) {
+            return;
+        }
+        for (index, module) in modules.iter().enumerate() {
+            // The program may have a library's functions in itself.
+            if index != 0 && !is_system(module) {
+                continue;
+            }
+            let Some(loaded) = module.loaded() else { continue };
+            for (name, guard) in CONFINING {
+                for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
+                    let address = symbol.address.wrapping_add(loaded.bias);
+                    let found = Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false };
+                    self.confining.push((name, address));
+                    if self.guard(world, modules, module, found, guard).is_err() {
+                        // One that was watched until now.
+                        self.sites.iter_mut().filter(|s| s.ip == address).for_each(|site| site.guard = guard::NONE);
+                    }
+                }
+            }
+        }
+        self.check_arrivals(world, modules);
+    }
+
+    /// Drops that again if nothing else is left, and tells what is not watched.
+    pub(super) fn check_filters(&mut self) {
+        let confines = |site: &PlannedSite| matches!(site.guard, guard::PRCTL | guard::SYSCALL);
+        if self.sites.iter().all(|site| site.links.is_empty()) {
+            self.sites.retain(|site| !confines(site));
+            self.tidy();
+            return;
+        }
+        for (name, address) in std::mem::take(&mut self.confining) {
+            if !self.sites.iter().any(|site| site.ip == address && confines(site)) {
+                self.notes.push(format!(
+                    "`{name}` cannot be watched: if the program puts itself under a seccomp filter by it, that may end the program \
+                     for a system call of skep's"
+                ));
+            }
+        }
+    }
+
     /// Drops that again if no return probe is left.
     pub(super) fn check_description(&mut self) {
         if !self.sites.iter().any(PlannedSite::has_return) {
@@ -156,12 +206,12 @@ impl Plan {
         found: Found,
         guard: u32,
     ) -> Result<(), String> {
-        if guard != guard::UNWIND {
+        if guard::is_for_traps(guard) {
             self.hazards.extend(hazards(&world.memory, found.address));
         }
         let name = &found.name;
         if let Some(site) = self.sites.iter_mut().find(|site| site.ip == found.address) {
-            if site.window.trap || site.has_return() {
+            if site.window.trap || site.has_return() || !matches!(site.guard, guard::NONE) && site.guard != guard {
                 return Err(format!("`{name}` must be watched, and has another probe that is in the way"));
             }
             site.guard = guard;

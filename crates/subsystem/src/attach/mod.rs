@@ -109,6 +109,7 @@ pub fn count(pid: u32, file: &str, offset: u64, by: i16) -> Result<bool, AttachE
     Ok(true)
 }
 
+pub use checks::is_confined;
 pub use error::AttachError;
 pub use injector::{Injector, main_if_requested};
 pub use request::{

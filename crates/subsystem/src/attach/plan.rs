@@ -190,12 +190,12 @@ impl PlannedSite {
 
     /// Is it there for the sake of breakpoints alone?
     pub fn is_guard(&self) -> bool {
-        self.links.is_empty() && self.guard != guard::UNWIND
+        self.links.is_empty() && self.guard < guard::UNWIND
     }
 
     /// Does it watch over `SIGTRAP`?
     pub fn watches(&self) -> bool {
-        !matches!(self.guard, guard::NONE | guard::UNWIND)
+        guard::is_for_traps(self.guard)
     }
 
     /// Do all of its links, of which there are some, fire at the function's return, by way of a stub?
@@ -228,6 +228,8 @@ pub struct Plan {
     pub hazards: Vec<Range<u64>>,
     /// Go's runtime is in the process.
     pub(super) go: bool,
+    /// Functions to watch by which the program may put itself under a seccomp filter.
+    pub(super) confining: Vec<(&'static str, u64)>,
     /// The system calls that are asked for.
     pub(super) calls: Vec<PlannedCall>,
     /// Why places were given up.
@@ -276,6 +278,7 @@ pub fn grow(
     plan.check_arrivals(world, modules);
     if agent.traps.is_some() {
         plan.describe_stubs(world, modules);
+        plan.watch_filters(world, modules);
     }
     plan.add_guards(world, modules);
     for site in &mut plan.sites {
@@ -289,6 +292,7 @@ pub fn grow(
     plan.place(maps, modules);
     plan.check_guards();
     plan.check_description();
+    plan.check_filters();
     plan.tell_calls(modules, probes);
     Ok(plan)
 }

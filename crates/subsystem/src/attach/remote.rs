@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::AttachError;
+use super::checks;
 use super::error::errno_text;
 use super::gate::Gate;
 use super::procfs::{self, Mapping};
@@ -53,10 +54,16 @@ pub struct Remote<'w> {
 }
 
 impl<'w> Remote<'w> {
-    /// Borrows a thread. `maps` are the target's mappings.
+    /// Borrows a thread, of those that may make system calls. `maps` are the target's mappings.
     pub fn begin(world: &'w mut World, tid: Option<Tid>, maps: &[Mapping]) -> Result<Remote<'w>, AttachError> {
         let pid = world.pid;
-        let tid = tid.or_else(|| world.threads().next()).ok_or(AttachError::Exited { pid })?;
+        let free = |tid: &Tid| !checks::is_confined(*tid as u32);
+        let first = world.threads().next().ok_or(AttachError::Exited { pid })?;
+        let tid = match tid {
+            Some(tid) => Some(tid).filter(free),
+            None => Some(first).filter(free).or_else(|| world.threads().find(free)),
+        };
+        let tid = tid.ok_or(AttachError::Confined { pid })?;
         let lost = |_: io::Error| AttachError::Exited { pid };
         let mut saved = ptrace::regs(tid).map_err(lost)?;
         if let Some(abort) = sequence_abort(world, tid, saved.rip) {

@@ -319,6 +319,10 @@ impl Target {
         if let Some(error) = failure {
             return Err(error);
         }
+        // What is behind the text stays where it may not be unmapped.
+        if world.is_confined() {
+            return Ok(false);
+        }
         // Threads leave what they are in within microseconds, if they do not sleep there.
         let code = self.installed.as_ref().map(|installed| installed.code.clone()).unwrap_or_default();
         for moment in LEAVE_ALONE_US {
@@ -379,7 +383,8 @@ impl Target {
         // What was forked may have been another image.
         let block = installed.block.inode();
         let same = |m: &Mapping| m.range.start == installed.block_at && Some(m.inode) == block;
-        if !self.unwinders.is_empty() || self.needs_unwinder || !maps.iter().any(same) || !self.is_idle(world)? {
+        let needed = !self.unwinders.is_empty() || self.needs_unwinder || !self.is_idle(world)?;
+        if needed || !maps.iter().any(same) || world.is_confined() {
             return Ok(());
         }
         let mut remote = Remote::begin(world, None, &maps)?;
@@ -399,7 +404,10 @@ impl Target {
                 modules.adopt(earlier);
             }
             let Ok(tid) = unwind::safe_thread(world, &modules, &maps) else { return Ok(false) };
-            let mut remote = Remote::begin(world, Some(tid), &maps)?;
+            let mut remote = match Remote::begin(world, Some(tid), &maps) {
+                Err(AttachError::Confined { .. }) => return Ok(false),
+                begun => begun?,
+            };
             let told = unwind::deregister(&mut remote, &unwinders, installed.section)?;
             remote.finish()?;
             if !told {

@@ -322,6 +322,11 @@ impl World {
         self.threads.keys().copied()
     }
 
+    /// May a system call end each of its threads?
+    pub fn is_confined(&self) -> bool {
+        self.threads().all(|tid| checks::is_confined(tid as u32))
+    }
+
     /// Registers of a thread; `None` if it was killed meanwhile.
     pub fn regs(&self, tid: Tid) -> Option<ptrace::Regs> {
         ptrace::regs(tid).ok()
