@@ -8,7 +8,7 @@ use std::process::Command;
 use skep_tests::{Finished, Target, Trace, build, object};
 
 const THREADS: u64 = 4;
-const CALLS: u64 = 50_000;
+const CALLS: u64 = 20_000;
 /// Programs of `traps.bpf.o`, each with its key in `counts`.
 const PROGRAMS: [&str; 5] = ["ret_entry", "ret_return", "loops_entry", "loops_return", "loops_branch"];
 

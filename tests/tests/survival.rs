@@ -116,7 +116,7 @@ fn attach_and_detach_many_times_on_a_busy_process() {
 
 #[test]
 fn skep_is_killed_at_random_times() {
-    let kills: u64 = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let kills: u64 = std::env::var("SKEP_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
     let program = build("calls.c", &[]);
     let want = plain(&program, &["2", "1500000", "pace"]);
     let mut random = random();
