@@ -1,7 +1,7 @@
 // Calls probed() from several threads. usage: calls THREADS CALLS_PER_THREAD [go] [signals] [busy]
 //   go       wait for a line on standard input first
 //   signals  own SIGSEGV and SIGTRAP handlers (before and again after the wait), a sigaltstack, a 1 kHz timer
-//   pace     a nanosleep after every 64 calls, so that the run takes a while
+//   pace     a nanosleep after every 64 calls, so that the run takes a while and many threads leave others a processor
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -44,7 +44,7 @@ static void *work(void *arg) {
 	uint64_t sum = (uintptr_t)arg;
 	for (long i = 0; i < calls; i++) {
 		sum = probed(sum, i);
-		if (pace && i % 64 == 0) nanosleep(&(struct timespec){0, 100000}, NULL);
+		if (pace && i % 64 == 0) nanosleep(&(struct timespec){0, pace}, NULL);
 	}
 	return (void *)(uintptr_t)sum;
 }
@@ -55,7 +55,7 @@ int main(int argc, char **argv) {
 	for (int i = 3; i < argc; i++) {
 		go |= !strcmp(argv[i], "go");
 		signals |= !strcmp(argv[i], "signals");
-		pace |= !strcmp(argv[i], "pace");
+		if (!strcmp(argv[i], "pace")) pace = threads > 4 ? threads * 50000 : 100000;
 	}
 	if (signals) {
 		stack_t ss = {.ss_sp = malloc(65536), .ss_size = 65536};

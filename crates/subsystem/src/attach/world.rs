@@ -14,6 +14,9 @@ use super::ptrace::{self, Stop, Tid, Watch};
 /// How long a thread may take to stop. One that waits for a vfork child or a dead file server does not stop at all.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// And one that only waits for a processor, which is not stuck: it waits longest where many others want one.
+const STARVED: Duration = Duration::from_secs(20);
+
 /// How long a thread of a family may take before its process's children are looked at.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -252,7 +255,8 @@ impl World {
 
     /// Waits for an interrupted thread to stand still, passing on the signals that come first.
     fn settle(&mut self, tid: Tid) -> Result<(), AttachError> {
-        let deadline = Instant::now() + PATIENCE;
+        let start = Instant::now();
+        let mut deadline = start + PATIENCE;
         loop {
             let slice = if self.keep == Keep::Family { Instant::now() + SLICE } else { deadline };
             let stop = ptrace::wait(tid, deadline.min(slice)).map_err(|e| AttachError::os("waitpid", &e))?;
@@ -263,6 +267,10 @@ impl World {
                 }
                 None => {
                     let state = procfs::thread_state(self.pid, tid);
+                    if state == 'R' && start.elapsed() < STARVED {
+                        deadline = Instant::now() + SLICE;
+                        continue;
+                    }
                     // It is seized: let it be detached when it does stop.
                     self.threads.insert(tid, Stop::Syscall);
                     return Err(AttachError::ThreadStuck { pid: self.pid, tid: tid as u32, state });
