@@ -1,5 +1,5 @@
 // Puts itself under a seccomp filter after it has begun, as programs do that read what others wrote: `confined HOW`, where HOW is how
-// (`prctl`, `syscall`, `strict`). Says `ready`, and reads letters: `p` calls `probed` five times, `t` does so in a new thread, `c` is the
+// (`prctl`, `syscall`, `strict`, `asks`: not at all). Says `ready`, and reads letters: `p` calls `probed` five times, `t` does so in a new thread, `c` is the
 // filter, after which any system call but a few is deadly; each is answered by a line. The end of the input is the end.
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -41,8 +41,14 @@ static int confine(const char *how)
 
 	if (!strcmp(how, "strict"))
 		return prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
-	// Is there such a thing? (This one cannot be.)
-	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0) == 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	// Is there such a thing? (These cannot be; the second is how libseccomp asks.)
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 1, 0) == 0)
+		return 1;
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, 0) == 0)
+		return 1;
+	if (!strcmp(how, "asks"))
+		return 0;
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return 1;
 	if (!strcmp(how, "syscall"))
 		return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program);

@@ -40,6 +40,22 @@ fn a_command_that_confines_itself() {
 }
 
 #[test]
+fn a_program_that_only_asks_what_filters_there_are() {
+    let program = confined();
+    let mut target = Target::start(&program, &["asks"]);
+    let mut trace = Trace::pid(&object("test/read.bpf.o"), target.pid());
+    trace.attached(1);
+    for letter in ["c", "p"] {
+        target.send(letter);
+        assert_eq!(target.line(), "done", "`{letter}`");
+    }
+    trace.interrupt();
+    let done = trace.finish();
+    assert_eq!((answers(&done, 0), answers(&done, -14)), (5, 0), "{}", done.stderr);
+    assert_eq!(target.finish().1.code(), Some(5));
+}
+
+#[test]
 fn a_process_that_confines_itself() {
     let program = confined();
     for how in HOWS {

@@ -103,6 +103,9 @@ impl<'a> Wait<'a> {
             return false;
         }
         nap();
+        if !calls::allowed() {
+            return false;
+        }
         let now = now();
         if now < self.until && self.tries < SPUN.saturating_add(NAPS) {
             return true;

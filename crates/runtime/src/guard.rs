@@ -53,6 +53,7 @@ const FILTER: u64 = 2;
 const SECCOMP: u64 = 317;
 const SET_STRICT: u64 = 0;
 const SET_FILTER: u64 = 1;
+const INT: u64 = 0xffff_ffff;
 /// How long a thread may take from its look at what is allowed to its call, in nanoseconds.
 const SETTLE: u64 = 2_000_000;
 /// Places that one look-up of a set tries.
@@ -95,10 +96,13 @@ pub unsafe extern "C" fn guard(site: *const Site, regs: *mut PtRegs) -> u64 {
 /// # Safety
 /// `proc` is the block of this process.
 unsafe fn confine(proc: &Proc, call: [u64; 4]) {
-    // What has no filter fails: so programs ask whether there are any.
-    let filters = match call {
-        [PRCTL, PR_SET_SECCOMP, STRICT, _] | [SECCOMP, SET_STRICT, ..] => true,
-        [PRCTL, PR_SET_SECCOMP, FILTER, filter] | [SECCOMP, SET_FILTER, _, filter] => filter != 0,
+    let [number, first, second, third] = call;
+    // What has no filter, or strict mode with flags, fails: so programs ask whether there are any. (The kernel looks at
+    // the lower half of an `int`.)
+    let filters = match (number & INT, first & INT) {
+        (PRCTL, PR_SET_SECCOMP) => second == STRICT || second == FILTER && third != 0,
+        (SECCOMP, SET_STRICT) => second & INT == 0 && third == 0,
+        (SECCOMP, SET_FILTER) => third != 0,
         _ => false,
     };
     if !filters || !calls::allowed() {
@@ -162,9 +166,14 @@ unsafe fn mask(state: &TrapState, n: u32, regs: &mut PtRegs) {
         return;
     }
     let mut set = 0u64;
-    // SAFETY: eight bytes into a local; a trampoline runs on the stack that the function was called on.
-    if !unsafe { read::read_near((&raw mut set).cast(), *argument, 8, top) } {
-        return;
+    if !calls::allowed() {
+        // SAFETY: the function reads there, too. (A pointer to nowhere, which the kernel would find, is the caller's fault.)
+        set = unsafe { (*argument as *const u64).read_unaligned() };
+    } else {
+        // SAFETY: eight bytes into a local; a trampoline runs on the stack that the function was called on.
+        if !unsafe { read::read_near((&raw mut set).cast(), *argument, 8, top) } {
+            return;
+        }
     }
     if set & TRAP_BIT != 0
         && let Some(copy) = keep(state, set & !TRAP_BIT)
@@ -205,8 +214,13 @@ fn keep(state: &TrapState, set: u64) -> Option<u64> {
 unsafe fn sigaction(proc: &Proc, state: &TrapState, site: &Site, regs: &mut PtRegs) -> bool {
     let signal = regs.rdi as i32;
     let mut new = SigAction { handler: 0, mask: 0, more: [0; 15], flags: 0, padding: 0, restorer: 0 };
-    // SAFETY: into a local of that size.
-    if regs.rsi != 0 && !unsafe { read::read((&raw mut new).cast(), regs.rsi, size_of::<SigAction>()) } {
+    if regs.rsi != 0 && !calls::allowed() {
+        // SAFETY: the function reads there itself.
+        new = unsafe { (regs.rsi as *const SigAction).read_unaligned() };
+    } else if regs.rsi != 0
+        // SAFETY: into a local of that size.
+        && !unsafe { read::read((&raw mut new).cast(), regs.rsi, size_of::<SigAction>()) }
+    {
         return false;
     }
     if signal != SIGTRAP {

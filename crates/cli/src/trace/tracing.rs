@@ -512,7 +512,8 @@ impl<'a> Tracing<'a> {
         for pid in waiting.map(|target| target.pid).collect::<Vec<_>>() {
             let places = Places::of(pid);
             let Some(target) = self.targets.get_mut(&pid) else { continue };
-            if places.is_empty() || places == target.places {
+            // What it has it could not be given again.
+            if places.is_empty() || places == target.places || attach::is_confined(pid) {
                 continue;
             }
             target.followed = self.follow;
@@ -543,10 +544,9 @@ impl<'a> Tracing<'a> {
         done
     }
 
-    /// Notes where processes' code is, as long as it can be seen.
     /// Tells, once for each, of processes that have put themselves under a seccomp filter.
     fn look_for_filters(&mut self) {
-        for target in self.targets.values_mut().filter(|target| !target.confined).take(LOOKED_AT) {
+        for target in self.targets.values_mut().filter(|target| !target.confined) {
             target.confined = attach::is_confined(target.pid);
             if target.confined {
                 let pid = target.pid;
@@ -558,6 +558,7 @@ impl<'a> Tracing<'a> {
         }
     }
 
+    /// Notes where processes' code is, as long as it can be seen.
     fn look_at_code(&mut self) {
         // While symbols are awaited, what is known is what was looked through.
         let known = self.targets.values_mut().filter(|target| !self.wait || target.missing.is_empty());

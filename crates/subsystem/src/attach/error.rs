@@ -93,10 +93,10 @@ pub enum AttachError {
         /** State letter of /proc. */
         state: char,
     },
-    /// The process has put itself under a seccomp filter since it was attached to.
+    /// A thread of the process is under a seccomp filter.
     #[error(
-        "process {pid} has put itself under a seccomp filter, which may end it for the system calls that this needs there: its probes \
-         can be switched on and off and taken away, no more"
+        "process {pid}, or a thread of it, is under a seccomp filter, which may end it for the system calls that this needs there: \
+         probes that it has can be switched on and off and taken away, no more"
     )]
     Confined {
         /** Target. */

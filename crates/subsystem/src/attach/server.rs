@@ -376,6 +376,7 @@ impl Server {
         match running.target.change(&mut world, &session, &probes)? {
             Changed::Done(attached) => Ok(attached),
             Changed::Anew => {
+                world.check_free()?;
                 running.target.detach(&mut world)?;
                 let attached = Target::attach(&mut world, &session, &probes, Point::Running, None);
                 match attached {

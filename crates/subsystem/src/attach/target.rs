@@ -110,6 +110,7 @@ impl Target {
         prepared: Option<Modules>,
     ) -> Result<(Target, Attached), AttachError> {
         let pid = world.pid;
+        world.check_free()?;
         let mut maps = procfs::maps(pid)?;
         let restored = leftover::undo(world, &maps)?;
         let mut modules = Modules::of(pid, &maps, &Auxv::read(pid)?);

@@ -23,6 +23,10 @@ const SLICE: Duration = Duration::from_millis(50);
 /// Missing in the libc crate.
 const SYS_IO_PGETEVENTS: i64 = 333;
 
+/// What a call has in rax that the kernel resumes by `restart_syscall`, and one that it makes again as it was.
+const RESTART_BLOCK: i64 = -516;
+const RESTART: i64 = -513;
+
 /// System calls that give EINTR, rather than start again, when a tracer stops the thread.
 const NO_RESTART: &[i64] = &[
     libc::SYS_epoll_wait,
@@ -310,6 +314,12 @@ impl World {
     fn hide_interruption(&self, tid: Tid) {
         let Ok(mut regs) = ptrace::regs(tid) else { return };
         let call = regs.orig_rax.cast_signed();
+        // A call that would be resumed by another one, which a filter may not know, begins again.
+        if call >= 0 && regs.rax.cast_signed() == RESTART_BLOCK && checks::is_confined(tid as u32) {
+            regs.rax = RESTART.cast_unsigned();
+            let _ = ptrace::set_regs(tid, &regs);
+            return;
+        }
         if regs.rax.cast_signed() != -i64::from(libc::EINTR) || !NO_RESTART.contains(&call) {
             return;
         }
@@ -333,6 +343,14 @@ impl World {
     /// May a system call end each of its threads?
     pub fn is_confined(&self) -> bool {
         self.threads().all(|tid| checks::is_confined(tid as u32))
+    }
+
+    /// An error if a system call may end one of its threads: what is not told of that must not be put into the process.
+    pub fn check_free(&self) -> Result<(), AttachError> {
+        match self.threads().any(|tid| checks::is_confined(tid as u32)) {
+            true => Err(AttachError::Confined { pid: self.pid }),
+            false => Ok(()),
+        }
     }
 
     /// Registers of a thread; `None` if it was killed meanwhile.
