@@ -218,7 +218,7 @@ impl Trace {
 
     /// As [`Trace::until`]; the error says why there was none.
     pub fn find(&mut self, kind: &str) -> Result<Value, &'static str> {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_secs(150);
         loop {
             match self.out.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
