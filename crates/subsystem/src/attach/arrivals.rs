@@ -2,7 +2,8 @@
 //!
 //! Compilers branch within functions, but hand-written code shares tails and heads: glibc's `mempcpy` jumps to the fourth
 //! byte of `memmove`. So the whole text of a module is searched before any of it is patched, and all its data for pointers,
-//! as computed jumps go by (see [`super::jumps`]).
+//! as computed jumps go by (see [`super::jumps`]), and for distances: the table of a function may be all that leads to a part of
+//! it that stands elsewhere.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,7 +19,6 @@ const CHUNK: u64 = 1 << 20;
 const SHORT: u64 = 128 + 15;
 /// Where decoding begins before a window whose function is not known: far enough to fall in with the instructions.
 const LEAD: u64 = 2048;
-
 /// Finds, for the windows of one module (address and the addresses behind their first byte), a branch that leads into
 /// each: window's address to branch's address. Calls into the middle count, too, and pointers if `pointed`: functions' entries
 /// need not look for them.
@@ -29,8 +29,10 @@ pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)], poi
     for text in module.code() {
         long_branches(memory, &text, &inner, &mut found);
     }
+    let named = if pointed { named(memory, module) } else { Vec::new() };
     for data in module.data().filter(|_| pointed) {
         pointers(memory, &data, &inner, &mut found);
+        distances(memory, module, &data, &named, &inner, &mut found);
     }
     for (window, range) in windows {
         if let Some(branch) = short_branch(memory, module, range) {
@@ -58,6 +60,63 @@ fn pointers(memory: &Memory, data: &Range<u64>, inner: &HashMap<u64, u64>, found
             }
         }
         at += bytes.len() as u64;
+    }
+}
+
+/// The places that code names (`lea` of 64 bits), in order. A few may be none.
+fn named(memory: &Memory, module: &Module) -> Vec<u64> {
+    let mut found = Vec::new();
+    for text in module.code() {
+        let mut at = text.start;
+        while at < text.end {
+            let bytes = memory.read_up_to(at, (text.end - at).min(CHUNK) as usize);
+            for (n, window) in bytes.windows(7).enumerate() {
+                if let [prefix, 0x8d, second, a, b, c, d] = *window
+                    && prefix & 0xf8 == 0x48
+                    && second & 0xc7 == 0x05
+                {
+                    let next = at + n as u64 + 7;
+                    found.push(next.wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into()));
+                }
+            }
+            if bytes.len() < 8 {
+                break;
+            }
+            at += bytes.len() as u64 - 6;
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Reads each place that code names as a table of distances from it to code: up to the first that leads elsewhere, or to the
+/// next place that is named.
+fn distances(
+    memory: &Memory,
+    module: &Module,
+    data: &Range<u64>,
+    named: &[u64],
+    inner: &HashMap<u64, u64>,
+    found: &mut HashMap<u64, u64>,
+) {
+    let from = named.partition_point(|place| *place < data.start);
+    let to = named.partition_point(|place| *place < data.end);
+    let ends = named.get(from + 1..to).unwrap_or_default().iter().copied().chain([data.end]);
+    let code: Vec<Range<u64>> = module.code().collect();
+    let bytes = memory.read_up_to(data.start, (data.end - data.start) as usize);
+    for (&table, end) in named.get(from..to).unwrap_or_default().iter().zip(ends) {
+        let (first, last) = ((table - data.start) as usize, ((end - data.start) as usize).min(bytes.len()));
+        for (n, entry) in bytes.get(first..last).unwrap_or_default().chunks_exact(4).enumerate() {
+            let distance = entry.try_into().map_or(0, i32::from_le_bytes);
+            let target = table.wrapping_add_signed(distance.into());
+            if !code.iter().any(|text| text.contains(&target)) {
+                break;
+            }
+            if let Some(window) = inner.get(&target) {
+                found.insert(*window, table + n as u64 * 4);
+            }
+        }
     }
 }
 

@@ -64,6 +64,15 @@ pub struct Symbol {
     pub ifunc: bool,
 }
 
+impl Symbol {
+    /// Does a function begin there? Not where it names a label, what a compiler has put elsewhere of a function (`NAME.cold`,
+    /// `NAME.cold.1`), or any instructions that several functions share (LLVM's outliner).
+    pub fn begins(&self) -> bool {
+        let elsewhere = self.name.split(".cold").skip(1).any(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.function && !elsewhere && !self.name.starts_with("OUTLINED_FUNCTION_")
+    }
+}
+
 /// A loadable segment.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
@@ -313,6 +322,21 @@ mod tests {
         file.write_all_at(&head, 0).unwrap();
         file.write_all_at(&(u64::from(u32::MAX) - 1).to_le_bytes(), 64 + 32).unwrap();
         assert!(ElfFile::read(&file).is_err());
+    }
+
+    #[test]
+    fn parts_and_functions() {
+        let symbol = |name: &str, function| {
+            let name = name.to_owned();
+            Symbol { name, version: None, default: true, address: 0, size: 1, global: true, function, ifunc: false }
+        };
+        for name in ["f", "f.part.0", "f.constprop.0", "main.coldStart", "cold", "f.llvm.123"] {
+            assert!(symbol(name, true).begins(), "{name}");
+            assert!(!symbol(name, false).begins(), "{name}");
+        }
+        for name in ["f.cold", "f.cold.1", "f.constprop.0.cold", "main.coldStart.cold", "OUTLINED_FUNCTION_7"] {
+            assert!(!symbol(name, true).begins(), "{name}");
+        }
     }
 
     #[test]

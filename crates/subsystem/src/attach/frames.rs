@@ -55,6 +55,13 @@ pub fn walk(memory: &Memory, modules: &Modules, regs: &Regs, mut visit: impl FnM
     false
 }
 
+/// Is the return address at the top of the stack at an address, and nothing else in its function's frame? `None` if it is not
+/// described there.
+pub fn is_entry(memory: &Memory, module: &Module, pc: u64) -> Option<bool> {
+    let row = row_at(memory, module, pc)?;
+    Some(row.cfa == Some((RSP, 8)) && row.rules[RA] == Rule::At(-8))
+}
+
 /// If `pc` is behind the call of a return stub, of this session or a dead one: the return address that it stands for.
 fn stub_return(memory: &Memory, pc: u64) -> Option<u64> {
     let stub = pc.checked_sub(CALL)?;

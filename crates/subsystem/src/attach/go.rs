@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn names() {
-        let found = |name: &str, offset| Found { module: 0, name: name.into(), address: 0, offset, ifunc: false };
+        let found =
+            |name: &str, offset| Found { module: 0, name: name.into(), address: 0, offset, ifunc: false, begins: true };
         assert_eq!(peculiar(&found("main.Hot", 0)), None);
         assert_eq!(peculiar(&found("net/http.(*conn).serve", 0)), None);
         for (name, offset) in [("main.Hot", 4), ("crosscall2", 0), ("runtime.asyncPreempt.abi0", 0)] {
@@ -218,9 +219,10 @@ mod tests {
                 range: symbol.address..end,
                 text: &file[at..file.len().min(at + symbol.size as usize + 32)],
                 sized: true,
-                next: elf.next_after(end - 1).unwrap_or(end + 64),
+                next: &|| elf.next_after(end - 1).unwrap_or(end + 64),
                 arrivals: &|| Ok(Vec::new()),
                 inner_symbols: &inner,
+                begins: true,
             };
             all += 1;
             entries += u32::from(site::window(&function, 0).is_ok());

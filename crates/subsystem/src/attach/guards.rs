@@ -91,7 +91,8 @@ impl Plan {
             for (name, guard) in GUARDED {
                 for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
                     let address = symbol.address.wrapping_add(loaded.bias);
-                    let found = Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false };
+                    let found =
+                        Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false, begins: true };
                     self.guard(world, modules, module, found, guard)?;
                     there.push(name);
                 }
@@ -128,7 +129,8 @@ impl Plan {
             }
             for symbol in loaded.elf.find(FIND).into_iter().filter(|s| s.function && !s.ifunc) {
                 let address = symbol.address.wrapping_add(loaded.bias);
-                let found = Found { module: index, name: FIND.to_owned(), address, offset: 0, ifunc: false };
+                let found =
+                    Found { module: index, name: FIND.to_owned(), address, offset: 0, ifunc: false, begins: true };
                 let _ = self.guard(world, modules, module, found, guard::UNWIND);
             }
         }
@@ -149,7 +151,8 @@ impl Plan {
             for (name, guard) in CONFINING {
                 for symbol in loaded.elf.find(name).into_iter().filter(|s| s.global && s.function && !s.ifunc) {
                     let address = symbol.address.wrapping_add(loaded.bias);
-                    let found = Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false };
+                    let found =
+                        Found { module: index, name: name.to_owned(), address, offset: 0, ifunc: false, begins: true };
                     self.confining.push((name, address));
                     if self.guard(world, modules, module, found, guard).is_err() {
                         // One that was watched until now.

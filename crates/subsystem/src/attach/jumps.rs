@@ -22,6 +22,7 @@ use iced_x86::{
     Register,
 };
 
+use super::elf_file::Symbol;
 use super::landing::Pieces;
 use super::symbols::{Loaded, Module, Modules};
 use super::world::Memory;
@@ -57,6 +58,11 @@ pub fn arrivals(
     let mut body = Body { entries, ..Body::new(memory, module, loaded, pieces) };
     body.add_part(function)?;
     body.add_piece_at(function.start)?;
+    if !body.is_other(function.start) {
+        // Whose part it is is not known, so neither whose exceptions land in it. For tables see `arrivals`.
+        let pads = pieces.pads().ok_or("an exception table of its module is not understood")?;
+        body.pads.extend(pads.filter(|pad| function.contains(pad)));
+    }
     for _ in 0..ROUNDS {
         let before = body.size();
         body.link()?;
@@ -250,7 +256,7 @@ impl<'a> Body<'a> {
     fn is_other(&self, address: u64) -> bool {
         let Some(piece) = self.pieces.at(address) else { return true };
         let start = piece.range.start.wrapping_sub(self.loaded.bias);
-        self.loaded.elf.at(start).any(|symbol| symbol.function && !symbol.name.contains(".cold"))
+        self.loaded.elf.at(start).any(Symbol::begins)
     }
 
     /// Finds out where the indirect jumps lead.

@@ -106,6 +106,12 @@ impl Pieces {
         Some(Pieces(pieces))
     }
 
+    /// The landing pads of all of them, wherever they are; `None` if some cannot be told.
+    pub fn pads(&self) -> Option<impl Iterator<Item = u64>> {
+        let all: Option<Vec<&Vec<u64>>> = self.0.iter().map(|piece| piece.pads.as_ref()).collect();
+        Some(all?.into_iter().flatten().copied())
+    }
+
     /// The piece that an address belongs to.
     pub fn at(&self, address: u64) -> Option<&Piece> {
         let end = self.0.partition_point(|piece| piece.range.start <= address);

@@ -10,6 +10,7 @@ use super::AttachError;
 use super::agent_image::AgentImage;
 use super::arrivals;
 use super::code::{self, CallSide, Trampoline};
+use super::frames;
 use super::go;
 use super::guards;
 use super::jumps;
@@ -336,6 +337,11 @@ impl Plan {
         {
             return Err(refuse(reason));
         }
+        if probe.kind == ProbeKind::Return && !found.ifunc && !begins(world, module, &found) {
+            return Err(refuse(
+                "a return probe belongs to a function, and none begins there that is known to be called",
+            ));
+        }
         if found.ifunc {
             let implementation = choose(world, maps, found.address)
                 .filter(|&address| module.has_code_at(address))
@@ -606,6 +612,11 @@ impl Plan {
     }
 }
 
+/// Is it a function, entered by calls? Where its frames are described, they begin with nothing but a return address.
+fn begins(world: &World, module: &Module, found: &Found) -> bool {
+    found.begins && frames::is_entry(&world.memory, module, found.address) != Some(false)
+}
+
 /// Bytes from the start of a function to a place that is its entry: none, or an `endbr64`.
 fn entry(world: &World, found: &Found) -> Option<u32> {
     match found.offset {
@@ -679,11 +690,15 @@ pub(super) fn with_function<T>(
 ) -> Result<T, AttachError> {
     let loaded = module.loaded().ok_or_else(|| no_jump(module, found, "its file cannot be read"))?;
     let start = found.address.wrapping_sub(loaded.bias);
-    let symbols = loaded.elf.symbols.iter();
-    let size = symbols.filter(|s| s.address == start).map(|s| s.size).max().unwrap_or(0);
-    let next = loaded.elf.next_after(start + size.saturating_sub(1)).unwrap_or(start + size + 64);
+    let size = match loaded.elf.at(start).map(|symbol| symbol.size).max() {
+        Some(size) => size,
+        None => {
+            let piece = module.pieces(&world.memory, modules).and_then(|pieces| pieces.at(found.address));
+            piece.filter(|p| p.range.start == found.address).map_or(0, |p| p.range.end - p.range.start)
+        }
+    };
     let end = match size {
-        0 => next.min(start + 4096),
+        0 => loaded.elf.next_after(start).map_or(start + 64, |next| next.min(start + 4096)),
         size => start + size,
     };
     let inner: Vec<u64> =
@@ -695,8 +710,9 @@ pub(super) fn with_function<T>(
         range: range.clone(),
         text: &text,
         sized: size != 0,
-        next: next.wrapping_add(loaded.bias),
+        next: &|| module.next_after(&world.memory, modules, range.end.wrapping_sub(1)).unwrap_or(range.end + 64),
         inner_symbols: &inner,
+        begins: begins(world, module, found),
     };
     finder(&function).map_err(|refusal| match refusal {
         Refusal::MidInstruction { before, after } => {

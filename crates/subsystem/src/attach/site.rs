@@ -29,12 +29,15 @@ pub struct Function<'a> {
     pub text: &'a [u8],
     /// True if the symbol has a size, so that what follows the end is known not to be part of it.
     pub sized: bool,
-    /// Address of the next symbol after the end.
-    pub next: u64,
+    /// Finds where what follows the end begins, with a symbol or without.
+    pub next: &'a dyn Fn() -> u64,
     /// Finds the places where control may arrive other than by direct branches, if they can be known.
     pub arrivals: &'a dyn Fn() -> Result<Vec<u64>, String>,
     /// Addresses of symbols inside it.
     pub inner_symbols: &'a [u64],
+    /// Is it entered by calls of its beginning? Parts of functions that stand elsewhere are jumped to, with flags and a red zone
+    /// in use.
+    pub begins: bool,
 }
 
 /// The instructions that a jump displaces.
@@ -85,8 +88,8 @@ fn no_jump<T>(reason: impl Into<String>) -> Result<T, Refusal> {
 /// Finds the window for a probe at `offset` into a function.
 pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let (insns, position) = locate(function, offset)?;
-    let entry = offset == 0;
-    let first = position + usize::from(entry && insns[position].mnemonic() == Mnemonic::Endbr64);
+    let entry = offset == 0 && function.begins;
+    let first = position + usize::from(offset == 0 && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
     let window = Window { address, len, entry, trap: false, leaves: false, calls: false, insns: taken };
@@ -97,9 +100,9 @@ pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
 /// Finds the instruction that gives way to a breakpoint, for a probe at `offset` into a function where no jump fits.
 pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let (insns, position) = locate(function, offset)?;
-    let entry = offset == 0;
+    let entry = offset == 0 && function.begins;
     let mut insn = insns[position];
-    if entry
+    if offset == 0
         && insn.mnemonic() == Mnemonic::Endbr64
         && let Some(next) = insns.get(position + 1)
         && !insns.iter().any(|i| branch_target(i) == Some(next.ip()))
@@ -285,7 +288,7 @@ fn push(address: u64) -> Vec<u8> {
 /// the space before a place in it that is aligned.
 fn padded(function: &Function, address: u64, len: u64) -> bool {
     let (end, jump_end) = (address + len, address + JUMP as u64);
-    if !function.sized || function.next < jump_end {
+    if !function.sized || (function.next)() < jump_end {
         return false;
     }
     let offset = (end - function.range.start) as usize;
@@ -476,7 +479,15 @@ mod tests {
 
     fn function(text: &[u8], len: u64) -> Function<'_> {
         let range = 0x7000_0000..0x7000_0000 + len;
-        Function { text, sized: true, next: range.end + 16, arrivals: &|| Ok(Vec::new()), inner_symbols: &[], range }
+        Function {
+            text,
+            sized: true,
+            next: &|| u64::MAX,
+            arrivals: &|| Ok(Vec::new()),
+            inner_symbols: &[],
+            begins: true,
+            range,
+        }
     }
 
     fn reason(text: &[u8], len: u64, offset: u64) -> String {
@@ -526,9 +537,9 @@ mod tests {
         assert_eq!(w.len, 3);
         assert_eq!(w.copy_to(0x7000_1000).unwrap().code, [0x31, 0xc0, 0xc3]);
         let mut near = function(&padded, 3);
-        near.next = near.range.start + 4;
+        near.next = &|| 0x7000_0004;
         assert!(window(&near, 0).is_err());
-        near.next = near.range.start + 16;
+        near.next = &|| 0x7000_0010;
         near.sized = false;
         assert!(window(&near, 0).is_err());
         // Inside: ret; a long nop; then what a branch leads to, or a jump table.

@@ -52,6 +52,8 @@ pub struct Found {
     pub offset: u64,
     /// Is the address that of a function that returns the address?
     pub ifunc: bool,
+    /// Do symbols say that a function begins at the address? Compilers put parts of functions elsewhere, and there are labels.
+    pub begins: bool,
 }
 
 impl Found {
@@ -170,6 +172,7 @@ impl Modules {
             address: symbol.address.wrapping_add(loaded.bias),
             offset,
             ifunc: symbol.ifunc,
+            begins: symbol.begins(),
         };
         loaded.elf.find(name).iter().map(found).collect()
     }
@@ -183,15 +186,32 @@ impl Modules {
         };
         let loaded = module.loaded().ok_or_else(|| unprobeable("the file cannot be read"))?;
         let address = loaded.elf.address_of_offset(offset).ok_or_else(|| unprobeable("the file has no such offset"))?;
-        let symbol = loaded.elf.function_at(address).ok_or_else(|| {
-            unprobeable("no symbol covers that offset, so that it cannot be told where instructions begin")
+        if let Some(symbol) = loaded.elf.function_at(address) {
+            return Ok(Found {
+                module: index,
+                name: symbol.name.clone(),
+                address: symbol.address.wrapping_add(loaded.bias),
+                offset: address - symbol.address,
+                ifunc: symbol.ifunc,
+                begins: symbol.begins(),
+            });
+        }
+        // Code without symbols is described for those who unwind it.
+        let address = address.wrapping_add(loaded.bias);
+        let pieces = Memory::open(self.pid).ok().and_then(|memory| module.pieces(&memory, self));
+        let piece = pieces.and_then(|pieces| pieces.at(address)).ok_or_else(|| {
+            unprobeable(
+                "neither a symbol nor call frame information covers that offset, so that it cannot be told where instructions begin",
+            )
         })?;
+        let start = piece.range.start;
         Ok(Found {
             module: index,
-            name: symbol.name.clone(),
-            address: symbol.address.wrapping_add(loaded.bias),
-            offset: address - symbol.address,
-            ifunc: symbol.ifunc,
+            name: format!("{:#x}", start.wrapping_sub(loaded.bias)),
+            address: start,
+            offset: address - start,
+            ifunc: false,
+            begins: false,
         })
     }
 
@@ -324,6 +344,15 @@ impl Module {
     /// Its pieces of code and where exceptions land in them; `None` if that cannot be told.
     pub fn pieces(&self, memory: &Memory, modules: &Modules) -> Option<&Pieces> {
         self.loaded()?.pieces.get_or_init(|| Pieces::of(memory, modules, self)).as_ref()
+    }
+
+    /// Where what comes above an address begins, with a symbol or without.
+    pub fn next_after(&self, memory: &Memory, modules: &Modules, address: u64) -> Option<u64> {
+        let loaded = self.loaded()?;
+        let symbol =
+            loaded.elf.next_after(address.wrapping_sub(loaded.bias)).map(|next| next.wrapping_add(loaded.bias));
+        let piece = self.pieces(memory, modules).and_then(|pieces| pieces.next_after(address));
+        symbol.into_iter().chain(piece).min()
     }
 
     /// Its system calls; none if its file cannot be read.

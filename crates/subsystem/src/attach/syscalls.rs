@@ -157,18 +157,16 @@ fn with<T>(
     let (start, end) = (range.start.wrapping_sub(bias), range.end.wrapping_sub(bias));
     let inner: Vec<u64> = symbols.map_or_else(Vec::new, |elf| elf.inside(start, end));
     let inner: Vec<u64> = inner.into_iter().map(|address| address.wrapping_add(bias)).collect();
-    let next = symbols.and_then(|elf| elf.next_after(end.wrapping_sub(1))).map(|next| next.wrapping_add(bias));
-    // What begins next need not have a name.
-    let piece = module.pieces(memory, modules).and_then(|pieces| pieces.next_after(range.end.wrapping_sub(1)));
-    let next = next.into_iter().chain(piece).min().unwrap_or(range.end);
     let text = memory.read_up_to(range.start, (range.end - range.start) as usize + 32);
     look(&Function {
         arrivals: &|| jumps::arrivals(memory, modules, module, range, &inner),
         range: range.clone(),
         text: &text,
         sized: true,
-        next,
+        next: &|| module.next_after(memory, modules, range.end.wrapping_sub(1)).unwrap_or(range.end),
         inner_symbols: &inner,
+        // Calls are inside.
+        begins: false,
     })
 }
 
@@ -278,7 +276,8 @@ impl Plan {
                     return Err(reason);
                 }
                 let (address, offset) = (call.function.start, ip - call.function.start);
-                let found = Found { module: index, name: call.name.clone(), address, offset, ifunc: false };
+                let found =
+                    Found { module: index, name: call.name.clone(), address, offset, ifunc: false, begins: false };
                 let site = self.push(world, found, window);
                 site.call = Some(side);
                 site

@@ -273,7 +273,15 @@ mod tests {
 
     fn function(text: &[u8]) -> Function<'_> {
         let range = 0x7000_0000..0x7000_0000 + text.len() as u64;
-        Function { text, sized: true, next: range.end, arrivals: &|| Ok(Vec::new()), inner_symbols: &[], range }
+        Function {
+            text,
+            sized: true,
+            next: &|| 0,
+            arrivals: &|| Ok(Vec::new()),
+            inner_symbols: &[],
+            begins: true,
+            range,
+        }
     }
 
     fn refused<T: std::fmt::Debug>(found: Result<T, Refusal>, part: &str) {
