@@ -8,11 +8,9 @@ use core::arch::naked_asm;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::session::Proc;
+use crate::session::{NO_CLOCK, Proc};
 use crate::{read, sys};
 
-/// Says in the cache that there is no vDSO to use.
-const NONE: u64 = 1;
 /// `AT_SYSINFO_EHDR`.
 const AUX_VDSO: u64 = 33;
 /// Bytes that a vDSO takes at most.
@@ -35,7 +33,7 @@ pub(crate) unsafe fn monotonic(proc: *const Proc) -> u64 {
     static OWN: AtomicU64 = AtomicU64::new(0);
     // SAFETY: the caller's promise.
     match function(unsafe { proc.as_ref().map_or(&OWN, |p| &p.ret_head().clock) }) {
-        NONE => sys::clock_ns(sys::clock::MONOTONIC),
+        NO_CLOCK => sys::clock_ns(sys::clock::MONOTONIC),
         address => {
             let mut ts = [0u64; 2];
             // SAFETY: the address is that of the vDSO's function, which has this type and writes a timespec.
@@ -105,7 +103,7 @@ fn function(cache: &AtomicU64) -> u64 {
     if known != 0 {
         return known;
     }
-    let found = find().unwrap_or(NONE);
+    let found = find().unwrap_or(NO_CLOCK);
     cache.store(found, Relaxed);
     found
 }

@@ -554,9 +554,12 @@ pub struct RetHead {
     pub sweep: AtomicU32,
     /// Entries below this one have been handed out at least once; the rest is free and not on the list.
     pub fresh: AtomicU32,
-    /// Address of the vDSO's clock function: 0 before it was looked for, 1 if there is none.
+    /// Address of the vDSO's clock function: 0 before it was looked for, or [`NO_CLOCK`].
     pub clock: AtomicU64,
 }
+
+/// There is no clock that is read without a system call.
+pub const NO_CLOCK: u64 = 1;
 
 /// Distance between return stubs in bytes.
 pub const STUB_SIZE: u64 = 16;

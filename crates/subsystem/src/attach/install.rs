@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use skep_runtime::session::{
-    Control, KeptArguments, RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry, TrapState, guard,
+    Control, KeptArguments, NO_CLOCK, RetEntry, RetHead, SEEN, SLOT_STACK, STUB_SIZE, Seen, Site, ThreadEntry,
+    TrapState, guard,
 };
 
 use super::AttachError;
@@ -14,7 +15,7 @@ use super::agent_image::AgentImage;
 use super::block::{Addresses, Block, Room};
 use super::code::{self, Stubs};
 use super::plan::{Plan, stored_at_return};
-use super::procfs::{Auxv, Mapping, at};
+use super::procfs::{self, Auxv, Mapping, at};
 use super::ptrace::Tid;
 use super::remote::{Access, Channel, Remote, SCRATCH};
 use super::sigtrap::Handler;
@@ -317,6 +318,10 @@ impl Mapper<'_, '_> {
         let wiped = private.wiped.end - private.wiped.start;
         self.remote.syscall("madvise", libc::SYS_madvise, [private.wiped.start, wiped, WIPE_ON_FORK, 0, 0, 0])?;
         self.remote.world.memory.write(private.alive, &1u64.to_le_bytes())?;
+        if !procfs::reads_clock() {
+            let clock = private.ret_head + std::mem::offset_of!(RetHead, clock) as u64;
+            self.remote.world.memory.write(clock, &NO_CLOCK.to_le_bytes())?;
+        }
 
         let channel = Channel::open(self.remote, scratch)?;
         let shared = self.map_shared(&channel, session, block);
