@@ -107,3 +107,32 @@ fn code_without_symbols() {
     refused(&stripped, &entry, &format!("{:#x}", long[0] + 1 - distance), "lies inside an instruction");
     refused(&stripped, &object("test/cost_return.bpf.o"), &format!("{:#x}", start - distance), NO_FUNCTION);
 }
+
+#[test]
+fn first_instructions_that_are_more_than_that() {
+    const FUNCTIONS: [&str; 5] = ["again", "rounds", "labels", "distances", "packed"];
+    let flags: [&[&str]; 6] = [
+        &["-O2", "-fcf-protection=none"],
+        &["-Os", "-fcf-protection=none"],
+        &["-O2", "-no-pie", "-fcf-protection=none"],
+        &["-O3", "-no-pie", "-fno-pie", "-fcf-protection=none"],
+        &["-O2", "-mindirect-branch=thunk", "-fcf-protection=none"],
+        &["-O2", "-fPIE", "-mcmodel=large"],
+    ];
+    for flags in flags {
+        let program = build("corners.c", flags);
+        for function in FUNCTIONS {
+            let done = at(&program, &object("test/cost_both.bpf.o"), function);
+            // A loop that leads to the beginning calls it, for all that a probe can tell.
+            assert!(done.count("on_entry", "hits") >= TIMES, "{flags:?}: {function}: {}", done.stderr);
+            assert_eq!(done.count("on_entry", "hits"), done.count("on_return", "hits"), "{flags:?}: {function}");
+        }
+        // Every fourth instruction of what jumps by its data.
+        let listing = text("objdump", &["-d", "--no-show-raw-insn", "--disassemble=packed"], &program);
+        let hex = |s: &str| u64::from_str_radix(s, 16).ok();
+        let places: Vec<u64> = listing.lines().filter_map(|l| hex(l.split_once(":\t")?.0.trim())).collect();
+        for place in places.iter().step_by(4) {
+            at(&program, &object("test/cost_entry.bpf.o"), &format!("packed+{}", place - places[0]));
+        }
+    }
+}

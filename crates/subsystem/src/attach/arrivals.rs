@@ -42,24 +42,24 @@ pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)], poi
     found
 }
 
-/// Looks at every aligned word.
+/// Looks at every word, aligned or not: structs may be packed.
 fn pointers(memory: &Memory, data: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
     let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
     let mut at = data.start;
     while at < data.end {
         let bytes = memory.read_up_to(at, (data.end - at).min(CHUNK) as usize);
-        if bytes.is_empty() {
-            return;
-        }
-        for (n, word) in bytes.chunks_exact(8).enumerate() {
+        for (n, word) in bytes.windows(8).enumerate() {
             let pointer = word.try_into().map_or(0, u64::from_le_bytes);
             if (low..=high).contains(&pointer)
                 && let Some(window) = inner.get(&pointer)
             {
-                found.insert(*window, at + n as u64 * 8);
+                found.insert(*window, at + n as u64);
             }
         }
-        at += bytes.len() as u64;
+        if bytes.len() < 9 {
+            return;
+        }
+        at += bytes.len() as u64 - 7;
     }
 }
 
@@ -107,14 +107,15 @@ fn distances(
     let bytes = memory.read_up_to(data.start, (data.end - data.start) as usize);
     for (&table, end) in named.get(from..to).unwrap_or_default().iter().zip(ends) {
         let (first, last) = ((table - data.start) as usize, ((end - data.start) as usize).min(bytes.len()));
-        for (n, entry) in bytes.get(first..last).unwrap_or_default().chunks_exact(4).enumerate() {
-            let distance = entry.try_into().map_or(0, i32::from_le_bytes);
-            let target = table.wrapping_add_signed(distance.into());
-            if !code.iter().any(|text| text.contains(&target)) {
-                break;
-            }
+        let bytes = bytes.get(first..last).unwrap_or_default();
+        let halves = bytes.chunks_exact(4).map(|half| half.try_into().map_or(0, i32::from_le_bytes).into());
+        // Of a large code model.
+        let words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, i64::from_le_bytes));
+        let leads =
+            |distance: i64| Some(table.wrapping_add_signed(distance)).filter(|to| code.iter().any(|t| t.contains(to)));
+        for target in halves.map_while(leads).chain(words.map_while(leads)) {
             if let Some(window) = inner.get(&target) {
-                found.insert(*window, table + n as u64 * 4);
+                found.insert(*window, table);
             }
         }
     }

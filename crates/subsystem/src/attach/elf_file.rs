@@ -66,10 +66,17 @@ pub struct Symbol {
 
 impl Symbol {
     /// Does a function begin there? Not where it names a label, what a compiler has put elsewhere of a function (`NAME.cold`,
-    /// `NAME.cold.1`), or any instructions that several functions share (LLVM's outliner).
+    /// `NAME.cold.1`), any instructions that several functions share (LLVM's outliner), or what stands for a jump.
     pub fn begins(&self) -> bool {
         let elsewhere = self.name.split(".cold").skip(1).any(|rest| rest.is_empty() || rest.starts_with('.'));
-        self.function && !elsewhere && !self.name.starts_with("OUTLINED_FUNCTION_")
+        self.function && !elsewhere && !self.name.starts_with("OUTLINED_FUNCTION_") && !self.is_thunk()
+    }
+
+    /// Does it jump on through a register, in the place of an indirect jump (`-mindirect-branch=thunk`, `-mretpoline`)?
+    pub fn is_thunk(&self) -> bool {
+        ["__x86_indirect_thunk_", "__llvm_retpoline_", "__llvm_lvi_thunk_"]
+            .iter()
+            .any(|name| self.name.starts_with(name))
     }
 }
 
@@ -178,7 +185,7 @@ impl ElfFile {
                     version,
                     default,
                     address: sym.st_value(LE),
-                    size: sym.st_size(LE),
+                    size: sym.st_size(LE).min(u64::MAX - sym.st_value(LE)),
                     global: sym.st_bind() != elf::STB_LOCAL,
                     function,
                     ifunc: sym.st_type() == elf::STT_GNU_IFUNC,
@@ -211,6 +218,11 @@ impl ElfFile {
         found
     }
 
+    /// Has it call frame information?
+    pub fn describes(&self) -> bool {
+        self.eh_frame.is_some() || self.eh_frame_hdr.is_some()
+    }
+
     /// Address of one of [`VARIABLES`].
     pub fn data_symbol(&self, name: &str) -> Option<u64> {
         self.data.iter().find(|(n, _)| n == name).map(|(_, address)| *address)
@@ -220,7 +232,7 @@ impl ElfFile {
     pub fn function_at(&self, address: u64) -> Option<&Symbol> {
         let end = self.symbols.partition_point(|s| s.address <= address);
         let before = self.symbols.get(..end)?;
-        let within = |s: &&Symbol| s.function && s.address + s.size.max(1) > address;
+        let within = |s: &&Symbol| s.function && s.address.saturating_add(s.size.max(1)) > address;
         // Aliases share an address; a label in between hides nothing.
         before.iter().rev().take(64).find(within)
     }
@@ -252,7 +264,7 @@ impl ElfFile {
     /// Address of an offset in the file.
     pub fn address_of_offset(&self, offset: u64) -> Option<u64> {
         let segment = self.segments.iter().find(|s| offset >= s.offset && offset - s.offset < s.size)?;
-        Some(segment.address + (offset - segment.offset))
+        segment.address.checked_add(offset - segment.offset)
     }
 }
 

@@ -223,6 +223,8 @@ mod tests {
                 arrivals: &|| Ok(Vec::new()),
                 inner_symbols: &inner,
                 begins: true,
+                red_zone: false,
+                thunk: &|_| false,
             };
             all += 1;
             entries += u32::from(site::window(&function, 0).is_ok());

@@ -48,7 +48,7 @@ pub fn arrivals(
 ) -> Result<Vec<u64>, String> {
     let loaded = module.loaded().ok_or("its file cannot be read")?;
     let Some(pieces) = module.pieces(memory, modules) else {
-        return match loaded.elf.eh_frame.is_some() || loaded.elf.eh_frame_hdr.is_some() {
+        return match loaded.elf.describes() {
             true => Err("the call frame information of its module is not understood".into()),
             false => without_descriptions(memory, function),
         };
@@ -66,6 +66,9 @@ pub fn arrivals(
     for _ in 0..ROUNDS {
         let before = body.size();
         body.link()?;
+        if body.by_thunk {
+            return Err("it jumps by way of a thunk".into());
+        }
         body.follow()?;
         match before == body.size() {
             // What is not reached by now is reached by pointers.
@@ -118,6 +121,8 @@ struct Body<'a> {
     by_pointer: BTreeSet<u64>,
     /// All that tables lead to is found.
     settled: bool,
+    /// An indirect jump is written otherwise.
+    by_thunk: bool,
     pads: BTreeSet<u64>,
     /// Where instructions begin in code that is not known to be part of the function.
     elsewhere: HashMap<u64, HashSet<u64>>,
@@ -156,6 +161,7 @@ impl<'a> Body<'a> {
             targets: BTreeMap::new(),
             by_pointer: BTreeSet::new(),
             settled: false,
+            by_thunk: false,
             pads: BTreeSet::new(),
             elsewhere: HashMap::new(),
         }
@@ -186,7 +192,7 @@ impl<'a> Body<'a> {
 
     fn add_part(&mut self, range: &Range<u64>) -> Result<(), String> {
         let bytes: u64 = self.parts.iter().map(|part| part.end - part.start).sum();
-        if self.parts.len() >= PARTS || bytes + (range.end - range.start) > BYTES {
+        if self.parts.len() >= PARTS || bytes.saturating_add(range.end - range.start) > BYTES {
             return Err("it has too many parts".into());
         }
         for piece in self.pieces.touching(range) {
@@ -231,6 +237,7 @@ impl<'a> Body<'a> {
             }
             if let Some(target) = branch(insn) {
                 self.sources.entry(target).or_default().push(n);
+                self.by_thunk |= self.loaded.is_thunk(target);
             }
         }
     }

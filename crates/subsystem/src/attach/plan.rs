@@ -489,7 +489,7 @@ impl Plan {
             let jumps = self.sites.iter().filter(|site| !site.window.trap && !site.checked);
             let of_module = jumps.filter(|site| site.found.module == index);
             let windows: Vec<_> = of_module.clone().map(|site| (site.window.address, site.avoided())).collect();
-            let pointed = of_module.clone().any(|site| !site.window.entry);
+            let pointed = of_module.clone().any(|site| !site.window.entry || site.window.indirect);
             let branches = arrivals::find(&world.memory, module, &windows, pointed);
             for site in of_module {
                 let Some(branch) = branches.get(&site.window.address) else { continue };
@@ -648,6 +648,7 @@ fn peculiar(name: &str, kind: ProbeKind) -> Option<&'static str> {
             | "__morestack",
             ProbeKind::Return,
         ) => Some("what is on the stack at its entry is not a return address"),
+        ("_Unwind_Find_FDE", ProbeKind::Return) => Some("unwinders ask it for the frames of return probes"),
         ("dlopen" | "dlmopen" | "dlsym" | "dlvsym", ProbeKind::Return) => {
             Some("it finds its caller by the return address, which a return probe replaces; probe its entry")
         }
@@ -680,6 +681,9 @@ fn find_window(
     with_function(world, modules, module, found, |function| finder(function, found.offset))
 }
 
+/// Bytes of a function that are looked at, at most.
+const TEXT: u64 = 16 << 20;
+
 /// Reads a function and finds something in it.
 pub(super) fn with_function<T>(
     world: &World,
@@ -699,20 +703,26 @@ pub(super) fn with_function<T>(
     };
     let end = match size {
         0 => loaded.elf.next_after(start).map_or(start + 64, |next| next.min(start + 4096)),
-        size => start + size,
+        size => start.saturating_add(size),
     };
     let inner: Vec<u64> =
         loaded.elf.inside(start, end).into_iter().map(|address| address.wrapping_add(loaded.bias)).collect();
-    let text = world.memory.read_up_to(found.address, (end - start) as usize + 32);
-    let range = found.address..found.address + (end - start);
+    let text = world.memory.read_up_to(found.address, (end - start).min(TEXT) as usize + 32);
+    let range = found.address..found.address.saturating_add(end - start);
     let function = Function {
-        arrivals: &|| jumps::arrivals(&world.memory, modules, module, &range, &inner),
+        arrivals: &|| match loaded.elf.go && found.offset == 0 && !loaded.elf.describes() {
+            // They begin with a look at how much stack is left, which no table leads into.
+            true => Ok(Vec::new()),
+            false => jumps::arrivals(&world.memory, modules, module, &range, &inner),
+        },
         range: range.clone(),
         text: &text,
         sized: size != 0,
         next: &|| module.next_after(&world.memory, modules, range.end.wrapping_sub(1)).unwrap_or(range.end + 64),
         inner_symbols: &inner,
         begins: begins(world, module, found),
+        red_zone: !loaded.elf.go,
+        thunk: &|address| loaded.is_thunk(address),
     };
     finder(&function).map_err(|refusal| match refusal {
         Refusal::MidInstruction { before, after } => {

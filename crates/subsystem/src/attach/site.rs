@@ -38,6 +38,10 @@ pub struct Function<'a> {
     /// Is it entered by calls of its beginning? Parts of functions that stand elsewhere are jumped to, with flags and a red zone
     /// in use.
     pub begins: bool,
+    /// May what lies below its stack pointer be in use? Not in Go.
+    pub red_zone: bool,
+    /// Is it code that jumps on through a register, as a compiler has it instead of an indirect jump?
+    pub thunk: &'a dyn Fn(u64) -> bool,
 }
 
 /// The instructions that a jump displaces.
@@ -55,6 +59,8 @@ pub struct Window {
     pub leaves: bool,
     /// It ends before a system call, which is probed: all of it runs first.
     pub calls: bool,
+    /// Its function jumps to where its data says.
+    pub indirect: bool,
     insns: Vec<Instruction>,
 }
 
@@ -92,8 +98,9 @@ pub fn window(function: &Function, offset: u64) -> Result<Window, Refusal> {
     let first = position + usize::from(offset == 0 && insns[position].mnemonic() == Mnemonic::Endbr64);
     let Some(address) = insns.get(first).map(|i| i.ip()) else { return no_jump("the function is empty") };
     let (taken, len) = take(function, &insns[first..], address)?;
-    let window = Window { address, len, entry, trap: false, leaves: false, calls: false, insns: taken };
-    check_arrivals(function, &insns, &window, address != function.range.start + offset)?;
+    let mut window =
+        Window { address, len, entry, trap: false, leaves: false, calls: false, indirect: false, insns: taken };
+    window.indirect = check_arrivals(function, &insns, &window, address != function.range.start + offset)?;
     Ok(window)
 }
 
@@ -121,6 +128,9 @@ pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> 
     if !movable {
         return no_jump(format!("`{:?}` cannot move", insn.mnemonic()));
     }
+    if refers_to(&insn, &(insn.ip()..insn.next_ip())) && !names(&insn, insn.ip()) {
+        return no_jump("its instruction refers to itself");
+    }
     Ok(Window {
         address: insn.ip(),
         len: insn.len() as u64,
@@ -128,6 +138,7 @@ pub fn trap_window(function: &Function, offset: u64) -> Result<Window, Refusal> 
         trap: true,
         leaves: false,
         calls: false,
+        indirect: false,
         insns: vec![insn],
     })
 }
@@ -191,7 +202,16 @@ fn leave(
         return no_jump(format!("the `ret` at +{:#x} has no room for one", insns[last].ip() - function.range.start));
     }
     let insns = insns[first..=last].to_vec();
-    Ok(Window { address, len: end - address, entry: false, trap: false, leaves: true, calls: false, insns })
+    Ok(Window {
+        address,
+        len: end - address,
+        entry: false,
+        trap: false,
+        leaves: true,
+        calls: false,
+        indirect: false,
+        insns,
+    })
 }
 
 /// Does an instruction raise the stack pointer?
@@ -297,7 +317,8 @@ fn padded(function: &Function, address: u64, len: u64) -> bool {
     while at < jump_end {
         let step = match rest.first() {
             Some(0xcc) => 1,
-            Some(0) if at >= function.range.end => 1,
+            // Behind the last function of a text there is nothing more; elsewhere it may be data.
+            Some(0) if at >= function.range.end && rest.iter().all(|byte| *byte == 0) => 1,
             Some(_) => {
                 let insn = Decoder::with_ip(64, rest, at, DecoderOptions::NONE).decode();
                 match insn.mnemonic() {
@@ -313,14 +334,21 @@ fn padded(function: &Function, address: u64, len: u64) -> bool {
     true
 }
 
-/// Proves that control cannot arrive behind the window's first byte.
-fn check_arrivals(function: &Function, insns: &[Instruction], window: &Window, moved: bool) -> Result<(), Refusal> {
+/// Proves that control cannot arrive behind the window's first byte, but for what the module's data says, if its function jumps
+/// to where that says (true).
+fn check_arrivals(function: &Function, insns: &[Instruction], window: &Window, moved: bool) -> Result<bool, Refusal> {
     let taken = window.len.max(JUMP as u64);
     let inner = window.address + 1..window.address + taken;
     let mut indirect = false;
     for insn in insns {
         indirect |= insn.flow_control() == FlowControl::IndirectBranch;
         if let Some(target) = branch_target(insn) {
+            indirect |= insn.flow_control() == FlowControl::UnconditionalBranch
+                && !function.range.contains(&target)
+                && (function.thunk)(target);
+            if window.entry && function.red_zone && target == function.range.start && !is_call(insn) {
+                return no_jump("a loop leads to its beginning, which is not a call of it");
+            }
             if inner.contains(&target) {
                 return no_jump(format!("the branch at +{:#x} leads into it", insn.ip() - function.range.start));
             }
@@ -332,31 +360,43 @@ fn check_arrivals(function: &Function, insns: &[Instruction], window: &Window, m
     if let Some(symbol) = function.inner_symbols.iter().find(|s| inner.contains(s)) {
         return no_jump(format!("another symbol lies at +{:#x}", symbol - function.range.start));
     }
-    for insn in &window.insns {
-        let address = match insn.is_ip_rel_memory_operand() {
-            true => Some(insn.ip_rel_memory_address()),
-            false => branch_target(insn),
-        };
-        if address.is_some_and(|a| (window.address..window.address + taken).contains(&a)) {
-            return no_jump("one of its first instructions refers to them");
-        }
+    let range = window.address..window.address + taken;
+    if window.insns.iter().any(|insn| refers_to(insn, &range) && !names(insn, range.start)) {
+        return no_jump("one of its first instructions refers to them");
     }
     let end = window.address + window.len;
     let spills = window.len < JUMP as u64 && end < function.range.end;
     let boundaries = spills || window.insns.len() > 1 && window.insns[0].len() < JUMP;
     if !boundaries || window.entry && !indirect {
-        return Ok(());
+        return Ok(indirect);
     }
     match (function.arrivals)() {
         Ok(places) => match places.iter().find(|place| inner.contains(place)) {
             Some(place) => {
                 no_jump(format!("a jump table or an exception leads to +{:#x}", place - function.range.start))
             }
-            None => Ok(()),
+            None => Ok(indirect),
         },
-        Err(_) if window.entry && !spills => Ok(()),
         Err(why) => no_jump(why),
     }
+}
+
+/// Does an instruction refer to one of these addresses?
+fn refers_to(insn: &Instruction, range: &Range<u64>) -> bool {
+    let address = match insn.is_ip_rel_memory_operand() {
+        true => Some(insn.ip_rel_memory_address()),
+        false => branch_target(insn),
+    };
+    address.is_some_and(|address| range.contains(&address))
+}
+
+/// Does an instruction do no more with an address than to name it?
+fn names(insn: &Instruction, address: u64) -> bool {
+    insn.code() == Code::Lea_r64_m && insn.is_ip_rel_memory_operand() && insn.ip_rel_memory_address() == address
+}
+
+fn is_call(insn: &Instruction) -> bool {
+    matches!(insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
 }
 
 fn branch_target(insn: &Instruction) -> Option<u64> {
@@ -463,7 +503,18 @@ impl Window {
 
 fn encode(insns: &[Instruction], at: u64) -> Result<BlockEncoderResult, String> {
     let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-    BlockEncoder::encode(64, InstructionBlock::new(insns, at), options).map_err(|e| e.to_string())
+    // The encoder takes an address of one of its instructions for that of the copy; who names it means the original.
+    let plain = |insn: &Instruction| match insns.iter().any(|other| names(insn, other.ip())) {
+        true => Instruction::with2(Code::Mov_r64_imm64, insn.op0_register(), insn.ip_rel_memory_address())
+            .map(|mut moved| {
+                moved.set_ip(insn.ip());
+                moved
+            })
+            .map_err(|e| e.to_string()),
+        false => Ok(*insn),
+    };
+    let insns: Vec<Instruction> = insns.iter().map(plain).collect::<Result<_, _>>()?;
+    BlockEncoder::encode(64, InstructionBlock::new(&insns, at), options).map_err(|e| e.to_string())
 }
 
 /// A `jmp rel32` at `from` to `to`; `None` if that is too far.
@@ -486,6 +537,8 @@ mod tests {
             arrivals: &|| Ok(Vec::new()),
             inner_symbols: &[],
             begins: true,
+            red_zone: true,
+            thunk: &|_| false,
             range,
         }
     }
@@ -556,12 +609,46 @@ mod tests {
     fn branches_into_the_window() {
         // nop; nop; dec edi; jne -4 (to +1); nops; ret
         assert!(reason(&[0x90, 0x90, 0xff, 0xcf, 0x75, 0xfb, 0x90, 0xc3], 8, 0).contains("+0x4"));
-        // a loop back to the first byte is a call of the probed instruction: xor edi,edi … jne to start, from outside
+        // sub rdi,1; jne to the first byte: below the stack pointer there may be something by then
         let text = [0x48, 0x81, 0xef, 0x01, 0x00, 0x00, 0x00, 0x75, 0xf7, 0xc3];
-        assert_eq!(window(&function(&text, 10), 0).unwrap().len, 7);
-        // lea rax,[rip-7]: its own start
-        assert!(reason(&[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xc3], 8, 0).contains("refers to them"));
+        assert!(reason(&text, 10, 0).contains("a loop leads to its beginning"));
+        assert_eq!(trap_window(&function(&text, 10), 0).unwrap().len, 7);
+        for f in
+            [Function { red_zone: false, ..function(&text, 10) }, Function { begins: false, ..function(&text, 10) }]
+        {
+            assert_eq!(window(&f, 0).unwrap().len, 7);
+        }
+        // mov rax,[rip-7]: its own bytes
+        let text = [0x48, 0x8b, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xc3];
+        assert!(reason(&text, 8, 0).contains("refers to them"));
+        assert!(trap_window(&function(&text, 8), 0).is_err());
         assert!(reason(&[0xcc, 0x48, 0x89, 0xe5, 0x90, 0xc3], 6, 0).contains("breakpoint"));
+    }
+
+    #[test]
+    fn an_address_is_that_of_the_original() {
+        // lea rax,[rip-7]: its own; ret
+        let text = [0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xc3];
+        for w in [window(&function(&text, 8), 0).unwrap(), trap_window(&function(&text, 8), 0).unwrap()] {
+            let copy = w.copy_to(0x7100_0000).unwrap();
+            let moved = Decoder::with_ip(64, &copy.code, 0x7100_0000, 0).decode();
+            assert_eq!((moved.code(), moved.op0_register()), (Code::Mov_r64_imm64, Register::RAX));
+            assert_eq!(moved.immediate64(), 0x7000_0000);
+        }
+    }
+
+    #[test]
+    fn jumps_that_data_tells() {
+        // nop; nop; nop; mov eax,1; jmp rax
+        let text = [0x90, 0x90, 0x90, 0xb8, 1, 0, 0, 0, 0xff, 0xe0];
+        let f = function(&text, 10);
+        assert!(window(&f, 0).unwrap().indirect);
+        assert!(window(&Function { arrivals: &|| Err("not understood".into()), ..f }, 0).is_err());
+        // jmp +0x100, to what jumps on
+        let text = [0x90, 0x90, 0x90, 0x90, 0x90, 0xe9, 0, 1, 0, 0];
+        assert!(!window(&function(&text, 10), 0).unwrap().indirect);
+        let f = Function { thunk: &|address| address == 0x7000_010a, ..function(&text, 10) };
+        assert!(window(&Function { arrivals: &|| Err("a thunk".into()), ..f }, 0).is_err());
     }
 
     #[test]

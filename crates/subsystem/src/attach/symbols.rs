@@ -292,6 +292,13 @@ fn read(file: &File) -> Option<Arc<ElfFile>> {
     Some(elf)
 }
 
+impl Loaded {
+    /// Does code there stand for an indirect jump?
+    pub fn is_thunk(&self, address: u64) -> bool {
+        self.elf.at(address.wrapping_sub(self.bias)).any(Symbol::is_thunk)
+    }
+}
+
 impl Module {
     /// Its symbols and bias; `None` if its file cannot be read.
     pub fn loaded(&self) -> Option<&Loaded> {

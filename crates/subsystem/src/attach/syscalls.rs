@@ -167,6 +167,8 @@ fn with<T>(
         inner_symbols: &inner,
         // Calls are inside.
         begins: false,
+        red_zone: true,
+        thunk: &|address| module.loaded().is_some_and(|loaded| loaded.is_thunk(address)),
     })
 }
 

@@ -1,11 +1,10 @@
 //! System calls in a function: their numbers, and the windows before and behind them.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
 
-use super::{Function, JUMP, Refusal, Window, branch_target, decode, locate, no_jump, window};
+use super::{Function, JUMP, Refusal, Window, branch_target, decode, locate, no_jump, refers_to, window};
 
 /// The number of `munmap`, by which a thread may give up its own stack.
 const MUNMAP: u32 = 11;
@@ -51,7 +50,16 @@ pub fn before_call(function: &Function, offset: u64) -> Result<Window, Refusal> 
             Err(_) => {}
         }
     }
-    Ok(Window { address, len: end - address, entry: false, trap: false, leaves: false, calls: true, insns: taken })
+    Ok(Window {
+        address,
+        len: end - address,
+        entry: false,
+        trap: false,
+        leaves: false,
+        calls: true,
+        indirect: false,
+        insns: taken,
+    })
 }
 
 /// The window of a probe at `offset` into a function, right behind a system call; and whether what comes next needs the flags.
@@ -130,15 +138,6 @@ fn has_stack(function: &Function, insns: &[Instruction]) -> bool {
 
 fn uses_stack(insn: &Instruction) -> bool {
     insn.is_stack_instruction() || matches!(insn.memory_base(), Register::RSP | Register::RBP)
-}
-
-/// Does an instruction refer to one of these addresses?
-fn refers_to(insn: &Instruction, range: &Range<u64>) -> bool {
-    let address = match insn.is_ip_rel_memory_operand() {
-        true => Some(insn.ip_rel_memory_address()),
-        false => branch_target(insn),
-    };
-    address.is_some_and(|address| range.contains(&address))
 }
 
 /// The number that a system call at `offset` into a function always has, whichever way leads there.
@@ -280,6 +279,8 @@ mod tests {
             arrivals: &|| Ok(Vec::new()),
             inner_symbols: &[],
             begins: true,
+            red_zone: true,
+            thunk: &|_| false,
             range,
         }
     }
