@@ -13,15 +13,14 @@ use iced_x86::{Decoder, DecoderOptions, OpKind};
 use super::symbols::Module;
 use super::world::Memory;
 
-/// Bytes read at once.
-const CHUNK: u64 = 1 << 20;
 /// How far a short branch reaches, and the longest instruction.
 const SHORT: u64 = 128 + 15;
 /// Where decoding begins before a window whose function is not known: far enough to fall in with the instructions.
 const LEAD: u64 = 2048;
+
 /// Finds, for the windows of one module (address and the addresses behind their first byte), a branch that leads into
-/// each: window's address to branch's address. Calls into the middle count, too, and pointers if `pointed`: functions' entries
-/// need not look for them.
+/// each: window's address to branch's address. Calls into the middle count, too, and what the data says if `pointed`:
+/// entries of functions without indirect jumps need not look for that.
 pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)], pointed: bool) -> HashMap<u64, u64> {
     let inner: HashMap<u64, u64> =
         windows.iter().flat_map(|(window, inner)| inner.clone().map(move |address| (address, *window))).collect();
@@ -45,45 +44,28 @@ pub fn find(memory: &Memory, module: &Module, windows: &[(u64, Range<u64>)], poi
 /// Looks at every word, aligned or not: structs may be packed.
 fn pointers(memory: &Memory, data: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
     let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
-    let mut at = data.start;
-    while at < data.end {
-        let bytes = memory.read_up_to(at, (data.end - at).min(CHUNK) as usize);
-        for (n, word) in bytes.windows(8).enumerate() {
-            let pointer = word.try_into().map_or(0, u64::from_le_bytes);
-            if (low..=high).contains(&pointer)
-                && let Some(window) = inner.get(&pointer)
-            {
-                found.insert(*window, at + n as u64);
-            }
+    memory.scan(data, |at, word: &[u8; 8]| {
+        let pointer = u64::from_le_bytes(*word);
+        if (low..=high).contains(&pointer)
+            && let Some(window) = inner.get(&pointer)
+        {
+            found.insert(*window, at);
         }
-        if bytes.len() < 9 {
-            return;
-        }
-        at += bytes.len() as u64 - 7;
-    }
+    });
 }
 
 /// The places that code names (`lea` of 64 bits), in order. A few may be none.
 fn named(memory: &Memory, module: &Module) -> Vec<u64> {
     let mut found = Vec::new();
     for text in module.code() {
-        let mut at = text.start;
-        while at < text.end {
-            let bytes = memory.read_up_to(at, (text.end - at).min(CHUNK) as usize);
-            for (n, window) in bytes.windows(7).enumerate() {
-                if let [prefix, 0x8d, second, a, b, c, d] = *window
-                    && prefix & 0xf8 == 0x48
-                    && second & 0xc7 == 0x05
-                {
-                    let next = at + n as u64 + 7;
-                    found.push(next.wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into()));
-                }
+        memory.scan(&text, |at, insn: &[u8; 7]| {
+            if let [prefix, 0x8d, second, distance @ ..] = *insn
+                && prefix & 0xf8 == 0x48
+                && second & 0xc7 == 0x05
+            {
+                found.push((at + 7).wrapping_add_signed(i32::from_le_bytes(distance).into()));
             }
-            if bytes.len() < 8 {
-                break;
-            }
-            at += bytes.len() as u64 - 6;
-        }
+        });
     }
     found.sort_unstable();
     found.dedup();
@@ -125,32 +107,23 @@ fn distances(
 /// Finding one that is none only means a window that is not used, and is rare.
 fn long_branches(memory: &Memory, text: &Range<u64>, inner: &HashMap<u64, u64>, found: &mut HashMap<u64, u64>) {
     let (Some(&low), Some(&high)) = (inner.keys().min(), inner.keys().max()) else { return };
-    let mut at = text.start;
-    while at < text.end {
-        let bytes = memory.read_up_to(at, (text.end - at).min(CHUNK) as usize);
-        for (n, window) in bytes.windows(6).enumerate() {
-            let [opcode, second, ..] = *window else { continue };
-            let skip = match opcode {
-                0xe8 | 0xe9 => 1,
-                0x0f if second & 0xf0 == 0x80 => 2,
-                0x8d if second & 0xc7 == 0x05 => 2,
-                _ => continue,
-            };
-            let Some(distance) = window.get(skip..skip + 4).and_then(|b| b.try_into().ok()) else { continue };
-            let branch = at + n as u64;
-            let next = branch + skip as u64 + 4;
-            let target = next.wrapping_add_signed(i32::from_le_bytes(distance).into());
-            if (low..=high).contains(&target)
-                && let Some(window) = inner.get(&target)
-            {
-                found.insert(*window, branch);
-            }
+    memory.scan(text, |branch, bytes: &[u8; 6]| {
+        let [opcode, second, ..] = *bytes;
+        let skip = match opcode {
+            0xe8 | 0xe9 => 1,
+            0x0f if second & 0xf0 == 0x80 => 2,
+            0x8d if second & 0xc7 == 0x05 => 2,
+            _ => return,
+        };
+        let Some(distance) = bytes.get(skip..skip + 4).and_then(|b| b.try_into().ok()) else { return };
+        let next = branch + skip as u64 + 4;
+        let target = next.wrapping_add_signed(i32::from_le_bytes(distance).into());
+        if (low..=high).contains(&target)
+            && let Some(window) = inner.get(&target)
+        {
+            found.insert(*window, branch);
         }
-        if bytes.len() < 7 {
-            return;
-        }
-        at += bytes.len() as u64 - 5;
-    }
+    });
 }
 
 /// Decodes what is within reach of short branches.

@@ -702,7 +702,10 @@ pub(super) fn with_function<T>(
         }
     };
     let end = match size {
-        0 => loaded.elf.next_after(start).map_or(start + 64, |next| next.min(start + 4096)),
+        0 => {
+            let next = loaded.elf.next_after(start).unwrap_or(start.saturating_add(64));
+            next.min(start.saturating_add(4096))
+        }
         size => start.saturating_add(size),
     };
     let inner: Vec<u64> =
@@ -718,7 +721,7 @@ pub(super) fn with_function<T>(
         range: range.clone(),
         text: &text,
         sized: size != 0,
-        next: &|| module.next_after(&world.memory, modules, range.end.wrapping_sub(1)).unwrap_or(range.end + 64),
+        next: &|| module.next_after(&world.memory, modules, range.end.wrapping_sub(1)).unwrap_or(u64::MAX),
         inner_symbols: &inner,
         begins: begins(world, module, found),
         red_zone: !loaded.elf.go,

@@ -528,7 +528,7 @@ pub fn jump(from: u64, to: u64) -> Option<[u8; JUMP]> {
 mod tests {
     use super::*;
 
-    fn function(text: &[u8], len: u64) -> Function<'_> {
+    pub(super) fn function(text: &[u8], len: u64) -> Function<'_> {
         let range = 0x7000_0000..0x7000_0000 + len;
         Function {
             text,

@@ -30,8 +30,6 @@ use super::world::{Memory, World};
 const SYSCALL: u64 = 2;
 /// Bytes of a function that are looked through at most.
 const FUNCTION: u64 = 1 << 20;
-/// Bytes of text that are read at a time.
-const CHUNK: u64 = 1 << 20;
 
 const RT_SIGRETURN: u32 = 15;
 /// Calls that do not come back: `exit`, `exit_group`.
@@ -101,16 +99,11 @@ impl SystemCalls {
 fn candidates(memory: &Memory, module: &Module) -> Vec<u64> {
     let mut found = Vec::new();
     for text in module.code() {
-        let mut at = text.start;
-        while at < text.end {
-            let bytes = memory.read_up_to(at, (text.end - at).min(CHUNK) as usize);
-            let here = bytes.windows(2).enumerate().filter(|(_, pair)| *pair == [0x0f, 0x05]);
-            found.extend(here.map(|(n, _)| at + n as u64));
-            match bytes.len() as u64 {
-                0 | 1 => break,
-                len => at += len - 1,
+        memory.scan(&text, |at, pair: &[u8; 2]| {
+            if *pair == [0x0f, 0x05] {
+                found.push(at);
             }
-        }
+        });
     }
     found
 }

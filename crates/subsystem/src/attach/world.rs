@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,6 +103,24 @@ impl Memory {
         bytes.truncate(have);
         self.show_in(address, &mut bytes);
         bytes
+    }
+
+    /// Shows all runs of `N` bytes in a range, with their addresses, up to the first byte that cannot be read.
+    pub fn scan<const N: usize>(&self, range: &Range<u64>, mut visit: impl FnMut(u64, &[u8; N])) {
+        const CHUNK: u64 = 1 << 20;
+        let mut at = range.start;
+        while at < range.end {
+            let bytes = self.read_up_to(at, (range.end - at).min(CHUNK) as usize);
+            for (address, run) in (at..).zip(bytes.windows(N)) {
+                if let Ok(run) = run.try_into() {
+                    visit(address, run);
+                }
+            }
+            match (bytes.len() + 1).checked_sub(N) {
+                None | Some(0) => return,
+                Some(runs) => at += runs as u64,
+            }
+        }
     }
 
     /// Reads a word.

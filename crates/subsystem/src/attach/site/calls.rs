@@ -271,18 +271,7 @@ mod tests {
     use super::*;
 
     fn function(text: &[u8]) -> Function<'_> {
-        let range = 0x7000_0000..0x7000_0000 + text.len() as u64;
-        Function {
-            text,
-            sized: true,
-            next: &|| 0,
-            arrivals: &|| Ok(Vec::new()),
-            inner_symbols: &[],
-            begins: true,
-            red_zone: true,
-            thunk: &|_| false,
-            range,
-        }
+        super::super::tests::function(text, text.len() as u64)
     }
 
     fn refused<T: std::fmt::Debug>(found: Result<T, Refusal>, part: &str) {
